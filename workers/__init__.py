@@ -1,0 +1,1 @@
+"""Kafka workers for market ticks."""

@@ -1,0 +1,83 @@
+"""Reading a partition's state back from the changelog topic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+__all__ = ["read_changelog"]
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_EVERY_S = 2.0
+CHUNK_RECORDS = 2_000  # bounds how long the event loop is held between two heartbeats
+STALLED_AFTER_S = 60.0
+
+
+async def read_changelog(
+    topic: str,
+    partition: int,
+    consumer_options: Mapping[str, object],
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[bytes, bytes]:
+    """The last value of every key in a changelog partition; deleted keys are absent.
+
+    Call it after the partition's transactional id was initialised: by then no transaction of an earlier owner is open,
+    so the end of the committed log is the end of the state. ``on_progress`` is told each chunk's number of records.
+    Raises ``KafkaError``, and ``TimeoutError`` when nothing arrives for a minute.
+    """
+    tp = TopicPartition(topic, partition)
+    consumer = AIOKafkaConsumer(
+        **{
+            **consumer_options,
+            "group_id": None,
+            "group_instance_id": None,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",
+            "max_partition_fetch_bytes": 4 * 1024 * 1024,
+            "fetch_max_wait_ms": 100,
+        }
+    )
+    entries: dict[bytes, bytes] = {}
+    started_s = reported_s = advanced_s = time.monotonic()
+    read = 0
+    try:
+        await consumer.start()
+        await consumer.client.fetch_all_metadata()  # an assignment before any metadata was seen can stay idle for good
+        consumer.assign([tp])
+        end = (await consumer.end_offsets([tp]))[tp]
+        begin = (await consumer.beginning_offsets([tp]))[tp]
+        consumer.seek(tp, begin)
+        while await consumer.position(tp) < end:
+            chunk = (await consumer.getmany(tp, timeout_ms=500, max_records=CHUNK_RECORDS)).get(tp, [])
+            for record in chunk:
+                if record.value is None:
+                    entries.pop(record.key, None)
+                else:
+                    entries[record.key] = record.value
+            read += len(chunk)
+            now_s = time.monotonic()
+            if chunk:
+                advanced_s = now_s
+                if on_progress is not None:
+                    on_progress(len(chunk))
+            elif now_s - advanced_s > STALLED_AFTER_S:
+                position = await consumer.position(tp)
+                raise TimeoutError(f"no record of {topic}[{partition}] for a minute, at {position} of {end}")
+            if now_s - reported_s > PROGRESS_EVERY_S:
+                reported_s = now_s
+                position = await consumer.position(tp)
+                log.info(
+                    "restoring", changelog=topic, partition=partition, position=position, end=end, keys=len(entries)
+                )
+            await asyncio.sleep(0)
+    finally:
+        await consumer.stop()
+    log.debug("read changelog", partition=partition, records=read, seconds=round(time.monotonic() - started_s, 3))
+    return entries

@@ -1,0 +1,266 @@
+"""What all commands share: the application object, options, exit codes, and how errors and foreign text are shown.
+
+Only light modules are imported at the top of this package: ``workers --help`` and shell completion must not wait for
+Kafka's client or pydantic. Commands import what they work with when they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import typer
+
+from workers.errors import BrokerError, ConfigError, TopicError, WorkersError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from workers.settings import Settings
+
+__all__ = [
+    "LOOKING",
+    "SETTING_UP",
+    "WORKING",
+    "ApplicationId",
+    "BootstrapServers",
+    "ConfigPath",
+    "Debug",
+    "ExitCode",
+    "SetOption",
+    "app",
+    "closed_output_is_an_end",
+    "exit_code_for",
+    "load",
+    "printable",
+    "quiet_clients",
+    "report",
+    "run_async",
+    "say",
+]
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="workers",
+    help="Turn a Kafka topic of market ticks into trustworthy event-time window frames.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # tracebacks with local variables would show passwords
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WORKING: Final = "Working"
+LOOKING: Final = "Looking"
+SETTING_UP: Final = "Setting up"
+
+
+class ExitCode(IntEnum):
+    """What the exit codes of all commands mean."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2  # also what a wrong configuration gives
+    UNREACHABLE = 3  # the broker: can't be reached, or refuses the credentials
+    INTERRUPTED = 130
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+_debug = False
+
+
+def _set_debug(value: bool) -> bool:
+    global _debug  # errors are shown in main(), where no command's options can be seen any more
+    _debug = _debug or value
+    return value
+
+
+_SETTINGS_PANEL: Final = "Settings"
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Configuration in TOML; else WORKERS_CONFIG, else config/workers.toml.",
+        rich_help_panel=_SETTINGS_PANEL,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Any setting, as often as needed, like --set window.size=1m.",
+        rich_help_panel=_SETTINGS_PANEL,
+    ),
+]
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        "-b",
+        metavar="HOST:PORT",
+        help="Brokers to find the cluster by; else KAFKA_BOOTSTRAP_SERVERS.",
+        rich_help_panel=_SETTINGS_PANEL,
+    ),
+]
+ApplicationId = Annotated[
+    str | None,
+    typer.Option(
+        "--application-id",
+        metavar="NAME",
+        help="Consumer group, and prefix of topics and transactions.",
+        rich_help_panel=_SETTINGS_PANEL,
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show tracebacks, and what the Kafka client logs.",
+        callback=_set_debug,
+        rich_help_panel=_SETTINGS_PANEL,
+    ),
+]
+
+
+def load(
+    config: Path | None,
+    sets: list[str] | None,
+    bootstrap_servers: str | None,
+    application_id: str | None,
+    **more: object,
+) -> Settings:
+    """The settings of a command: file, environment, ``--set``, then the shortcuts; ``more`` holds further overrides,
+    ``__`` standing for the dot, ``None`` for an option that was not given.
+
+    Raises ``ConfigError``.
+    """
+    from workers.settings import load_settings
+
+    overrides: dict[str, object] = {}
+    for item in sets or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item}: expected KEY=VALUE, like --set window.size=1m")
+        overrides[key.strip()] = value
+    shortcuts = {"bootstrap_servers": bootstrap_servers, "application_id": application_id}
+    shortcuts_and_more: dict[str, object] = {**shortcuts, **{key.replace("__", "."): more[key] for key in more}}
+    overrides.update({key: value for key, value in shortcuts_and_more.items() if value is not None})
+    return load_settings(config, overrides=overrides)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def run_async(make: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: Callable[[], None] | None = None) -> T:
+    """Run a coroutine (under uvloop where there is one) that ends soon after the event given to it is set.
+
+    SIGINT and SIGTERM set the event and call ``on_stop``; a second one ends the process at once, with 128 + its
+    number, because whoever asks twice does not want to wait.
+    """
+    import asyncio
+
+    async def main() -> T:
+        stop = asyncio.Event()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+            if on_stop is not None:
+                on_stop()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+        return await make(stop)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def quiet_clients() -> None:
+    """Keep the Kafka client's own log off a one-shot command's screen: what matters is said by the command itself."""
+    if _debug:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        return
+    logger = logging.getLogger("aiokafka")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error: standard output belongs to data."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def exit_code_for(error: WorkersError) -> ExitCode:
+    """The exit code that tells scripts what kind of trouble it was."""
+    if isinstance(error, ConfigError):
+        return ExitCode.USAGE
+    if isinstance(error, BrokerError) and not isinstance(error, TopicError):
+        return ExitCode.UNREACHABLE
+    return ExitCode.FAILED
+
+
+def report(error: WorkersError) -> ExitCode:
+    """Show an error as text on standard error, with its traceback under ``--debug``; returns the exit code for it."""
+    if _debug:
+        import traceback
+
+        traceback.print_exception(error)
+    say("\n".join(printable(line) for line in f"workers: {error}".splitlines()))
+    return exit_code_for(error)
+
+
+def printable(text: str) -> str:
+    """The text with everything that could drive a terminal (control, bidi and other invisible characters) escaped.
+
+    What is in a topic was written by others; a symbol must not be able to clear the screen or forge a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if unicodedata.category(char) == "Zs":
+        return " "
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+@contextmanager
+def closed_output_is_an_end() -> Iterator[None]:
+    """Treat a closed standard output (``| head``) as the reader having had enough: no message, no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

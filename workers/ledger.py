@@ -1,0 +1,99 @@
+"""The ledger of what did not join a window: late ticks and rejected records, each with why and where from."""
+
+from __future__ import annotations
+
+import orjson
+
+from workers.frames import OutRecord
+from workers.ticks import Rejection, Tick
+from workers.times import NS_PER_MS
+from workers.windows import Lateness
+
+__all__ = [
+    "FRAME_TOO_LARGE",
+    "REASON_HEADER",
+    "TRUNCATED_HEADER",
+    "dead_letter",
+    "late_record",
+    "shrink_dead_letter",
+    "shrink_frame",
+    "shrink_late",
+]
+
+REASON_HEADER = "workers.reason"
+TRUNCATED_HEADER = "workers.truncated"
+FRAME_TOO_LARGE = "frame_too_large"
+_ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
+
+
+def late_record(
+    tick: Tick, lateness: Lateness, window: tuple[int, int], unit_ns: int, topic: str, partition: int
+) -> OutRecord:
+    """The record of the late topic: which tick, why and by how much, the window it missed, and where it came from.
+
+    ``late_by_ns`` is how far the tick's time is below the threshold, 0 being on it; ``ts`` is in the tick's unit,
+    ``start`` and ``end`` (of the window missed) in ms.
+    """
+    entry = {
+        "key": tick.symbol,
+        "ts": tick.ts_ns // unit_ns,
+        "reason": lateness.reason,
+        "late_by_ns": lateness.late_by_ns,
+        "watermark_ns": lateness.watermark_ns,
+        "start": window[0] // NS_PER_MS,
+        "end": window[1] // NS_PER_MS,
+        "topic": topic,
+        "partition": partition,
+        "offset": tick.offset,
+        "tick": orjson.Fragment(tick.value),
+    }
+    headers = ((REASON_HEADER, lateness.reason.encode()),)
+    return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, headers)
+
+
+def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
+    """The record of the dead-letters topic: the original, with headers that say what was wrong and where it was."""
+    record = rejection.record
+    headers = (
+        *record.headers,
+        (REASON_HEADER, rejection.reason.encode()),
+        (_ERRORS + "exception", b"workers.ticks.Rejection"),
+        (_ERRORS + "message", rejection.message.encode("utf-8", "backslashreplace")),
+        (_ERRORS + "topic", topic.encode()),
+        (_ERRORS + "partition", str(partition).encode()),
+        (_ERRORS + "offset", str(record.offset).encode()),
+    )
+    return OutRecord(record.key, record.value, None, headers)
+
+
+def shrink_frame(frame: OutRecord, limit_bytes: int) -> OutRecord:
+    """The dead letter for a frame too large for its topic: the frame without its items, and how large it was."""
+    assert frame.value is not None
+    fields = orjson.loads(frame.value)
+    fields.pop("items", None)
+    message = (
+        f"the frame is {len(frame.value)} bytes; its topic takes {limit_bytes}. Its items are left out here; raise the "
+        'topic\'s max.message.bytes, shorten the window, or use payload = "ohlcv"'
+    )
+    headers = (
+        (REASON_HEADER, FRAME_TOO_LARGE.encode()),
+        (_ERRORS + "exception", b"workers.sink.OversizedError"),
+        (_ERRORS + "message", message.encode()),
+    )
+    return OutRecord(frame.key, orjson.dumps(fields), frame.timestamp_ms, headers)
+
+
+def shrink_late(record: OutRecord) -> OutRecord:
+    """A late entry without the original tick, which the input topic still has at the position given."""
+    assert record.value is not None
+    entry = orjson.loads(record.value)
+    entry["tick"] = None
+    return OutRecord(record.key, orjson.dumps(entry), record.timestamp_ms, (*record.headers, (TRUNCATED_HEADER, b"")))
+
+
+def shrink_dead_letter(record: OutRecord, excess_bytes: int) -> OutRecord:
+    """A dead letter whose value is cut by ``excess_bytes`` to fit; a header says how long it was."""
+    value = record.value or b""
+    length = (TRUNCATED_HEADER, str(len(value)).encode())
+    kept = value[: max(0, len(value) - excess_bytes - len(TRUNCATED_HEADER) - 32)]
+    return OutRecord(record.key, kept, record.timestamp_ms, (*record.headers, length))

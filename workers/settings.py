@@ -1,0 +1,1421 @@
+"""Settings: frozen, checked as a whole before anything starts, and able to say where each value came from.
+
+Sources, each overriding the one before:
+
+1. the defaults in this module,
+2. a TOML file: the path given, else ``WORKERS_CONFIG``, else ``config/workers.toml`` where that exists,
+3. the environment: ``KAFKA_<NAME>`` for Kafka's own settings, ``WORKERS__<SECTION>__<KEY>`` for every setting,
+4. flags, as a mapping of dotted keys.
+
+A key is written ``section.key`` everywhere (``window.size``, ``kafka.session.timeout.ms``). Sources become flat
+``key -> value and origin`` layers first and are merged flat; only then does pydantic see them. That is why an error can
+name the file, variable or flag a value came from, and why a typo is found in whichever source it was made.
+Everything wrong is reported at once, one problem a line.
+
+Nothing is ignored in silence: unknown keys, unknown ``WORKERS__`` variables and combinations that can't do what they
+say are refused. Two exceptions, both of the environment's making: an empty variable counts as not set (that is what
+``${NAME:-}`` in a compose file leaves behind), and ``KAFKA_`` variables that resemble none of ours are left alone,
+because brokers, their images and Kubernetes' service links use the same prefix.
+
+Durations are text with a unit (``5s``, ``200ms``) outside and integer nanoseconds inside. Kafka's own settings keep
+Kafka's own names and units.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import ssl
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Final, Literal, NamedTuple, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+from workers.errors import ConfigError
+from workers.times import NS_PER_MS, NS_PER_SECOND, TimestampUnit, format_duration, parse_duration, timedelta_to_ns
+
+__all__ = [
+    "DEFAULT_CONFIG_PATH",
+    "METRICS_OFF",
+    "OPERATORS",
+    "BackpressureSettings",
+    "DurationNs",
+    "KafkaSettings",
+    "LaneSettings",
+    "LoggingSettings",
+    "MetricsSettings",
+    "Operator",
+    "ReferenceRow",
+    "SettingRow",
+    "Settings",
+    "TickSettings",
+    "TopicsSettings",
+    "WindowSettings",
+    "client_options",
+    "consumer_options",
+    "describe_settings",
+    "load_settings",
+    "producer_options",
+    "reference",
+]
+
+DEFAULT_CONFIG_PATH: Final = Path("config/workers.toml")
+METRICS_OFF: Final = -1
+"""The value of ``metrics.port`` that means no metrics endpoint; users write ``off``."""
+
+_SECOND_NS: Final = NS_PER_SECOND
+_DAY_NS: Final = 86_400 * NS_PER_SECOND
+_MAX_DURATION_NS: Final = 366 * _DAY_NS  # sums of a few of these and an event time still fit 64 bits
+_MASK: Final = "********"
+_SHOWN_CHARS: Final = 80
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _duration(value: object) -> int:
+    """Nanoseconds of a duration as users write it; a bare number is refused because nobody can know its unit."""
+    if isinstance(value, timedelta):
+        return timedelta_to_ns(value)
+    if isinstance(value, str):
+        return parse_duration(value)
+    if value == 0 and isinstance(value, int) and not isinstance(value, bool):
+        return 0
+    raise ValueError("a duration is text with a unit, like 5s or 200ms (only 0 needs none)")
+
+
+_PARSE_DURATION: Final = BeforeValidator(_duration)
+DurationNs = Annotated[int, _PARSE_DURATION, Field(ge=0, le=_MAX_DURATION_NS)]
+"""Integer nanoseconds, at most 366 days; accepted as ``5s``, ``200ms``, ``1h30m``, a timedelta, or 0."""
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def _topic(value: object) -> object:
+    """A name Kafka accepts for a topic; the broker's own refusal would come only at the first write."""
+    if isinstance(value, str) and (not _TOPIC.fullmatch(value) or value in (".", "..") or len(value) > 249):
+        raise ValueError("not a name Kafka accepts")
+    return value
+
+
+def _servers(value: object) -> object:
+    """``host:port`` pairs with commas between them, blanks around them removed."""
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        value = ",".join(value)
+    if not isinstance(value, str):
+        return value
+    servers = [part.strip() for part in value.split(",")]
+    for server in servers:
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(\d{1,5})", server, re.ASCII)
+        if match is None or not 1 <= int(match[2]) <= 65_535:
+            raise ValueError("not a list of host:port")
+    return ",".join(servers)
+
+
+def _aggregation(value: object) -> object:
+    """``ohlcv`` or the place of a callable; it is imported where it is used, since importing runs the user's code."""
+    if isinstance(value, str) and value != "ohlcv" and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", value):
+        raise ValueError("neither ohlcv nor of the form package.module:name")
+    return value
+
+
+def _port(value: object) -> object:
+    return METRICS_OFF if value == "off" else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _acks(value: object) -> object:
+    text = str(value).lower() if isinstance(value, (int, str)) and not isinstance(value, bool) else value
+    return "all" if text == "-1" else text
+
+
+def _host_check(value: object) -> object:
+    return "none" if value == "" else _lower(value)
+
+
+def _pem_path(value: object) -> object:
+    if isinstance(value, str) and value.lower().endswith((".jks", ".p12", ".pfx", ".pkcs12")):
+        raise ValueError(_NO_KEYSTORE)
+    return value
+
+
+_NO_KEYSTORE: Final = (
+    "Java keystores (JKS, PKCS12) can't be read here; convert it to PEM, "
+    "with keytool -importkeystore -deststoretype PKCS12 and then openssl pkcs12 -nodes"
+)
+
+
+def _pem_type(value: object) -> object:
+    kind = _upper(value)
+    if kind in ("JKS", "PKCS12"):
+        raise ValueError(_NO_KEYSTORE)
+    return kind
+
+
+def _login_mechanism(value: object) -> object:
+    mechanism = _upper(value)
+    if mechanism in ("GSSAPI", "OAUTHBEARER"):
+        raise ValueError(f"{mechanism} needs a login callback, which a configuration can't carry")
+    return mechanism
+
+
+def _allowed(words: str) -> JsonDict:
+    """What may be written, where a type's own bounds don't say it; found again by ``_Key.allowed``."""
+    return {"allowed": words}
+
+
+_MAX_INT32: Final = 2**31 - 1
+_TopicName = Annotated[str, BeforeValidator(_topic), Field(json_schema_extra=_allowed("1 to 249 of A-Z a-z 0-9 . _ -"))]
+_JsonField = Annotated[str, Field(min_length=1, json_schema_extra=_allowed("the name of a JSON field"))]
+_Text = Annotated[str | None, Field(min_length=1)]
+_Secret = Annotated[SecretStr | None, Field(min_length=1)]
+_PemPath = Annotated[
+    str | None, BeforeValidator(_pem_path), Field(min_length=1, json_schema_extra=_allowed("the path of a PEM file"))
+]
+_Portion = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+_Scale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Int32 = Annotated[int, Field(ge=1, le=_MAX_INT32)]
+_SecurityProtocol = Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)]
+_SaslMechanism = Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], BeforeValidator(_login_mechanism)]
+
+
+class _Section(BaseModel):
+    """Frozen, strict (a quoted number in TOML is a mistake), closed; never repeats an input, which may be a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+_MAX_APPLICATION_ID: Final = 200  # leaves room for the longest suffix, and for a transactional id's partition
+_DERIVED_TOPICS: Final = {
+    "late": "late",
+    "dead_letters": "dead-letters",
+    "changelog": "changelog",
+    "feedback": "feedback",
+}
+
+
+class TopicsSettings(_Section):
+    """Names and shape of the topics; the last four names follow ``application_id`` where not given."""
+
+    ticks: _TopicName = Field(default="ticks", description="Topic the ticks are read from.")
+    frames: _TopicName = Field(default="frames", description="Topic the window frames are written to.")
+    late: _TopicName = Field(
+        default="tick-workers-late",
+        description="Topic for ticks dropped as late, each with why. Default: `<application_id>-late`.",
+    )
+    dead_letters: _TopicName = Field(
+        default="tick-workers-dead-letters",
+        description="Topic for records that are not ticks, each with why. Default: `<application_id>-dead-letters`.",
+    )
+    changelog: _TopicName = Field(
+        default="tick-workers-changelog",
+        description="Compacted topic that state is recovered from. Default: `<application_id>-changelog`.",
+    )
+    feedback: _TopicName = Field(
+        default="tick-workers-feedback",
+        description="Topic that tells producers how fast they may send. Default: `<application_id>-feedback`.",
+    )
+    partitions: int = Field(
+        default=8, ge=1, le=10_000, description="Partitions of topics created here; topics that exist keep theirs."
+    )
+    replication_factor: int = Field(
+        default=-1,
+        ge=-1,
+        le=32_767,
+        description="Replicas of topics created here; -1 is the broker's default.",
+        json_schema_extra=_allowed("-1, or integer >= 1"),
+    )
+    create: bool = Field(
+        default=True, description="Create missing topics at start; false: a missing topic is an error."
+    )
+
+    @field_validator("replication_factor")
+    @classmethod
+    def _some_replica(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("a topic has at least one replica")
+        return value
+
+
+class TickSettings(_Section):
+    """How a tick is read from its JSON object."""
+
+    symbol: _JsonField = Field(default="symbol", description="JSON field of the symbol.")
+    ts: _JsonField = Field(default="ts", description="JSON field of the event time.")
+    price: _JsonField = Field(default="price", description="JSON field of the price.")
+    size: _JsonField = Field(default="size", description="JSON field of the traded size.")
+    timestamp_unit: TimestampUnit = Field(default="ms", description="Unit of an integer event time.")
+    max_future_skew: DurationNs = Field(
+        default=60 * _SECOND_NS,
+        description="A tick later than its record's Kafka timestamp by more than this is rejected: "
+        "one wrong clock must not make everybody's next ticks late.",
+    )
+    on_misrouted: Literal["warn", "reject"] = Field(
+        default="warn", description="What happens to a tick on another partition than murmur2 of its key gives."
+    )
+
+
+class WindowSettings(_Section):
+    """Which windows there are, when they close, and what comes out. Durations are integer nanoseconds."""
+
+    kind: Literal["tumbling"] = Field(default="tumbling", description="Kind of window.")
+    size: DurationNs = Field(
+        default=5 * _SECOND_NS,
+        ge=NS_PER_MS,
+        description="Length of a window, a whole number of milliseconds; windows start at multiples of it.",
+    )
+    lag: DurationNs = Field(
+        default=2 * _SECOND_NS,
+        description="How far the watermark stays behind the greatest event time: the disorder expected.",
+    )
+    allowed_lateness: DurationNs = Field(
+        default=0, description="How long after closing a window still takes ticks and comes out again, revised."
+    )
+    idle_after: DurationNs = Field(
+        default=_SECOND_NS,
+        description="Partition time beyond `end + lag` at which a quiet key's window comes out provisional.",
+    )
+    key_ttl: DurationNs = Field(
+        default=_DAY_NS,
+        description="A key this far (event time) behind its partition is finished and forgotten; "
+        "ticks that old are late.",
+    )
+    emit: Literal["eager", "final"] = Field(
+        default="eager",
+        description="eager: a frame at closing and at each revision; final: one frame when it can't change any more.",
+    )
+    emit_partial: bool = Field(default=False, description="Also emit open windows that changed, as provisional frames.")
+    flush_interval: DurationNs = Field(
+        default=250 * NS_PER_MS, ge=10 * NS_PER_MS, description="How often `emit_partial` looks for changed windows."
+    )
+    payload: Literal["ohlcv", "items", "both"] = Field(
+        default="ohlcv", description="What a frame carries: the aggregate, the ticks themselves, or both."
+    )
+    watermark_scope: Literal["key", "partition"] = Field(
+        default="key", description="Whose event time makes a tick late: its own key's, or its whole partition's."
+    )
+    aggregation: Annotated[str, BeforeValidator(_aggregation)] = Field(
+        default="ohlcv",
+        description="What is computed over a window; your own is named by where it is imported from.",
+        json_schema_extra=_allowed("ohlcv, or package.module:name"),
+    )
+
+
+class LaneSettings(_Section):
+    """Bounds of one partition's queue inside a worker, in records and fractions of them."""
+
+    capacity: int = Field(
+        default=50_000, ge=1, le=100_000_000, description="Records fetched but unprocessed that one partition may hold."
+    )
+    high_watermark: _Portion = Field(
+        default=0.75, description="Fraction of `capacity` at which the partition is paused."
+    )
+    low_watermark: _Portion = Field(default=0.25, description="Fraction of `capacity` at which it is resumed.")
+    batch_size: int = Field(
+        default=5_000,
+        ge=1,
+        le=100_000_000,
+        description="Records handed to a lane at once; bounds how long the event loop is held.",
+    )
+
+
+class BackpressureSettings(_Section):
+    """When and how much producers are slowed down; lags are in records, summed over the group's partitions."""
+
+    enabled: bool = Field(default=True, description="Measure the group's lag and publish its level to producers.")
+    soft_lag: int = Field(default=100_000, ge=1, description="Lag in records at which the level becomes SOFT.")
+    hard_lag: int = Field(default=1_000_000, ge=1, description="Lag in records at which the level becomes HARD.")
+    release: _Portion = Field(
+        default=0.5,
+        description="A level is left when the lag is at most this fraction of what raised it, so it can't flutter.",
+    )
+    min_dwell: DurationNs = Field(
+        default=5 * _SECOND_NS, description="Shortest time at a level before a lower one is taken."
+    )
+    poll_interval: DurationNs = Field(
+        default=_SECOND_NS, ge=100 * NS_PER_MS, description="How often the lag is measured."
+    )
+    rate_scale_soft: _Scale = Field(default=0.5, description="Fraction of their rate producers keep at SOFT.")
+    rate_scale_hard: _Scale = Field(
+        default=0.0, description="Fraction of their rate producers keep at HARD; 0 stops them."
+    )
+
+
+class MetricsSettings(_Section):
+    """Where Prometheus finds the metrics."""
+
+    port: Annotated[int, BeforeValidator(_port)] = Field(
+        default=9404,
+        ge=METRICS_OFF,
+        le=65_535,
+        description="Port of the metrics endpoint; 0 takes a free one (several workers on one host), off opens none.",
+        json_schema_extra=_allowed("integer 0 to 65535, or off"),
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address the metrics endpoint listens on; it is unprotected, so say 0.0.0.0 on purpose.",
+        json_schema_extra=_allowed("an address of this host"),
+    )
+
+
+class LoggingSettings(_Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level logged."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto: console on a terminal, JSON lines elsewhere."
+    )
+
+
+class Operator(_Section):
+    """Base of a pipeline operator's options; a subclass is made known by ``OPERATORS[name] = subclass``."""
+
+
+OPERATORS: Final[dict[str, type[Operator]]] = {}
+"""Operators that ``[[pipeline]]`` knows, by name. The only place to extend for a new one."""
+
+
+def _operator(position: int, table: object) -> Operator:
+    """One ``[[pipeline]]`` table, turned into its operator's options; ``operator = "<name>"`` says which."""
+    if isinstance(table, Operator):
+        return table
+    name = table.get("operator") if isinstance(table, Mapping) else None
+    if not isinstance(table, Mapping) or not isinstance(name, str) or name not in OPERATORS:
+        known = " | ".join(sorted(OPERATORS)) or "none yet"
+        raise ValueError(f"entry {position}: no operator of that name ({_quoted(name)}); known: {known}")
+    try:
+        return OPERATORS[name].model_validate({key: item for key, item in table.items() if key != "operator"})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ValueError(f"entry {position} ({name}): {wrong}") from None
+
+
+def _kafka_name(field_name: str) -> str:
+    return field_name.replace("_", ".")
+
+
+class KafkaSettings(_Section):
+    """Kafka's own client settings under Kafka's own names (dots for underscores) and units (the last word).
+
+    Every client is meant where the description names none.
+    """
+
+    model_config = ConfigDict(alias_generator=_kafka_name, populate_by_name=True)
+
+    security_protocol: _SecurityProtocol = Field(
+        default="PLAINTEXT", description="How to talk to the brokers: encrypted (SSL), with a login (SASL), or both."
+    )
+    sasl_mechanism: _SaslMechanism = Field(default="PLAIN", description="How the login is proved.")
+    sasl_username: _Text = Field(default=None, description="Login name.")
+    sasl_password: _Secret = Field(default=None, description="Password of the login.")
+    sasl_jaas_config: _Secret = Field(
+        default=None,
+        description="Login as Java clients write it (PlainLoginModule or ScramLoginModule), "
+        "instead of `sasl.username` and `sasl.password`.",
+    )
+    ssl_ca_location: _PemPath = Field(
+        default=None,
+        description="Certificates to trust; the system's where not given. "
+        "Also `ssl.cafile`, `ssl.truststore.location`.",
+    )
+    ssl_truststore_type: Annotated[Literal["PEM"], BeforeValidator(_pem_type)] = Field(
+        default="PEM", description="Format of the trusted certificates."
+    )
+    ssl_certificate_location: _PemPath = Field(
+        default=None,
+        description="This client's certificate chain, with its key unless `ssl.key.location` is given. "
+        "Also `ssl.certfile`, `ssl.keystore.location`.",
+    )
+    ssl_key_location: _PemPath = Field(default=None, description="This client's private key. Also `ssl.keyfile`.")
+    ssl_keystore_type: Annotated[Literal["PEM"], BeforeValidator(_pem_type)] = Field(
+        default="PEM", description="Format of this client's certificate and key."
+    )
+    ssl_key_password: _Secret = Field(default=None, description="Passphrase of the private key.")
+    ssl_endpoint_identification_algorithm: Annotated[Literal["https", "none"], BeforeValidator(_host_check)] = Field(
+        default="https", description="none: don't check that a broker's certificate is for the host it was reached by."
+    )
+    client_id: _Text = Field(
+        default=None, description="Name in the brokers' logs and quotas; `application_id` where not given."
+    )
+    client_rack: _Text = Field(
+        default=None, description="Consumer: rack of this client, to fetch from a replica near by."
+    )
+    request_timeout_ms: _Int32 = Field(default=40_000, description="How long a request may take.")
+    metadata_max_age_ms: _Int32 = Field(default=300_000, description="Age at which metadata is read again.")
+    retry_backoff_ms: _Int32 = Field(
+        default=10,
+        description="Pause before a retry; short, because a transaction often meets the end of the one before.",
+    )
+    connections_max_idle_ms: _Int32 = Field(
+        default=540_000, description="Idle time after which a connection is closed."
+    )
+    group_instance_id: _Text = Field(
+        default=None,
+        description="Consumer: static membership, so that a restart moves no partition; different for every worker.",
+    )
+    session_timeout_ms: _Int32 = Field(
+        default=10_000, description="Consumer: silence after which a worker counts as dead."
+    )
+    heartbeat_interval_ms: _Int32 = Field(
+        default=3_000, description="Consumer: pause between heartbeats, at most a third of the session."
+    )
+    rebalance_timeout_ms: _Int32 = Field(
+        default=60_000, description="Consumer: time to finish and commit before partitions move."
+    )
+    max_poll_interval_ms: _Int32 = Field(
+        default=300_000, description="Consumer: time without a fetch after which a worker leaves the group."
+    )
+    auto_offset_reset: Annotated[Literal["earliest", "latest"], BeforeValidator(_lower)] = Field(
+        default="earliest", description="Consumer: where a partition that was never committed is begun."
+    )
+    isolation_level: Annotated[Literal["read_committed", "read_uncommitted"], BeforeValidator(_lower)] = Field(
+        default="read_committed", description="Consumer: whether ticks of open and aborted transactions are read."
+    )
+    fetch_min_bytes: _Int32 = Field(default=1, description="Consumer: bytes a broker waits for.")
+    fetch_max_wait_ms: _Int32 = Field(
+        default=50,
+        description="Consumer: how long it waits for them; a quiet partition delays its broker's others by this.",
+    )
+    fetch_max_bytes: _Int32 = Field(default=52_428_800, description="Consumer: bytes of one fetch.")
+    max_partition_fetch_bytes: _Int32 = Field(
+        default=262_144, description="Consumer: bytes of one partition in a fetch; small is fair."
+    )
+    acks: Annotated[Literal["all", "1", "0"], BeforeValidator(_acks)] = Field(
+        default="all",
+        description="Producer: replicas that must have a record; exactly_once needs all, at_least_once not 0.",
+    )
+    compression_type: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], BeforeValidator(_lower)] = Field(
+        default="lz4", description="Producer: compression of batches."
+    )
+    linger_ms: int = Field(default=0, ge=0, le=_MAX_INT32, description="Producer: how long a batch waits for company.")
+    batch_size: _Int32 = Field(default=1_048_576, description="Producer: bytes of one batch.")
+    max_request_size: _Int32 = Field(
+        default=1_048_576, ge=1_024, le=_MAX_INT32, description="Producer: bytes of one request, so also of one frame."
+    )
+    transaction_timeout_ms: _Int32 = Field(
+        default=30_000,
+        ge=1_000,
+        le=900_000,
+        description="Producer: age at which the broker aborts a transaction that its worker left open.",
+    )
+
+
+_SYNONYMS: Final = {
+    "ssl.cafile": "ssl.ca.location",
+    "ssl.truststore.location": "ssl.ca.location",
+    "ssl.certfile": "ssl.certificate.location",
+    "ssl.keystore.location": "ssl.certificate.location",
+    "ssl.keyfile": "ssl.key.location",
+}
+
+_MANAGED: Final = {
+    "bootstrap.servers": "set bootstrap_servers at the top of the file, or KAFKA_BOOTSTRAP_SERVERS",
+    "group.id": "the group is the application_id",
+    "group.protocol": "only the classic protocol is spoken",
+    "enable.auto.commit": "offsets are committed together with frames; see commit_interval",
+    "auto.commit.interval.ms": "offsets are committed together with frames; see commit_interval",
+    "transactional.id": "derived from application_id and the partition, which is what makes fencing sound",
+    "enable.idempotence": "follows acks: on with all",
+    "max.poll.records": "see lane.batch_size",
+    "partition.assignment.strategy": "how partitions move is part of how state moves",
+    "partitioner": "frames go where murmur2 of their key says",
+    "partitioner.class": "frames go where murmur2 of their key says",
+    "ssl.truststore.password": f"PEM certificates have none. {_NO_KEYSTORE}",
+    "ssl.keystore.password": f"the passphrase of a PEM key is ssl.key.password. {_NO_KEYSTORE}",
+}
+"""Kafka's names that can't be set here, and why: each would break a promise, or is set elsewhere."""
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+class _Conflict(NamedTuple):
+    """Settings that can't be together: which, and why."""
+
+    keys: tuple[str, ...]
+    why: str
+
+
+class _ConflictsError(ValueError):
+    """Carries conflicts, with the settings they were found in, through pydantic."""
+
+    def __init__(self, settings: Settings, conflicts: list[_Conflict]) -> None:
+        super().__init__("; ".join(f"{', '.join(conflict.keys)}: {conflict.why}" for conflict in conflicts))
+        self.settings = settings
+        self.conflicts = conflicts
+
+
+class Settings(_Section):
+    """Everything that can be set. Use ``load_settings``; direct construction reads no file and no environment.
+
+    Durations are integer nanoseconds. Direct construction raises pydantic's ``ValidationError``, without inputs.
+    """
+
+    bootstrap_servers: Annotated[str, BeforeValidator(_servers)] = Field(
+        default="localhost:9092",
+        description="Brokers to find the cluster by. Also `KAFKA_BOOTSTRAP_SERVERS`.",
+        json_schema_extra=_allowed("host:port, several with commas between them"),
+    )
+    application_id: _TopicName = Field(
+        default="tick-workers",
+        max_length=_MAX_APPLICATION_ID,
+        description="Name of this application: its consumer group, and the prefix of its topics and transactions. "
+        "Workers that share it share the work.",
+        json_schema_extra=_allowed("1 to 200 of A-Z a-z 0-9 . _ -"),
+    )
+    processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
+        default="exactly_once",
+        description="exactly_once: frames, state and offsets appear together or not at all; "
+        "at_least_once: after a crash a frame may appear again, the same to the byte.",
+    )
+    commit_interval: DurationNs = Field(
+        default=150 * NS_PER_MS,
+        ge=100 * NS_PER_MS,
+        description="Time between commits; with exactly_once, also the delay until frames can be read.",
+    )
+    topics: TopicsSettings = Field(default_factory=TopicsSettings)
+    tick: TickSettings = Field(default_factory=TickSettings)
+    window: WindowSettings = Field(default_factory=WindowSettings)
+    lane: LaneSettings = Field(default_factory=LaneSettings)
+    backpressure: BackpressureSettings = Field(default_factory=BackpressureSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    logging: LoggingSettings = Field(default_factory=LoggingSettings)
+    pipeline: tuple[SerializeAsAny[Operator], ...] = Field(
+        default=(),
+        description="Operators that ticks pass before windows, in order; only in a file, as [[pipeline]] tables.",
+        json_schema_extra=_allowed("a list of tables"),
+    )
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values; where they came from does not count."""
+        return isinstance(other, Settings) and self.__dict__ == other.__dict__
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_topics(cls, data: object) -> object:
+        """Name the topics that weren't named after the application, so that two applications never share state."""
+        if not isinstance(data, Mapping):
+            return data
+        topics = data.get("topics", {})
+        if isinstance(topics, TopicsSettings):
+            topics = {name: getattr(topics, name) for name in topics.model_fields_set}
+        application_id = data.get("application_id", "tick-workers")
+        if not isinstance(topics, Mapping) or not isinstance(application_id, str):
+            return data
+        if not _TOPIC.fullmatch(application_id) or len(application_id) > _MAX_APPLICATION_ID:
+            return data  # it is refused itself; topics nobody wrote must not be complained about as well
+        derived = {name: f"{application_id}-{suffix}" for name, suffix in _DERIVED_TOPICS.items()}
+        return {**data, "topics": {**derived, **topics}}
+
+    @field_validator("pipeline", mode="before")
+    @classmethod
+    def _known_operators(cls, tables: object) -> object:
+        if not isinstance(tables, (list, tuple)):
+            raise ValueError("expected [[pipeline]] tables")  # noqa: TRY004 - pydantic collects ValueErrors only
+        return tuple(_operator(position, table) for position, table in enumerate(tables, 1))
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
+        conflicts = [conflict for check in _CHECKS for conflict in check(self)]
+        if conflicts:
+            raise _ConflictsError(self, conflicts)
+        return self
+
+
+def _topic_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    topics = settings.topics
+    owner: dict[str, str] = {}
+    for name in ("ticks", "frames", *_DERIVED_TOPICS):
+        # Kafka refuses topics that differ only in . and _, since its metrics can't tell them apart.
+        other = owner.setdefault(getattr(topics, name).replace(".", "_"), name)
+        if other != name:
+            yield _Conflict((f"topics.{other}", f"topics.{name}"), "topics must differ, by more than . and _")
+
+
+def _tick_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    owner: dict[str, str] = {}
+    for name in ("symbol", "ts", "price", "size"):
+        other = owner.setdefault(getattr(settings.tick, name), name)
+        if other != name:
+            yield _Conflict((f"tick.{other}", f"tick.{name}"), "the fields of a tick must differ")
+
+
+def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    window = settings.window
+    if window.size % NS_PER_MS:
+        yield _Conflict(("window.size",), "must be a whole number of milliseconds, as frames name windows in them")
+    needed = window.size + window.lag + window.allowed_lateness
+    if window.key_ttl < needed:
+        keys = ("window.key_ttl", "window.size", "window.lag", "window.allowed_lateness")
+        yield _Conflict(keys, f"key_ttl must be at least size + lag + allowed_lateness = {format_duration(needed)}")
+    if window.emit == "final" and window.emit_partial:
+        yield _Conflict(("window.emit", "window.emit_partial"), "final promises one frame a window, so no partial ones")
+    if window.payload == "items" and window.aggregation != "ohlcv":
+        yield _Conflict(
+            ("window.payload", "window.aggregation"),
+            "the aggregation's result would be thrown away; use payload both, or ohlcv for the result alone",
+        )
+
+
+def _flow_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    lane, pressure = settings.lane, settings.backpressure
+    if lane.low_watermark >= lane.high_watermark:
+        yield _Conflict(("lane.low_watermark", "lane.high_watermark"), "low must be below high")
+    if lane.batch_size > lane.capacity:
+        yield _Conflict(("lane.batch_size", "lane.capacity"), "a batch must fit in the lane")
+    if pressure.soft_lag >= pressure.hard_lag:
+        yield _Conflict(("backpressure.soft_lag", "backpressure.hard_lag"), "soft must be below hard")
+    if pressure.rate_scale_hard > pressure.rate_scale_soft:
+        yield _Conflict(
+            ("backpressure.rate_scale_hard", "backpressure.rate_scale_soft"), "HARD must not allow more than SOFT"
+        )
+
+
+def _kafka_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    kafka, exactly_once = settings.kafka, settings.processing_guarantee == "exactly_once"
+    if kafka.heartbeat_interval_ms * 3 > kafka.session_timeout_ms:
+        yield _Conflict(
+            ("kafka.heartbeat.interval.ms", "kafka.session.timeout.ms"),
+            "three heartbeats must fit in a session, or one lost packet costs a rebalance",
+        )
+    if exactly_once and settings.commit_interval * 10 > kafka.transaction_timeout_ms * NS_PER_MS:
+        yield _Conflict(
+            ("commit_interval", "kafka.transaction.timeout.ms"),
+            "ten commit intervals must fit in the transaction timeout, or a slow commit is aborted",
+        )
+    if exactly_once and kafka.acks != "all":
+        yield _Conflict(("kafka.acks", "processing_guarantee"), "exactly_once needs acks all")
+    if not exactly_once and kafka.acks == "0":
+        yield _Conflict(("kafka.acks", "processing_guarantee"), "with acks 0 a lost frame is not even noticed")
+    if kafka.fetch_max_wait_ms >= kafka.request_timeout_ms:
+        yield _Conflict(("kafka.fetch.max.wait.ms", "kafka.request.timeout.ms"), "a fetch would time out while waiting")
+    if kafka.max_partition_fetch_bytes > kafka.fetch_max_bytes:
+        yield _Conflict(("kafka.max.partition.fetch.bytes", "kafka.fetch.max.bytes"), "a part exceeds the whole")
+    if kafka.batch_size > kafka.max_request_size:
+        yield _Conflict(("kafka.batch.size", "kafka.max.request.size"), "a batch must fit in a request")
+
+
+def _tls_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    kafka = settings.kafka
+    given = [
+        key
+        for key, value in (
+            ("ssl.ca.location", kafka.ssl_ca_location),
+            ("ssl.certificate.location", kafka.ssl_certificate_location),
+            ("ssl.key.location", kafka.ssl_key_location),
+            ("ssl.key.password", kafka.ssl_key_password),
+        )
+        if value is not None
+    ]
+    if not _uses_tls(kafka):
+        for key in given:
+            why = "has no effect: the connection would not be encrypted; expected SSL or SASL_SSL"
+            yield _Conflict((f"kafka.{key}", "kafka.security.protocol"), why)
+    for key in given:
+        if key.startswith("ssl.key.") and kafka.ssl_certificate_location is None:
+            yield _Conflict((f"kafka.{key}", "kafka.ssl.certificate.location"), "a key needs its certificate")
+
+
+def _login_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    kafka = settings.kafka
+    jaas = kafka.sasl_jaas_config
+    pairs = {"kafka.sasl.username": kafka.sasl_username, "kafka.sasl.password": kafka.sasl_password}
+    given = [key for key, value in (*pairs.items(), ("kafka.sasl.jaas.config", jaas)) if value is not None]
+    if not _uses_sasl(kafka):
+        for key in given:
+            why = "has no effect: nobody would log in; expected SASL_SSL or SASL_PLAINTEXT"
+            yield _Conflict((key, "kafka.security.protocol"), why)
+        return
+    if jaas is None:
+        for key in pairs:
+            if key not in given:
+                yield _Conflict((key, "kafka.security.protocol"), "a login needs sasl.username and sasl.password")
+        return
+    if len(given) > 1:
+        yield _Conflict(tuple(given), "the login is given twice; use either the JAAS text or name and password")
+    try:
+        module = _parse_jaas(jaas.get_secret_value()).module
+    except ValueError as error:
+        yield _Conflict(("kafka.sasl.jaas.config",), str(error))
+        return
+    if not kafka.sasl_mechanism.startswith(module):
+        keys = ("kafka.sasl.jaas.config", "kafka.sasl.mechanism")
+        yield _Conflict(keys, f"the JAAS text logs in by {module}, the mechanism is another")
+
+
+_CHECKS: Final[tuple[Callable[[Settings], Iterator[_Conflict]], ...]] = (
+    _topic_conflicts,
+    _tick_conflicts,
+    _window_conflicts,
+    _flow_conflicts,
+    _kafka_conflicts,
+    _tls_conflicts,
+    _login_conflicts,
+)
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One setting: where it is in the model, and what may be written for it."""
+
+    name: str
+    section: str
+    attribute: str
+    field: FieldInfo
+    type: object
+
+    @property
+    def is_duration(self) -> bool:
+        return _PARSE_DURATION in self.field.metadata
+
+    @property
+    def is_secret(self) -> bool:
+        return self.type is SecretStr
+
+    def read(self, settings: Settings) -> object:
+        holder: object = getattr(settings, self.section) if self.section else settings
+        return getattr(holder, self.attribute)
+
+    def show(self, value: object) -> str:
+        """The value as users write it in a variable or flag; nothing where it is not set, stars for a secret."""
+        if value is None:
+            return ""
+        if self.is_secret:
+            return _MASK
+        if self.is_duration and isinstance(value, int):
+            return format_duration(value)
+        if self.name == "metrics.port" and value == METRICS_OFF:
+            return "off"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return repr(list(value)) if isinstance(value, tuple) else str(value)
+
+    def allowed(self) -> str:
+        """What may be written, in words."""
+        extra = self.field.json_schema_extra
+        if isinstance(extra, dict) and "allowed" in extra:
+            return str(extra["allowed"])
+        if get_origin(self.type) is Literal:
+            return " | ".join(get_args(self.type))
+        names: dict[object, str] = {bool: "true | false", int: "integer", float: "number", str: "text"}
+        kind = "duration" if self.is_duration else names.get(self.type, "text")
+        return kind + self._bounds()
+
+    def _bounds(self) -> str:
+        """The narrowest bounds among the type's and the field's own."""
+        rules = self.field.metadata
+        low = max((rule.ge for rule in rules if isinstance(rule, Ge) and isinstance(rule.ge, int)), default=None)
+        high = min((rule.le for rule in rules if isinstance(rule, Le) and isinstance(rule.le, int)), default=None)
+        if any(isinstance(rule, Gt) for rule in rules):
+            return f" above 0, at most {self.show(high)}"
+        if high is None or high == _MAX_INT32:  # Kafka's own width of an integer tells the user nothing
+            return f" >= {self.show(low)}" if low is not None else ""
+        return f" {self.show(low)} to {self.show(high)}"
+
+    def from_text(self, text: str) -> object:
+        """What a variable's or flag's text means for this key; text that means nothing is left for the check."""
+        stripped = text.strip()
+        if self.is_duration:
+            return text
+        if self.type is bool:
+            return {"true": True, "1": True, "false": False, "0": False}.get(stripped.lower(), text)
+        if self.type is int and re.fullmatch(r"[+-]?\d(_?\d){0,17}", stripped, re.ASCII):
+            return int(stripped)
+        if self.type is float:
+            try:
+                return float(stripped)
+            except ValueError:
+                return text
+        return text
+
+
+def _bare_type(annotation: object) -> object:
+    """The type without ``| None``."""
+    arguments = [argument for argument in get_args(annotation) if argument is not NoneType]
+    return arguments[0] if NoneType in get_args(annotation) else annotation
+
+
+def _collect_keys() -> dict[str, _Key]:
+    keys: dict[str, _Key] = {}
+    for name, top in Settings.model_fields.items():
+        model = top.annotation
+        if not (isinstance(model, type) and issubclass(model, _Section)):
+            keys[name] = _Key(name, "", name, top, _bare_type(model))
+            continue
+        for attribute, leaf in model.model_fields.items():
+            key = f"{name}.{leaf.alias or attribute}"
+            keys[key] = _Key(key, name, attribute, leaf, _bare_type(leaf.annotation))
+    return keys
+
+
+_KEYS: Final = _collect_keys()
+_SECTIONS: Final = frozenset(key.section for key in _KEYS.values() if key.section)
+_SECRET_FILES: Final = {f"{key.name}.file": key.name for key in _KEYS.values() if key.is_secret}
+"""``kafka.sasl.password.file -> kafka.sasl.password``: keys that name a file holding a secret."""
+_CANONICAL: Final = {f"kafka.{name}": f"kafka.{canonical}" for name, canonical in _SYNONYMS.items()}
+_REFUSED: Final = {f"kafka.{name}": reason for name, reason in _MANAGED.items()}
+_WRITABLE: Final = frozenset([*_KEYS, *_SECRET_FILES, *_CANONICAL])
+
+
+def _variables() -> dict[str, str]:
+    """Environment variable -> key, least specific first: where two mean one key, the later one wins."""
+    kafka = [key for key in (*_WRITABLE, *_REFUSED) if key.startswith("kafka.")]
+    names = {key.upper().replace(".", "_"): key for key in sorted(kafka)}
+    names["KAFKA_BOOTSTRAP_SERVERS"] = "bootstrap_servers"
+    for key in sorted([*_WRITABLE, *_REFUSED]):
+        names["WORKERS__" + key.upper().replace(".", "__")] = key
+        if key.startswith("kafka."):  # Kafka's dots may be single underscores too, as in KAFKA_SASL_USERNAME
+            names["WORKERS__KAFKA__" + key.removeprefix("kafka.").upper().replace(".", "_")] = key
+    return names
+
+
+_VARIABLES: Final = _variables()
+_FLATTENED_VARIABLES: Final = {name.replace("__", "_"): name for name in _VARIABLES if name.startswith("WORKERS__")}
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A value that some source gave, with what errors and ``config show`` need to name it."""
+
+    value: object
+    spelled: str
+    where: str
+    source: str
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What one source gave, by canonical key; ``problems`` is shared by all layers of a load.
+
+    ``textual`` sources can give nothing but text, so theirs is read as what the key needs; TOML has types of its own,
+    and a quoted number there is a mistake (except under Kafka's names, which are often copied from Java properties).
+    """
+
+    problems: list[str]
+    textual: bool = True
+    entries: dict[str, _Entry] = field(default_factory=dict)
+
+    def put(self, spelled: str, value: object, where: str, source: str) -> None:
+        """Take one value, or say what is wrong with its key. Values of unknown keys are never repeated: a mistyped
+        ``sasl.password`` is still a password."""
+        key = _CANONICAL.get(spelled, spelled)
+        if spelled in _REFUSED:
+            self.problems.append(f"{where}: {spelled} can't be set: {_REFUSED[spelled]}")
+            return
+        if key not in _WRITABLE:
+            self.problems.append(f"{where}: {spelled} is no setting{_did_you_mean(spelled)}")
+            return
+        rival = self._rival(key)
+        if rival is not None:
+            first = self.entries[rival]
+            self.problems.append(f"{where}: {spelled} is given twice, also as {first.spelled} in {first.where}")
+            return
+        if isinstance(value, str) and key in _KEYS and (self.textual or key.startswith("kafka.")):
+            value = _KEYS[key].from_text(value)
+        self.entries[key] = _Entry(value, spelled, where, source)
+
+    def _rival(self, key: str) -> str | None:
+        twins = [key, f"{key}.file", _SECRET_FILES.get(key, key)]
+        return next((twin for twin in twins if twin in self.entries), None)
+
+    def override(self, other: _Layer) -> None:
+        """Let ``other`` win; a secret and the file holding it are one thing, so either one replaces both."""
+        for key in other.entries:
+            self.entries.pop(f"{key}.file", None)
+            self.entries.pop(_SECRET_FILES.get(key, key), None)
+        self.entries.update(other.entries)
+
+
+def _did_you_mean(spelled: str) -> str:
+    """The settings whose names come closest, the same last word in another section included."""
+    last = spelled.rpartition(".")[2].lower()
+    level = _WRITABLE if "." in spelled else _SECTIONS | {key for key in _KEYS if "." not in key}
+    close = difflib.get_close_matches(spelled.lower(), sorted(level), n=2, cutoff=0.75)
+    elsewhere = [key for key in _KEYS if not key.startswith("kafka.") and key.rpartition(".")[2] == last]
+    kafka = [key for key in _KEYS if key == f"kafka.{spelled.lower()}"]
+    longer = [key for key in _KEYS if "." in spelled and key.startswith(spelled.lower())]
+    found = list(dict.fromkeys([*longer, *elsewhere, *kafka, *close]))[:3]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _quoted(value: object) -> str:
+    """A value as an error shows it, cut to a line's length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
+
+
+def _read_file_layer(path: Path, problems: list[str]) -> _Layer:
+    """The settings of a TOML file; what is wrong with it goes to ``problems``."""
+    layer = _Layer(problems, textual=False)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: the configuration can't be read: {_reason(error)}")
+        return layer
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"{path}: not TOML: {error}")
+        return layer
+    for key, value in _leaves(data, str(path), problems):
+        layer.put(key, value, str(path), f"file {path}")
+    return layer
+
+
+def _leaves(data: Mapping[str, object], where: str, problems: list[str]) -> Iterator[tuple[str, object]]:
+    for name, value in data.items():
+        if name not in _SECTIONS:
+            yield name, value
+        elif not isinstance(value, dict):
+            problems.append(f"{where}: {name}: expected a table, [{name}], found {type(value).__name__}")
+        elif name == "kafka":
+            yield from _kafka_leaves(name, value)
+        else:
+            yield from ((f"{name}.{key}", item) for key, item in value.items())
+
+
+def _kafka_leaves(prefix: str, table: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Kafka's dotted names again, out of the nested tables that TOML makes of them."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _kafka_leaves(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value
+
+
+def _environment_layers(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Layer]:
+    """First what Kafka's common variables say, then what is said for this program alone."""
+    kafka, own = _Layer(problems), _Layer(problems)
+    for name in sorted(environ):
+        value, where = environ[name], f"environment variable {name}"
+        if not value:
+            continue
+        if name in _VARIABLES and _VARIABLES[name] == "pipeline":
+            problems.append(f"{where}: pipeline is a list of tables; set it in a file")
+        elif name in _VARIABLES:
+            (own if name.startswith("WORKERS__") else kafka).put(_VARIABLES[name], value, where, f"env {name}")
+        elif _looks_ours(name, value):
+            near = difflib.get_close_matches(name, sorted(_VARIABLES), n=1, cutoff=0.75)
+            near = [_FLATTENED_VARIABLES[name]] if name in _FLATTENED_VARIABLES else near
+            problems.append(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    yield kafka
+    yield own
+
+
+def _looks_ours(name: str, value: str) -> bool:
+    """Whether an unknown variable was meant for this program, rather than for a broker or by Kubernetes."""
+    if name.upper().startswith("WORKERS__"):
+        return True
+    if name in _FLATTENED_VARIABLES:
+        return not value.startswith("tcp://")  # the service link of a Service called workers-metrics
+    return name.startswith("KAFKA_") and bool(difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.9))
+
+
+def _flag_layer(overrides: Mapping[str, object], problems: list[str]) -> _Layer:
+    layer = _Layer(problems)
+    for name, value in overrides.items():
+        where = f"flag {name}"
+        if value is None:
+            continue  # a flag that was not given
+        if name in _KEYS and _KEYS[name].is_secret:
+            variable = name.upper().replace(".", "_")
+            problems.append(f"{where}: secrets can't be flags, which every process can see; use {variable} or _FILE")
+        elif name == "pipeline":
+            problems.append(f"{where}: pipeline is a list of tables; set it in a file")
+        else:
+            layer.put(name, value, where, "flag")
+    return layer
+
+
+def _read_secret_files(entries: dict[str, _Entry], problems: list[str]) -> set[str]:
+    """Replace each ``….file`` by the secret it holds, without the line end that editors and ``echo`` add.
+
+    Returns the secrets that were meant to be set but can't be read, so that nobody is told to set them.
+    """
+    unread = set[str]()
+    for key, secret in _SECRET_FILES.items():
+        entry = entries.pop(key, None)
+        if entry is None:
+            continue
+        if not isinstance(entry.value, str):
+            problems.append(f"{entry.where}: {entry.spelled} = {_quoted(entry.value)}: expected a path")
+            unread.add(secret)
+            continue
+        try:
+            text = Path(entry.value).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{entry.where}: {entry.spelled} = {_quoted(entry.value)}: can't be read: {_reason(error)}")
+            unread.add(secret)
+            continue
+        source = f"{entry.source}, read from {entry.value}"
+        entries[secret] = _Entry(text, entry.spelled, f"{entry.where}, read from {entry.value}", source)
+    return unread
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, without what is in it."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8 text"
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings from file, environment and flags, each overriding the one before, checked as a whole.
+
+    ``path`` is a TOML file; without it ``WORKERS_CONFIG`` names one, and without that ``config/workers.toml`` is read
+    if it is in the working directory. ``environ`` is the process's environment where not given. ``overrides`` maps
+    dotted keys (``window.size``) to text or values; ``None`` means that the flag was not given.
+
+    Raises ``ConfigError`` with every problem found, one a line, each naming the file, variable or flag, the key, the
+    value (never a secret's) and what is allowed.
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    merged = _Layer(problems)
+    chosen = _config_path(path, environ)
+    if chosen is not None:
+        merged.override(_read_file_layer(chosen, problems))
+    for layer in _environment_layers(environ, problems):
+        merged.override(layer)
+    merged.override(_flag_layer(overrides or {}, problems))
+    unread = _read_secret_files(merged.entries, problems)
+    settings = _validate(merged.entries, unread, problems)
+    if problems or settings is None:
+        raise ConfigError("\n".join(problems))
+    settings._sources = {key: entry.source for key, entry in merged.entries.items()}
+    return settings
+
+
+def _config_path(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is not None:
+        return path
+    if environ.get("WORKERS_CONFIG"):
+        return Path(environ["WORKERS_CONFIG"])
+    return DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.is_file() else None
+
+
+def _validate(entries: Mapping[str, _Entry], bad: set[str], problems: list[str]) -> Settings | None:
+    """The model of the entries, or ``None`` with why in ``problems``.
+
+    ``bad`` keys are known to be wrong already. Values that are wrong by themselves are set aside and the rest is looked
+    at again, so that impossible combinations among the good ones are reported in the same go.
+    """
+    good = dict(entries)
+    while True:
+        try:
+            settings = Settings.model_validate(_nested(good))
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        else:
+            return None if bad else settings
+        wrong = {key: item for item in found if (key := ".".join(str(part) for part in item["loc"])) in good}
+        for key, item in wrong.items():
+            problems.append(_explain(good.pop(key), _KEYS[key], item["type"], item["msg"]))
+        bad |= wrong.keys()
+        if not wrong:
+            for item in found:
+                problems.extend(_explain_conflicts(item.get("ctx", {}).get("error", item["msg"]), entries, bad))
+            return None
+
+
+def _nested(entries: Mapping[str, _Entry]) -> dict[str, object]:
+    """The entries as pydantic takes them: a dictionary for each section."""
+    tables: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
+    top: dict[str, object] = {}
+    for name, entry in entries.items():
+        key = _KEYS[name]
+        (tables[key.section] if key.section else top)[name.removeprefix(f"{key.section}.")] = entry.value
+    return {**top, **tables}
+
+
+def _explain(entry: _Entry, key: _Key, kind: str, message: str) -> str:
+    """One line about one wrong value."""
+    hidden = key.is_secret or (key.name == "bootstrap_servers" and "@" in str(entry.value))
+    shown = _MASK if hidden else _quoted(entry.value)
+    why = f"{message.removeprefix('Value error, ')}; " if kind == "value_error" else ""
+    if key.name == "pipeline":
+        return f"{entry.where}: pipeline: {why.removesuffix('; ')}"
+    near: list[str] = []
+    if get_origin(key.type) is Literal and isinstance(entry.value, str):
+        near = difflib.get_close_matches(entry.value, get_args(key.type), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{entry.where}: {entry.spelled} = {shown}: {why}expected {key.allowed()}{hint}"
+
+
+def _explain_conflicts(cause: object, entries: Mapping[str, _Entry], bad: set[str]) -> list[str]:
+    """A line for each impossible combination of good values, naming where each value came from."""
+    if not isinstance(cause, _ConflictsError):
+        return [str(cause)]
+    lines = []
+    for keys, why in cause.conflicts:
+        if bad.isdisjoint(keys):
+            parts = []
+            for name in keys:
+                shown = _KEYS[name].show(_KEYS[name].read(cause.settings)) or "(not set)"
+                parts.append(f"{name} = {shown} ({entries[name].where if name in entries else 'default'})")
+            lines.append(f"{', '.join(parts)}: {why}")
+    return lines
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+class SettingRow(NamedTuple):
+    """One setting in force: its key, its value as users write it (a secret as stars), and where it came from."""
+
+    key: str
+    value: str
+    source: str
+
+
+class ReferenceRow(NamedTuple):
+    """One setting that exists: its key, what may be written, its default, and what it does."""
+
+    key: str
+    allowed: str
+    default: str
+    description: str
+
+
+def describe_settings(settings: Settings) -> list[SettingRow]:
+    """Every setting in force; ``source`` is ``default``, ``file <path>``, ``env <NAME>`` or ``flag``.
+
+    Secrets are stars when set; a setting without a value is empty text.
+    """
+    sources = settings._sources
+    return [SettingRow(name, key.show(key.read(settings)), sources.get(name, "default")) for name, key in _KEYS.items()]
+
+
+def reference() -> list[ReferenceRow]:
+    """Every setting there is, in the order of the sections; documentation tables are made of this."""
+    defaults = Settings()
+    rows = []
+    for name, key in _KEYS.items():
+        rows.append(
+            ReferenceRow(
+                name, key.allowed(), key.show(key.read(defaults)), " ".join((key.field.description or "").split())
+            )
+        )
+        if key.is_secret:
+            description = f"A file that holds `{name.removeprefix('kafka.')}`, instead of the secret itself."
+            rows.append(ReferenceRow(f"{name}.file", "the path of a text file", "", description))
+    return rows
+
+
+# -- for aiokafka -----------------------------------------------------------------------------------------------------
+
+
+def client_options(settings: Settings) -> dict[str, object]:
+    """Keyword arguments that aiokafka's client and admin client take; certificates and keys are read here.
+
+    Raises ``ConfigError`` where a certificate or key can't be read or used.
+    """
+    kafka = settings.kafka
+    options: dict[str, object] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "client_id": kafka.client_id or settings.application_id,
+        "request_timeout_ms": kafka.request_timeout_ms,
+        "metadata_max_age_ms": kafka.metadata_max_age_ms,
+        "retry_backoff_ms": kafka.retry_backoff_ms,
+        "connections_max_idle_ms": kafka.connections_max_idle_ms,
+        "security_protocol": kafka.security_protocol,
+    }
+    if _uses_tls(kafka):
+        options["ssl_context"] = _ssl_context(settings)
+    if _uses_sasl(kafka):
+        username, password = _login(kafka)
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+        options["sasl_plain_username"] = username
+        options["sasl_plain_password"] = password
+    return options
+
+
+def consumer_options(settings: Settings) -> dict[str, object]:
+    """Keyword arguments for an aiokafka consumer in the application's group; offsets are never committed by itself.
+
+    Raises ``ConfigError`` as ``client_options`` does.
+    """
+    kafka = settings.kafka
+    return client_options(settings) | {
+        "group_id": settings.application_id,
+        "group_instance_id": kafka.group_instance_id,
+        "client_rack": kafka.client_rack,
+        "enable_auto_commit": False,
+        "auto_offset_reset": kafka.auto_offset_reset,
+        "isolation_level": kafka.isolation_level,
+        "session_timeout_ms": kafka.session_timeout_ms,
+        "heartbeat_interval_ms": kafka.heartbeat_interval_ms,
+        "rebalance_timeout_ms": kafka.rebalance_timeout_ms,
+        "max_poll_interval_ms": kafka.max_poll_interval_ms,
+        "fetch_min_bytes": kafka.fetch_min_bytes,
+        "fetch_max_wait_ms": kafka.fetch_max_wait_ms,
+        "fetch_max_bytes": kafka.fetch_max_bytes,
+        "max_partition_fetch_bytes": kafka.max_partition_fetch_bytes,
+    }
+
+
+def producer_options(settings: Settings) -> dict[str, object]:
+    """Keyword arguments for an aiokafka producer; idempotent where ``acks`` is ``all``.
+
+    ``transactional_id`` is for the caller to add: it is one per input partition. ``transaction_timeout_ms`` has no
+    effect without it. Raises ``ConfigError`` as ``client_options`` does.
+    """
+    kafka = settings.kafka
+    return client_options(settings) | {
+        "acks": kafka.acks if kafka.acks == "all" else int(kafka.acks),
+        "enable_idempotence": kafka.acks == "all",
+        "compression_type": None if kafka.compression_type == "none" else kafka.compression_type,
+        "linger_ms": kafka.linger_ms,
+        "max_batch_size": kafka.batch_size,
+        "max_request_size": kafka.max_request_size,
+        "transaction_timeout_ms": kafka.transaction_timeout_ms,
+    }
+
+
+def _uses_tls(kafka: KafkaSettings) -> bool:
+    return kafka.security_protocol in ("SSL", "SASL_SSL")
+
+
+def _uses_sasl(kafka: KafkaSettings) -> bool:
+    return kafka.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL")
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    """What to trust and how to identify this client, from PEM files. Raises ``ConfigError``."""
+    kafka = settings.kafka
+    for key in ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location"):
+        _require_pem(settings, f"kafka.{key}")
+    try:
+        context = ssl.create_default_context(cafile=kafka.ssl_ca_location)
+    except ssl.SSLError as error:
+        raise _file_error(settings, "kafka.ssl.ca.location", f"no usable certificate: {error.reason}") from None
+    context.check_hostname = kafka.ssl_endpoint_identification_algorithm == "https"
+    if kafka.ssl_certificate_location is None:
+        return context
+    secret = kafka.ssl_key_password
+    key = "kafka.ssl.key.location" if kafka.ssl_key_location else "kafka.ssl.certificate.location"
+
+    def passphrase() -> str:
+        if secret is None:  # without this OpenSSL would ask the terminal, and a service would hang
+            raise _file_error(settings, key, "the key is encrypted; set ssl.key.password")
+        return secret.get_secret_value()
+
+    try:
+        context.load_cert_chain(kafka.ssl_certificate_location, kafka.ssl_key_location, passphrase)
+    except ssl.SSLError as error:
+        why = f"certificate and key can't be used together, or the passphrase is wrong: {error.reason}"
+        raise _file_error(settings, key, why) from None
+    return context
+
+
+def _require_pem(settings: Settings, key: str) -> None:
+    path = _KEYS[key].read(settings)
+    if not isinstance(path, str):
+        return
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise _file_error(settings, key, f"can't be read: {_reason(error)}") from None
+    if b"-----BEGIN " not in content:
+        raise _file_error(settings, key, f"not a PEM file. {_NO_KEYSTORE}")
+
+
+def _file_error(settings: Settings, key: str, why: str) -> ConfigError:
+    source = settings._sources.get(key, "default")
+    return ConfigError(f"{key} = {_quoted(_KEYS[key].read(settings))} ({source}): {why}")
+
+
+def _login(kafka: KafkaSettings) -> tuple[str, str]:
+    """Name and password; that there are some was checked when the settings were made."""
+    if kafka.sasl_jaas_config is not None:
+        jaas = _parse_jaas(kafka.sasl_jaas_config.get_secret_value())
+        return jaas.username, jaas.password
+    if kafka.sasl_username is None or kafka.sasl_password is None:
+        raise ConfigError("kafka.sasl.username and kafka.sasl.password are not both set; a login needs them")
+    return kafka.sasl_username, kafka.sasl_password.get_secret_value()
+
+
+class _Jaas:
+    """A login out of JAAS text; ``module`` is ``PLAIN`` or ``SCRAM``. It has no repr, because it holds a password."""
+
+    __slots__ = ("module", "password", "username")
+
+    def __init__(self, module: str, username: str, password: str) -> None:
+        self.module = module
+        self.username = username
+        self.password = password
+
+
+_JAAS_MODULES: Final = {"PlainLoginModule": "PLAIN", "ScramLoginModule": "SCRAM"}
+_JAAS_HEAD = re.compile(r"\s*(?:[\w$]+\.)*(\w+)\s+(?:required|requisite|sufficient|optional)\b", re.IGNORECASE)
+_JAAS_OPTION = re.compile(r"\s*([\w.]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\s;\"']+))", re.DOTALL)
+_JAAS_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def _parse_jaas(text: str) -> _Jaas:
+    """Name and password out of ``…PlainLoginModule required username="…" password="…";``.
+
+    Raises ``ValueError``, whose message repeats nothing of the text.
+    """
+    head = _JAAS_HEAD.match(text)
+    if head is None or head[1] not in _JAAS_MODULES:
+        raise ValueError("expected one PlainLoginModule or ScramLoginModule, followed by required")
+    options, position = {}, head.end()
+    while option := _JAAS_OPTION.match(text, position):
+        name, double, single, bare = option.groups()
+        value = next(part for part in (double, single, bare) if part is not None)
+        if bare is None:
+            value = re.sub(r"\\(.)", lambda escape: _JAAS_ESCAPES.get(escape[1], escape[1]), value, flags=re.DOTALL)
+        options[name] = value
+        position = option.end()
+    if text[position:].strip() not in ("", ";"):
+        raise ValueError('expected only options like name="value" after required, and one semicolon at the end')
+    if not options.get("username") or not options.get("password"):
+        raise ValueError("expected the options username and password")
+    return _Jaas(_JAAS_MODULES[head[1]], options["username"], options["password"])

@@ -1,0 +1,256 @@
+"""Writing: one transactional producer per input partition, and the commit, which is one function.
+
+Why a transactional id per input partition: aiokafka sends only a group id with the offsets of a transaction, so the
+broker can't tell a member from a zombie by its generation. With an id per partition the next owner's initialisation
+fences the previous one, whatever that one still believes.
+
+Why producers are disposable: after a failed batch or an abortable error aiokafka's producer can publish what was to be
+aborted, or can't go on at all. So every error discards the producer; the lane is restored from what was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from workers.errors import BrokerError, FencedError
+from workers.frames import OutRecord
+from workers.ledger import shrink_dead_letter, shrink_frame, shrink_late
+from workers.partitioning import partition_for
+
+__all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "abandon", "reached"]
+
+log = structlog.get_logger(__name__)
+
+RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
+ABANDON_TIMEOUT_S = 3.0
+
+
+class OversizedError(BrokerError):
+    """The broker refused a batch as too large for its topic."""
+
+
+def reached(step: int) -> None:
+    """Called after each numbered step of a commit. Does nothing; tests crash the process here."""
+
+
+@dataclass(slots=True)
+class OutTopic:
+    """A topic that is written to: its partitions and the largest record it takes."""
+
+    name: str
+    partitions: int
+    max_record_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkSpec:
+    """Where the results of the input topic go, and how they are committed."""
+
+    input_topic: str
+    group_id: str
+    frames: OutTopic
+    late: OutTopic
+    dead_letters: OutTopic
+    changelog: OutTopic
+    exactly_once: bool
+    producer_options: Mapping[str, object]
+    commit_timeout_s: float = 30.0
+
+
+@dataclass(slots=True)
+class Commit:
+    """All that becomes visible together: results, state, and the input offset that they reflect."""
+
+    offset: int
+    frames: list[OutRecord] = field(default_factory=list)
+    late: list[OutRecord] = field(default_factory=list)
+    dead_letters: list[OutRecord] = field(default_factory=list)
+    changes: list[OutRecord] = field(default_factory=list)
+
+
+class PartitionSink:
+    """The producer of one input partition. ``open`` fences whoever owned the partition before."""
+
+    def __init__(self, spec: SinkSpec, partition: int, results_producer: AIOKafkaProducer | None) -> None:
+        """``results_producer`` is the process's plain producer, for at-least-once; None for exactly-once."""
+        assert spec.exactly_once == (results_producer is None)
+        self._spec = spec
+        self._partition = partition
+        self._results_producer = results_producer
+        self._producer: AIOKafkaProducer | None = None
+
+    async def open(self) -> None:
+        """Start the producer and initialise its transactional id; the previous owner can commit nothing after this."""
+        producer = AIOKafkaProducer(
+            **self._spec.producer_options,
+            transactional_id=f"{self._spec.group_id}-{self._spec.input_topic}-{self._partition}",
+        )
+        try:
+            await asyncio.wait_for(producer.start(), self._spec.commit_timeout_s)
+        except BaseException:
+            await abandon(producer)
+            raise
+        self._producer = producer
+
+    async def commit(self, work: Commit) -> None:
+        """Make ``work`` visible, in numbered steps. After any exception the sink must be discarded.
+
+        Exactly once, everything is in one transaction. At least once, results are written and acknowledged first and
+        only state and offset are in the transaction: a crash in between repeats results, byte for byte the same.
+
+        Raises `FencedError` when another worker owns the partition, `OversizedError` when the broker refused a record
+        as too large, ``KafkaError`` or ``TimeoutError`` otherwise.
+        """
+        try:
+            await asyncio.wait_for(self._commit(work), self._spec.commit_timeout_s)
+        except ProducerFenced as error:
+            raise FencedError(
+                f"another worker has taken over {self._spec.input_topic}[{self._partition}]; "
+                "nothing after the last commit was published"
+            ) from error
+        except MessageSizeTooLargeError as error:
+            raise OversizedError(str(error)) from error
+
+    async def _commit(self, work: Commit) -> None:
+        producer, spec = self._producer, self._spec
+        if producer is None:
+            raise FencedError(f"the producer of {spec.input_topic}[{self._partition}] is closed")
+        sent: list[asyncio.Future[object]] = []
+        if self._results_producer is not None:
+            # 0. results, acknowledged before the state says that they are out
+            await _acknowledged(await self._send_results(self._results_producer, work))
+            reached(0)
+        # 1. begin
+        await producer.begin_transaction()
+        reached(1)
+        # 2. results and state
+        if self._results_producer is None:
+            sent += await self._send_results(producer, work)
+        sent += await self._send(producer, spec.changelog, work.changes, partition=self._partition)
+        reached(2)
+        # 3. every batch acknowledged: aiokafka would commit over one that failed
+        await _acknowledged(sent)
+        reached(3)
+        # 4. the input offset, in the same transaction
+        offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
+        await producer.send_offsets_to_transaction(offsets, spec.group_id)
+        reached(4)
+        # 5. commit
+        await producer.commit_transaction()
+        reached(5)
+
+    async def _send_results(self, producer: AIOKafkaProducer, work: Commit) -> list[asyncio.Future[object]]:
+        sent: list[asyncio.Future[object]] = []
+        for topic, records in (
+            (self._spec.frames, work.frames),
+            (self._spec.late, work.late),
+            (self._spec.dead_letters, work.dead_letters),
+        ):
+            sent += await self._send(producer, topic, records)
+        return sent
+
+    async def _send(
+        self,
+        producer: AIOKafkaProducer,
+        topic: OutTopic,
+        records: Iterable[OutRecord],
+        *,
+        partition: int | None = None,
+    ) -> list[asyncio.Future[object]]:
+        """Queue records in as few batches as they fit, in order per partition; by key where no partition is given."""
+        futures: list[asyncio.Future[object]] = []
+        open_batches: dict[int, BatchBuilder] = {}
+        now_ms = time.time_ns() // 1_000_000
+        for record in records:
+            timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
+            if partition is not None:
+                to = partition
+            elif record.key is None:
+                to = self._partition % topic.partitions
+            else:
+                to = partition_for(record.key, topic.partitions)
+            batch = open_batches.get(to)
+            if batch is not None and batch.append(
+                timestamp=timestamp_ms, key=record.key, value=record.value, headers=record.headers
+            ):
+                continue
+            if batch is not None:
+                futures.append(await producer.send_batch(batch, topic.name, partition=to))
+            batch = open_batches[to] = producer.create_batch()
+            # An empty batch takes any record; whether the topic does was checked when it was made.
+            batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=record.headers)
+        for to, batch in open_batches.items():
+            batch.close()
+            futures.append(await producer.send_batch(batch, topic.name, partition=to))
+        return futures
+
+    async def close(self) -> None:
+        """Let go of the producer; whatever was not committed is not."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await abandon(producer)
+
+
+async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
+    if not sent:
+        return
+    outcomes = await asyncio.gather(*sent, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def abandon(producer: AIOKafkaProducer) -> None:
+    """Stop a producer within a bounded time, by force if need be: with the broker away ``stop`` waits for ever."""
+    stopping = asyncio.ensure_future(producer.stop())
+    done, _ = await asyncio.wait([stopping], timeout=ABANDON_TIMEOUT_S)
+    if done:
+        if not stopping.cancelled() and (error := stopping.exception()) is not None:
+            log.debug("producer stopped with an error", error=repr(error))
+        return
+    stopping.cancel()
+    with contextlib.suppress(asyncio.CancelledError, KafkaError):
+        await stopping
+    sender_task = getattr(producer._sender, "_sender_task", None)
+    if sender_task is not None:
+        sender_task.cancel()
+        await asyncio.wait([sender_task], timeout=ABANDON_TIMEOUT_S)
+    with contextlib.suppress(asyncio.TimeoutError, KafkaError):
+        await asyncio.wait_for(producer.client.close(), ABANDON_TIMEOUT_S)
+
+
+def fit(work: Commit, spec: SinkSpec) -> int:
+    """Replace the records that their topics would refuse as too large; how many frames were replaced.
+
+    A frame becomes a dead letter without its items, a late tick or dead letter loses the end of the original value.
+    """
+    replaced = 0
+    kept: list[OutRecord] = []
+    for frame in work.frames:
+        if _size(frame) <= spec.frames.max_record_bytes:
+            kept.append(frame)
+            continue
+        work.dead_letters.append(shrink_frame(frame, spec.frames.max_record_bytes))
+        replaced += 1
+    work.frames = kept
+    work.late = [record if _size(record) <= spec.late.max_record_bytes else shrink_late(record) for record in work.late]
+    limit = spec.dead_letters.max_record_bytes
+    work.dead_letters = [
+        record if _size(record) <= limit else shrink_dead_letter(record, _size(record) - limit)
+        for record in work.dead_letters
+    ]
+    return replaced
+
+
+def _size(record: OutRecord) -> int:
+    size = RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
+    return size + sum(len(name) + len(value) + 8 for name, value in record.headers)

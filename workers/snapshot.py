@@ -1,0 +1,208 @@
+"""Lane state and the changelog's records: two plain functions each way.
+
+A changelog partition holds, compacted,
+
+    key                         value
+    b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
+    b"w" start symbol           one window: flags, rev, count, times, then the aggregation's own bytes
+    b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits
+
+with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
+(tombstone) when the window is dropped, so a commit costs what changed, not what is kept. Keys' clocks need no record of
+their own: `workers.windows` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from struct import Struct
+from struct import error as StructError
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from workers.errors import StateFormatError, StateMismatchError
+from workers.frames import OutRecord
+from workers.windows import Window
+
+__all__ = ["Counts", "LaneMeta", "check_fingerprint", "read_state", "write_meta", "write_windows"]
+
+FORMAT: Final = 1
+META_KEY: Final = b"m"
+_WINDOW = Struct("<BBIQqqqI")  # version, flags, rev, count, end, first, last, segments
+_START = Struct(">q")
+_SEGMENT = Struct(">qI")
+_CLOSED, _CHANGED = 1, 2
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of every record since the state began; ``records == aggregated + late + rejected + operators``."""
+
+    records: int = 0
+    aggregated: int = 0
+    late: int = 0
+    rejected: int = 0
+    deduplicated: int = 0
+    throttled: int = 0
+    filtered: int = 0
+    routed_away: int = 0
+
+    def balance(self) -> int:
+        """Records unaccounted for; anything but 0 is a bug."""
+        return self.records - (
+            self.aggregated
+            + self.late
+            + self.rejected
+            + self.deduplicated
+            + self.throttled
+            + self.filtered
+            + self.routed_away
+        )
+
+
+@dataclass(slots=True)
+class LaneMeta:
+    """What a commit says about a partition: everything before ``offset`` of the input is in the state."""
+
+    offset: int
+    partition_max_ns: int
+    fingerprint: Mapping[str, object]
+    counts: Counts = field(default_factory=Counts)
+
+
+def write_meta(meta: LaneMeta) -> OutRecord:
+    """The changelog's record of a commit."""
+    value = {
+        "format": FORMAT,
+        "offset": meta.offset,
+        "partition_max_ns": meta.partition_max_ns,
+        "counts": asdict(meta.counts),
+        "settings": meta.fingerprint,
+    }
+    return OutRecord(META_KEY, orjson.dumps(value))
+
+
+def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
+    """The changelog's records for windows that changed, and tombstones for the dropped; marks them as stored.
+
+    ``dump`` turns a window's aggregation state into bytes. A window that came and went between two commits leaves none.
+    """
+    records: list[OutRecord] = []
+    for window in windows:
+        symbol = window.key.encode()
+        key = b"w" + _START.pack(window.start_ns) + symbol
+        if window.dropped:
+            if window.stored:
+                records.append(OutRecord(key, None))
+                records.extend(
+                    OutRecord(b"i" + _SEGMENT.pack(window.start_ns, segment) + symbol, None)
+                    for segment in range(window.stored_segments)
+                )
+            continue
+        if window.items is not None and len(window.items) > window.stored_items:
+            segment_key = b"i" + _SEGMENT.pack(window.start_ns, window.stored_segments) + symbol
+            fresh = window.items[window.stored_items :]
+            records.append(OutRecord(segment_key, msgspec.msgpack.encode(fresh)))
+            window.stored_items = len(window.items)
+            window.stored_segments += 1
+        flags = _CLOSED * window.closed | _CHANGED * window.changed
+        head = _WINDOW.pack(
+            FORMAT,
+            flags,
+            window.rev,
+            window.count,
+            window.end_ns,
+            window.first_ns,
+            window.last_ns,
+            window.stored_segments,
+        )
+        records.append(OutRecord(key, head + (dump(window.state) if dump is not None else b"")))
+        window.stored = True
+    return records
+
+
+def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tuple[LaneMeta | None, list[Window[str]]]:
+    """The state that the last record of each key describes; ``where`` names the changelog partition in errors.
+
+    Raises `StateFormatError` where a record is of another format, damaged, or misses a part.
+    """
+    meta: LaneMeta | None = None
+    windows: list[Window[str]] = []
+    for key, value in entries.items():
+        kind = key[:1]
+        try:
+            if kind == b"w":
+                windows.append(_read_window(key, value, load, entries))
+            elif key == META_KEY:
+                meta = _read_meta(value)
+            elif kind != b"i":
+                raise StateFormatError(f"unknown kind of record {kind!r}")
+        except (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError) as error:
+            raise StateFormatError(
+                f"the changelog {where} holds a record that can't be read, key {key[:64]!r}: {error}. "
+                "It was written by another version or another program; use the version that wrote it, or start over with "
+                "`workers state reset`"
+            ) from error
+    if meta is None and windows:
+        raise StateFormatError(
+            f"the changelog {where} holds {len(windows)} windows but not the input offset they reflect; "
+            "start over with `workers state reset`"
+        )
+    return meta, windows
+
+
+def _read_meta(value: bytes) -> LaneMeta:
+    found = orjson.loads(value)
+    if found["format"] != FORMAT:
+        raise StateFormatError(f"its format is {found['format']}; this version reads format {FORMAT}")
+    return LaneMeta(found["offset"], found["partition_max_ns"], found["settings"], Counts(**found["counts"]))
+
+
+def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, bytes]) -> Window[str]:
+    if value[0] != FORMAT:
+        raise StateFormatError(f"its format is {value[0]}; this version reads format {FORMAT}")
+    _, flags, rev, count, end_ns, first_ns, last_ns, segments = _WINDOW.unpack_from(value)
+    (start_ns,) = _START.unpack_from(key, 1)
+    symbol = key[9:]
+    window: Window[str] = Window(
+        symbol.decode(),
+        start_ns,
+        end_ns,
+        count=count,
+        first_ns=first_ns,
+        last_ns=last_ns,
+        rev=rev,
+        closed=bool(flags & _CLOSED),
+        changed=bool(flags & _CHANGED),
+        stored=True,
+    )
+    if load is not None:
+        window.state = load(value[_WINDOW.size :])
+    if segments:
+        items: list[bytes] = []
+        for segment in range(segments):
+            items.extend(
+                msgspec.msgpack.decode(entries[b"i" + _SEGMENT.pack(start_ns, segment) + symbol], type=list[bytes])
+            )
+        if len(items) != count:
+            raise StateFormatError(f"it counts {count} ticks but keeps {len(items)}")
+        window.items, window.stored_items, window.stored_segments = items, len(items), segments
+    return window
+
+
+def check_fingerprint(meta: LaneMeta, fingerprint: Mapping[str, object], *, where: str) -> None:
+    """Raise `StateMismatchError` where the state was made under settings that give its windows another meaning."""
+    differing = [
+        f"{name} was {meta.fingerprint.get(name, 'absent')!r}, is {fingerprint.get(name, 'absent')!r}"
+        for name in sorted({*meta.fingerprint, *fingerprint})
+        if meta.fingerprint.get(name) != fingerprint.get(name)
+    ]
+    if differing:
+        raise StateMismatchError(
+            f"the stored state {where} was made under other settings: {'; '.join(differing)}. Windows made "
+            "so far would change their meaning. Give the old settings, run the new ones under another application_id "
+            "(it starts from the log), or drop the state with `workers state reset`"
+        )

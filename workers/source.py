@@ -1,0 +1,139 @@
+"""Reading: one group consumer, which partitions it owns, and when it is told so.
+
+The group protocol is eager: every rebalance takes all partitions and gives some back. What aiokafka 0.14 does then, and
+what is done about it here:
+
+- ``on_partitions_revoked`` is awaited with heartbeats running, so there is time to commit;
+- during ``on_partitions_assigned`` none run: partitions are paused at once and everything else is left to tasks;
+- ``getmany`` hands out records of partitions that are not ready yet: they are dropped here, and read again, since a
+  partition is positioned (`start_reading`) only when its lane is restored;
+- a pause is lost in a rebalance: the owner of a partition that stayed pauses it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+from workers.ticks import Record
+
+__all__ = ["Source"]
+
+log = structlog.get_logger(__name__)
+
+PartitionsCallback = Callable[[set[int]], Awaitable[None]]
+
+
+class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """The input topic as this member of the group sees it; partitions are plain numbers."""
+
+    def __init__(
+        self,
+        topic: str,
+        group_id: str,
+        consumer_options: Mapping[str, object],
+        *,
+        on_revoked: PartitionsCallback,
+        on_assigned: PartitionsCallback,
+    ) -> None:
+        self._topic = topic
+        self._on_revoked = on_revoked
+        self._on_assigned = on_assigned
+        self._reading: set[int] = set()
+        # The assignor keeps what it was assigned on the class: a class for each consumer, or two would share it.
+        assignor = type("OwnStickyAssignor", (StickyPartitionAssignor,), {})
+        self._consumer = AIOKafkaConsumer(
+            **{
+                **consumer_options,
+                "group_id": group_id,
+                "enable_auto_commit": False,
+                "auto_offset_reset": "none",  # positions are set by `start_reading` alone
+                "partition_assignment_strategy": [assignor],
+            }
+        )
+
+    async def start(self) -> None:
+        """Connect and subscribe; the group is joined in the background. Raises ``KafkaError``."""
+        await self._consumer.start()
+        self._consumer.subscribe([self._topic], listener=self)
+
+    async def stop(self) -> None:
+        """Leave the group; the revoked callback is not called."""
+        await self._consumer.stop()
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """aiokafka's callback before a rebalance."""
+        self._reading.clear()
+        await self._on_revoked({tp.partition for tp in revoked})
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """aiokafka's callback after a rebalance; no heartbeats run until it returns."""
+        self._consumer.pause(*assigned)
+        self._reading.clear()
+        await self._on_assigned({tp.partition for tp in assigned})
+
+    def owns(self, partition: int) -> bool:
+        """Whether the partition is assigned to this consumer now."""
+        return self._tp(partition) in self._consumer.assignment()
+
+    def start_reading(self, partition: int, offset: int) -> None:
+        """Hand out the partition's records from ``offset`` on. The partition must be owned."""
+        tp = self._tp(partition)
+        self._consumer.seek(tp, offset)
+        self._consumer.resume(tp)
+        self._reading.add(partition)
+
+    def stop_reading(self, partition: int) -> None:
+        """Hand out nothing of the partition until `start_reading`."""
+        self._reading.discard(partition)
+        if self.owns(partition):
+            self._consumer.pause(self._tp(partition))
+
+    def pause(self, partition: int) -> None:
+        """Fetch no more for now; what was fetched is kept."""
+        self._consumer.pause(self._tp(partition))
+
+    def resume(self, partition: int) -> None:
+        """Fetch again."""
+        self._consumer.resume(self._tp(partition))
+
+    async def poll(
+        self, partitions: Collection[int], *, timeout_ms: int, max_records: int
+    ) -> dict[int, Sequence[Record]]:
+        """The next records of the given partitions, in log order; waits ``timeout_ms`` for the first.
+
+        Raises ``OffsetOutOfRangeError`` where the log no longer has the position, ``KafkaError`` otherwise.
+        """
+        tps = [self._tp(partition) for partition in partitions if partition in self._reading]
+        if not tps:
+            return {}
+        found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+        return {tp.partition: records for tp, records in found.items() if tp.partition in self._reading}
+
+    async def committed(self, partition: int) -> int | None:
+        """The group's committed offset."""
+        offset: int | None = await self._consumer.committed(self._tp(partition))
+        return offset
+
+    async def log_bounds(self, partition: int) -> tuple[int, int]:
+        """The first offset that the log still has, and its end."""
+        tp = self._tp(partition)
+        begin = await self._consumer.beginning_offsets([tp])
+        end = await self._consumer.end_offsets([tp])
+        return begin[tp], end[tp]
+
+    async def at_end(self, partition: int) -> bool:
+        """Whether everything the last fetch saw has been handed out."""
+        tp = self._tp(partition)
+        if not self.owns(partition) or partition not in self._reading:
+            return False
+        end = self._consumer.last_stable_offset(tp)
+        if end is None or end < 0:
+            end = self._consumer.highwater(tp)
+        return end is not None and await self._consumer.position(tp) >= end
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)

@@ -1,0 +1,210 @@
+"""Ticks: what a record of the input topic must be, and why it is not one.
+
+A record becomes either a `Tick` or a `Rejection`; decoding never raises, because no record may end a worker.
+The checks run in the order of `Reason`, so the reason given for a record with several faults is always the same one:
+
+1. the value is JSON (``malformed_json``; a tombstone has no value at all) and an object (``wrong_type``);
+2. the four fields are there (``missing_field``) and each has its type (``wrong_type``), no NaN or infinity;
+3. the size is not negative, the record's key is the symbol, the time is in range and not ahead of the record's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal, Protocol
+
+import orjson
+
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, NS_PER_SECOND, UNIT_NS, TimestampUnit, parse_rfc3339
+
+__all__ = ["Reason", "Record", "Rejection", "Tick", "TickFormat", "tick_decoder"]
+
+NO_TIMESTAMP: Final = -1
+"""Kafka's value for a record without a timestamp."""
+
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+
+
+class Record(Protocol):
+    """What is read of a Kafka record; aiokafka's ``ConsumerRecord`` is one."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...  # ms since the epoch, or -1
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Reason(StrEnum):
+    """Why a record is not a tick; the value is the wire form in the dead-letters topic and in metric labels."""
+
+    MALFORMED_JSON = "malformed_json"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    NEGATIVE_SIZE = "negative_size"
+    KEY_MISMATCH = "key_mismatch"
+    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    FUTURE_TIMESTAMP = "future_timestamp"
+    MISROUTED = "misrouted"
+
+
+@dataclass(frozen=True, slots=True)
+class TickFormat:
+    """How a tick is written: the JSON names of its fields and the unit of an integer timestamp.
+
+    ``max_future_skew_ns`` is how far a tick's time may be ahead of its record's Kafka timestamp: one bad clock must
+    not push a watermark ahead and make every later tick late.
+    """
+
+    symbol: str = "symbol"
+    ts: str = "ts"
+    price: str = "price"
+    size: str = "size"
+    unit: TimestampUnit = "ms"
+    max_future_skew_ns: int = 60 * NS_PER_SECOND
+    on_misrouted: Literal["warn", "reject"] = "warn"
+
+    @property
+    def unit_ns(self) -> int:
+        """Nanoseconds in one unit of an integer timestamp."""
+        return UNIT_NS[self.unit]
+
+
+@dataclass(slots=True)
+class Tick:
+    """One trade. ``value`` is the record's value as received and ``fields`` the same, decoded."""
+
+    symbol: str
+    ts_ns: int
+    price: float
+    size: float
+    offset: int
+    value: bytes
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A record that is not a tick: the reason, and a sentence saying what was expected and found."""
+
+    reason: Reason
+    message: str
+    record: Record
+
+
+def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
+    """A function that turns a record into a tick, or into the reason why it is none."""
+    names = (form.symbol, form.ts, form.price, form.size)
+    symbol_name, ts_name, price_name, size_name = names
+    unit_ns, skew_ns = form.unit_ns, form.max_future_skew_ns
+
+    def decode(record: Record) -> Tick | Rejection:
+        value = record.value
+        if value is None:
+            return Rejection(
+                Reason.MALFORMED_JSON, "the record has no value (a tombstone); expected a JSON object", record
+            )
+        try:
+            fields = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            return Rejection(Reason.MALFORMED_JSON, f"{error}; the value begins {_excerpt(value)}", record)
+        try:
+            symbol, ts, price, size = fields[symbol_name], fields[ts_name], fields[price_name], fields[size_name]
+        except (KeyError, TypeError, IndexError):
+            return _shape_rejection(fields, names, record)
+        if type(symbol) is not str:
+            return _type_rejection(symbol_name, "a string", symbol, record)
+        if type(ts) is float and abs(ts) >= 2**63:
+            ts = _exact(value, ts_name)
+        ts_ns = ts * unit_ns if type(ts) is int else _time_from_text(ts)
+        if ts_ns is None:
+            return _type_rejection(
+                ts_name, f"an integer ({form.unit}) or an RFC 3339 string with an offset", ts, record
+            )
+        price_value = price if type(price) is float else _number(price)
+        if price_value is None or not math.isfinite(price_value):
+            return _type_rejection(price_name, "a finite number", price, record)
+        size_value = size if type(size) is float else _number(size)
+        if size_value is None or not math.isfinite(size_value):
+            return _type_rejection(size_name, "a finite number", size, record)
+        if size_value < 0:
+            return Rejection(Reason.NEGATIVE_SIZE, f"{size_name} is {size!r}; expected 0 or more", record)
+        key = record.key
+        if key is None or key != symbol.encode():
+            found = "none" if key is None else _excerpt(key)
+            message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {_excerpt(symbol.encode())}"
+            return Rejection(Reason.KEY_MISMATCH, message, record)
+        if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
+            message = f"{ts_name} is {_excerpt(ts)}; as {form.unit} it does not fit 64-bit nanoseconds since 1970"
+            return Rejection(Reason.TIMESTAMP_OUT_OF_RANGE, message, record)
+        sent_ms = record.timestamp
+        if sent_ms != NO_TIMESTAMP and ts_ns > sent_ms * NS_PER_MS + skew_ns:
+            return _future_rejection(ts_name, ts_ns, skew_ns, record)
+        return Tick(symbol, ts_ns, price_value, size_value, record.offset, value, fields)
+
+    return decode
+
+
+def _number(found: object) -> float | None:
+    """The float of a JSON number, or of a string that is one (exchanges send decimals as strings)."""
+    if type(found) is int:
+        try:
+            return float(found)
+        except OverflowError:
+            return None
+    if type(found) is str and _JSON_NUMBER.fullmatch(found):
+        return float(found)
+    return None
+
+
+def _exact(value: bytes, name: str) -> object:
+    """A number too large for orjson's 64-bit integers, which it makes floats: an integer if it was written as one."""
+    found: object = json.loads(value)[name]
+    return found
+
+
+def _time_from_text(found: object) -> int | None:
+    if type(found) is not str:
+        return None
+    try:
+        return parse_rfc3339(found)
+    except ValueError:
+        return None
+
+
+def _excerpt(found: object) -> str:
+    """At most 80 characters of a value: a hostile record must not fill the log or a header."""
+    text = repr(found[:80] if isinstance(found, bytes | str) else found)
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def _shape_rejection(fields: object, names: Sequence[str], record: Record) -> Rejection:
+    if not isinstance(fields, dict):
+        message = f"the value is {_excerpt(fields)}; expected a JSON object"
+        return Rejection(Reason.WRONG_TYPE, message, record)
+    missing = [name for name in names if name not in fields]
+    found = ", ".join(sorted(map(_excerpt, fields))[:20]) or "no fields"
+    return Rejection(Reason.MISSING_FIELD, f"{', '.join(missing)} missing; found {found}", record)
+
+
+def _type_rejection(name: str, expected: str, found: object, record: Record) -> Rejection:
+    message = f"{name} is {_excerpt(found)} ({type(found).__name__}); expected {expected}"
+    return Rejection(Reason.WRONG_TYPE, message, record)
+
+
+def _future_rejection(name: str, ts_ns: int, skew_ns: int, record: Record) -> Rejection:
+    ahead_ms = ts_ns // NS_PER_MS - record.timestamp
+    message = (
+        f"{name} is {ahead_ms} ms ahead of the record's own timestamp; at most {skew_ns // NS_PER_MS} ms is allowed"
+    )
+    return Rejection(Reason.FUTURE_TIMESTAMP, message, record)

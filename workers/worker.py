@@ -1,0 +1,601 @@
+"""The worker: fetch → lanes → effects → commit, for the partitions that the group gives this process.
+
+    source.poll ──▶ backlog ──▶ lane.process ──▶ pending ──▶ sink.commit
+                    (bounded)     (pure)        (effects)    (one transaction
+                                                              per partition)
+
+Everything about one partition is in an `OwnedPartition`; the `Worker` moves records and time. Three rules carry the
+guarantees:
+
+1. A lane's state is only ever that of a log position: whatever fails, the lane and its producer are thrown away and made
+   again from what was committed. Nothing is rolled back in memory.
+2. Nothing leaves the process but through `PartitionSink.commit`, whose producer the next owner fences.
+3. A partition that stays over a rebalance keeps its lane. That is sound even where another worker owned it in between:
+   it would have fenced our producer, and the next commit would fail before anything is visible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from enum import Enum
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+from workers.changelog import read_changelog
+from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
+from workers.lane import Effects, Input, Lane, LaneSpec
+from workers.metrics import Metrics
+from workers.settings import Settings, consumer_options, producer_options
+from workers.sink import Commit, OversizedError, PartitionSink, SinkSpec, abandon, fit
+from workers.source import Source
+from workers.ticks import Record, TickFormat
+from workers.topics import TopicLayout, prepare_topics
+
+__all__ = ["Worker", "lane_spec", "run_worker"]
+
+log = structlog.get_logger(__name__)
+
+POLL_TIMEOUT_MS = 50
+MAX_BACKOFF_S = 5.0
+RESTORES_AT_ONCE = 4
+DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions are given back
+STOP_TIMEOUT_S = 20.0
+PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
+
+_FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
+
+
+def lane_spec(settings: Settings) -> LaneSpec:
+    """What the settings ask of a lane."""
+    tick, window = settings.tick, settings.window
+    return LaneSpec(
+        tick=TickFormat(
+            tick.symbol,
+            tick.ts,
+            tick.price,
+            tick.size,
+            tick.timestamp_unit,
+            tick.max_future_skew,
+            tick.on_misrouted,
+        ),
+        size_ns=window.size,
+        lag_ns=window.lag,
+        lateness_ns=window.allowed_lateness,
+        idle_after_ns=window.idle_after,
+        key_ttl_ns=window.key_ttl,
+        emit=window.emit,
+        emit_partial=window.emit_partial,
+        payload=window.payload,
+        scope=window.watermark_scope,
+        aggregation=window.aggregation,
+    )
+
+
+class Phase(Enum):
+    """Where an owned partition is in its life."""
+
+    OPENING = "opening"  # producer and state are being made
+    RUNNING = "running"
+    SUSPENDED = "suspended"  # a rebalance is under way: it may come back
+    CLOSED = "closed"
+
+
+class OwnedPartition:
+    """One partition while this process owns it: lane, backlog, pending results, and the tasks that serve them."""
+
+    def __init__(self, number: int, worker: Worker) -> None:
+        self.number = number
+        self.phase = Phase.OPENING
+        self.lane: Lane | None = None
+        self.sink: PartitionSink | None = None
+        self.backlog: deque[Sequence[Record]] = deque()
+        self.backlog_records = 0
+        self.paused = False
+        self.pending = Effects()
+        self.committed_offset = 0
+        self.heard_s = 0.0  # when a record last came, monotonic
+        self._worker = worker
+        self._dirty = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._last_commit_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make producer and lane in a task, then start reading; repeated until it works or the partition is lost."""
+        self.phase = Phase.OPENING
+        self._start(self._open_until_done())
+
+    def suspend(self) -> None:
+        """A rebalance took the partition away, perhaps only for a moment."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.SUSPENDED
+
+    def continue_reading(self) -> None:
+        """The partition stayed: read on behind what is already here. Pauses do not survive a rebalance by themselves."""
+        assert self.lane is not None
+        self.phase = Phase.RUNNING
+        next_offset = self.backlog[-1][-1].offset + 1 if self.backlog else self.lane.position
+        self._worker.source.start_reading(self.number, next_offset)
+        if self.paused:
+            self._worker.source.pause(self.number)
+        self.heard_s = time.monotonic()
+
+    async def close(self) -> None:
+        """Stop all tasks and let go of the producer. Nothing is committed here."""
+        self.phase = Phase.CLOSED
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+        await self._discard()
+
+    def _start(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(self._guard(coroutine))  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, coroutine: object) -> None:
+        try:
+            await coroutine  # type: ignore[misc]
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._worker.fail(error)
+
+    async def _discard(self) -> None:
+        sink, self.sink, self.lane = self.sink, None, None
+        self.backlog.clear()
+        self.backlog_records = 0
+        self.paused = False
+        self.pending = Effects()
+        self._dirty.clear()
+        if sink is not None:
+            await sink.close()
+
+    async def _open_until_done(self) -> None:
+        backoff_s = 0.1
+        while self.phase is Phase.OPENING:
+            try:
+                async with self._worker.restoring():
+                    await self._open_once()
+                return
+            except _FATAL:
+                raise
+            except (KafkaError, TimeoutError, OSError, FencedError) as error:
+                await self._discard()
+                log.warning(
+                    "cannot open the partition; trying again",
+                    partition=self.number,
+                    error=repr(error),
+                    retry_in_s=round(backoff_s, 1),
+                )
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+
+    async def _open_once(self) -> None:
+        worker = self._worker
+        started_s = time.monotonic()
+        sink = worker.make_sink(self.number)
+        await sink.open()  # fences the previous owner, so what is read next is the last that was committed
+        self.sink = sink
+        lane = Lane(worker.lane_spec, Input(worker.topic, self.number, worker.layout.ticks_partitions))
+        changelog = worker.layout.changelog.name
+        counter = worker.metrics.restored_records.labels(worker.topic, str(self.number))
+        entries = await read_changelog(
+            changelog, self.number, worker.consumer_options, on_progress=counter.inc
+        )
+        restored = lane.restore(entries, where=f"{changelog}[{self.number}]")
+        offset = await self._agreed_offset(restored.offset if restored is not None else None)
+        lane.position = offset
+        self.lane, self.committed_offset = lane, offset
+        self._start(self._commit_when_due())
+        if worker.source.owns(self.number):
+            self.continue_reading()
+        else:
+            self.phase = Phase.SUSPENDED  # a rebalance is under way, whose end decides
+        seconds = time.monotonic() - started_s
+        worker.metrics.restore_duration.observe(seconds)
+        log.info(
+            "partition ready", partition=self.number, offset=offset, keys=lane.key_count, seconds=round(seconds, 3)
+        )
+
+    async def _agreed_offset(self, stored: int | None) -> int:
+        """Where to read on: the stored state's offset, with which the group's must agree."""
+        worker = self._worker
+        where = f"{worker.topic}[{self.number}]"
+        committed = await worker.source.committed(self.number)
+        begin, end = await worker.source.log_bounds(self.number)
+        if stored is None:
+            if committed is not None and committed > begin:
+                raise StateMismatchError(
+                    f"the group {worker.settings.application_id!r} has committed offset {committed} of {where}, but "
+                    f"{worker.layout.changelog.name} holds no state for it. Restore the changelog topic, or start over "
+                    "with `workers state reset`"
+                )
+            return end if worker.settings.kafka.auto_offset_reset == "latest" else begin
+        if committed is not None and committed != stored:
+            raise StateMismatchError(
+                f"the stored state reflects offset {stored} of {where}, but the group "
+                f"{worker.settings.application_id!r} has committed {committed}: the group's offsets were changed apart "
+                "from the state. Set them back, or drop both with `workers state reset`"
+            )
+        if stored < begin:
+            raise DataLossError(
+                f"{where} begins at offset {begin}, but was processed only up to {stored}: {begin - stored} records "
+                "were deleted unread (the topic's retention is shorter than the outage). Start over with "
+                "`workers state reset`, which reads what is left"
+            )
+        if stored > end:
+            raise StateMismatchError(
+                f"the stored state reflects offset {stored} of {where}, which ends at {end}: the topic was deleted and "
+                "made again. Start over with `workers state reset`"
+            )
+        return stored
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Take fetched records into the backlog; pause the partition at the high watermark."""
+        self.backlog.append(records)
+        self.backlog_records += len(records)
+        self.heard_s = time.monotonic()
+        if not self.paused and self.backlog_records >= self._worker.high_records:
+            self.paused = True
+            self._worker.source.pause(self.number)
+            self._worker.metrics.lane_pauses.labels(self._worker.topic, str(self.number)).inc()
+
+    def step(self) -> bool:
+        """Process the next records of the backlog; resume the partition at the low watermark. False: nothing to do."""
+        if self.phase is not Phase.RUNNING or not self.backlog or self._results_waiting() >= PENDING_LIMIT_RECORDS:
+            return False
+        assert self.lane is not None
+        records = self.backlog.popleft()
+        limit = self._worker.settings.lane.batch_size
+        if len(records) > limit:
+            self.backlog.appendleft(records[limit:])
+            records = records[:limit]
+        self.backlog_records -= len(records)
+        self._take(self.lane.process(records))
+        self._dirty.set()
+        if self.paused and self.backlog_records <= self._worker.low_records:
+            self.paused = False
+            self._worker.source.resume(self.number)
+        return True
+
+    async def show_overdue(self, now_s: float) -> None:
+        """Where the partition was read to its end, let the silence since bring windows out."""
+        if self.phase is not Phase.RUNNING or self.backlog or self.lane is None:
+            return
+        due_ns = self.lane.next_timeout_ns()
+        silence_ns = int((now_s - self.heard_s) * 1e9)
+        if due_ns is None or silence_ns < due_ns or not await self._worker.source.at_end(self.number):
+            return
+        if self.phase is Phase.RUNNING and self.lane is not None and not self.backlog:
+            self._take(self.lane.idle(silence_ns))
+
+    def flush_partial(self) -> None:
+        """Show open windows that changed."""
+        if self.phase is Phase.RUNNING and self.lane is not None:
+            self._take(self.lane.flush_partial())
+
+    def _take(self, effects: Effects) -> None:
+        self.pending.extend(effects)
+        for key in effects.misrouted_keys:
+            log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
+        if effects.frames:
+            self._dirty.set()
+
+    def _results_waiting(self) -> int:
+        return len(self.pending.frames) + len(self.pending.late) + len(self.pending.dead_letters)
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    async def _commit_when_due(self) -> None:
+        while True:
+            await self._dirty.wait()
+            wait_s = self._last_commit_s + self._worker.commit_interval_s - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if not await self.commit():
+                return
+
+    async def commit(self) -> bool:
+        """Commit what was processed so far; False when it failed and the partition is being opened again."""
+        async with self._committing:
+            lane, sink = self.lane, self.sink
+            if lane is None or sink is None or not self._dirty.is_set():
+                return lane is not None
+            self._dirty.clear()
+            self._last_commit_s = time.monotonic()
+            effects, self.pending = self.pending, Effects()
+            work = Commit(lane.position, effects.frames, effects.late, effects.dead_letters, lane.take_changes())
+            oversized = fit(work, self._worker.sink_spec)
+            try:
+                await sink.commit(work)
+            except _FATAL:
+                raise
+            except (KafkaError, TimeoutError, OSError, AssertionError, WorkersError) as error:
+                await self._recover(error)
+                return False
+            self.committed_offset = work.offset
+            self._count(effects, oversized, time.monotonic() - self._last_commit_s)
+            return True
+
+    async def _recover(self, error: BaseException) -> None:
+        """After any failed commit: nothing of it may be trusted, so start again from what was committed."""
+        log.warning("commit failed; restoring the partition", partition=self.number, error=repr(error))
+        labels = (self._worker.topic, str(self.number), type(error).__name__)
+        self._worker.metrics.commit_failures.labels(*labels).inc()
+        running = self.phase is Phase.RUNNING
+        self.phase = Phase.OPENING if running else Phase.CLOSED
+        self._worker.source.stop_reading(self.number)
+        await self._discard()
+        if isinstance(error, OversizedError):
+            await self._worker.refresh_limits()
+        if running:
+            self.open()
+
+    def _count(self, effects: Effects, oversized: int, seconds: float) -> None:
+        metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))
+        metrics.commits.labels(*labels).inc()
+        metrics.commit_duration.observe(seconds)
+        metrics.ticks_in.labels(*labels).inc(effects.records)
+        metrics.ticks_aggregated.labels(*labels).inc(effects.aggregated)
+        metrics.frames_oversized.labels(*labels).inc(oversized)
+        metrics.misrouted_keys.labels(*labels).inc(len(effects.misrouted_keys))
+        for reason, number in effects.late_by_reason.items():
+            metrics.ticks_late.labels(*labels, reason).inc(number)
+        for reason, number in effects.rejected.items():
+            metrics.ticks_rejected.labels(*labels, reason).inc(number)
+        for (status, trigger), number in effects.emitted.items():
+            metrics.frames.labels(*labels, status, trigger).inc(number)
+        if self.lane is not None:
+            metrics.keys.labels(*labels).set(self.lane.key_count)
+            if self.lane.partition_max_ns is not None:
+                metrics.partition_time.labels(*labels).set(self.lane.partition_max_ns / 1e9)
+
+
+class Worker:
+    """One member of the group. ``run`` until ``stop`` is set; everything else is for its partitions."""
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics if metrics is not None else Metrics()
+        self.topic = settings.topics.ticks
+        self.lane_spec = lane_spec(settings)
+        self.consumer_options = consumer_options(settings)
+        self.commit_interval_s = settings.commit_interval / 1e9
+        self.high_records = max(1, int(settings.lane.high_watermark * settings.lane.capacity))
+        self.low_records = int(settings.lane.low_watermark * settings.lane.capacity)
+        self.layout: TopicLayout
+        self.sink_spec: SinkSpec
+        self.source: Source
+        self.partitions: dict[int, OwnedPartition] = {}
+        self._results_producer: AIOKafkaProducer | None = None
+        self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
+        self._failure: asyncio.Future[None] | None = None
+        self._background: set[asyncio.Future[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then commit, leave the group and close.
+
+        Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
+        """
+        self._failure = asyncio.get_running_loop().create_future()
+        self.layout = await prepare_topics(self.settings)
+        self.sink_spec = self._make_sink_spec()
+        self.source = Source(
+            self.topic,
+            self.settings.application_id,
+            self.consumer_options,
+            on_revoked=self._revoked,
+            on_assigned=self._assigned,
+        )
+        try:
+            await self._start_results_producer()
+            await self.source.start()
+            log.info(
+                "worker started",
+                application_id=self.settings.application_id,
+                topic=self.topic,
+                guarantee=self.settings.processing_guarantee,
+            )
+            await self._loop(stop)
+        finally:
+            await self._shut_down()
+
+    async def _loop(self, stop: asyncio.Event) -> None:
+        assert self._failure is not None
+        flush_s = self.settings.window.flush_interval / 1e9
+        next_flush_s = 0.0
+        while not stop.is_set() and not self._failure.done():
+            await self._fetch()
+            for partition in list(self.partitions.values()):
+                if partition.step():
+                    await asyncio.sleep(0)  # commits and heartbeats get their turn between lanes
+            now_s = time.monotonic()
+            for partition in list(self.partitions.values()):
+                await partition.show_overdue(now_s)
+            if self.settings.window.emit_partial and now_s >= next_flush_s:
+                next_flush_s = now_s + flush_s
+                for partition in list(self.partitions.values()):
+                    partition.flush_partial()
+        if self._failure.done():
+            self._failure.result()
+
+    async def _fetch(self) -> None:
+        backlog = any(partition.backlog for partition in self.partitions.values())
+        ready = [
+            number
+            for number, partition in self.partitions.items()
+            if partition.phase is Phase.RUNNING and not partition.paused
+        ]
+        if not ready:
+            await asyncio.sleep(0.001 if backlog else POLL_TIMEOUT_MS / 1000)
+            return
+        try:
+            fetched = await self.source.poll(
+                ready, timeout_ms=0 if backlog else POLL_TIMEOUT_MS, max_records=self.settings.lane.batch_size
+            )
+        except OffsetOutOfRangeError as error:
+            raise DataLossError(
+                f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is shorter "
+                "than the lag. Start over with `workers state reset`, which reads what is left"
+            ) from error
+        except _FATAL:
+            raise
+        except KafkaError as error:
+            log.warning("fetching failed; trying again", error=repr(error))
+            await asyncio.sleep(1.0)
+            return
+        for number, records in fetched.items():
+            partition = self.partitions.get(number)
+            if partition is not None and partition.phase is Phase.RUNNING and records:
+                partition.accept(records)
+
+    # -- rebalances ---------------------------------------------------------------------------------------------------
+
+    async def _revoked(self, revoked: set[int]) -> None:
+        """Commit what was processed, within the time the group allows; what can't be committed is dropped here."""
+        for number in revoked & self.partitions.keys():
+            self.partitions[number].suspend()
+        limit_s = self.settings.kafka.rebalance_timeout_ms / 1000 * DRAIN_SHARE
+        await self._commit_all([self.partitions[number] for number in revoked & self.partitions.keys()], limit_s)
+
+    async def _assigned(self, assigned: set[int]) -> None:
+        self.metrics.rebalances.inc()
+        self._check_partitions(assigned)
+        for number in self.partitions.keys() - assigned:
+            partition = self.partitions.pop(number)
+            partition.phase = Phase.CLOSED
+            self._in_background(partition.close())
+        for number in sorted(assigned):
+            known = self.partitions.get(number)
+            if known is not None and known.phase is Phase.SUSPENDED and known.lane is not None:
+                known.continue_reading()
+            elif known is None or known.phase is not Phase.OPENING:
+                if known is not None:
+                    self._in_background(known.close())
+                self.partitions[number] = OwnedPartition(number, self)
+                self.partitions[number].open()
+        self.metrics.partitions_owned.set(len(assigned))
+        log.info("partitions assigned", partitions=sorted(assigned))
+
+    def _check_partitions(self, assigned: set[int]) -> None:
+        if assigned and max(assigned) >= self.layout.ticks_partitions:
+            self.fail(
+                TopicError(
+                    f"{self.topic} now has partition {max(assigned)}, but had {self.layout.ticks_partitions} when its "
+                    "state began: its keys have moved between partitions. Use another application_id, or "
+                    "`workers state reset`, and restart"
+                )
+            )
+
+    async def _commit_all(self, partitions: Sequence[OwnedPartition], limit_s: float) -> None:
+        """Commit side by side; partitions that don't make it in time are closed, and restored by their next owner."""
+        commits = {asyncio.ensure_future(partition.commit()): partition for partition in partitions}
+        if not commits:
+            return
+        done, late = await asyncio.wait(commits, timeout=limit_s)
+        for task in late:
+            log.warning("commit not done in time; giving the partition up", partition=commits[task].number)
+            task.cancel()
+            await commits[task].close()
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.fail(error)
+
+    # -- for partitions -----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def restoring(self) -> AsyncIterator[None]:
+        """A place among the restores that run side by side."""
+        async with self._restores:
+            self.metrics.partitions_restoring.inc()
+            try:
+                yield
+            finally:
+                self.metrics.partitions_restoring.dec()
+
+    def make_sink(self, partition: int) -> PartitionSink:
+        """A new producer for a partition, not yet open."""
+        return PartitionSink(self.sink_spec, partition, self._results_producer)
+
+    async def refresh_limits(self) -> None:
+        """Ask the topics again how large a record may be."""
+        self.layout = await prepare_topics(self.settings)
+        self.sink_spec = self._make_sink_spec()
+
+    def fail(self, error: BaseException) -> None:
+        """End ``run`` with this error, unless another came first."""
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    # -- start and end ------------------------------------------------------------------------------------------------
+
+    def _make_sink_spec(self) -> SinkSpec:
+        layout = self.layout
+        return SinkSpec(
+            self.topic,
+            self.settings.application_id,
+            layout.frames,
+            layout.late,
+            layout.dead_letters,
+            layout.changelog,
+            self.settings.processing_guarantee == "exactly_once",
+            producer_options(self.settings),
+        )
+
+    async def _start_results_producer(self) -> None:
+        if self.settings.processing_guarantee == "at_least_once":
+            options = producer_options(self.settings)
+            options.pop("transaction_timeout_ms", None)
+            self._results_producer = AIOKafkaProducer(**options)
+            await self._results_producer.start()
+
+    def _in_background(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type,var-annotated]
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _shut_down(self) -> None:
+        """Commit what can be committed, leave the group, close the producers; each within a limit."""
+        partitions = list(self.partitions.values())
+        for partition in partitions:
+            partition.suspend()
+        await self._commit_all(partitions, STOP_TIMEOUT_S / 2)
+        with contextlib.suppress(KafkaError, TimeoutError):
+            await asyncio.wait_for(self.source.stop(), STOP_TIMEOUT_S / 2)
+        await asyncio.gather(*(partition.close() for partition in partitions), *self._background)
+        if self._results_producer is not None:
+            await abandon(self._results_producer)
+        if self._failure is not None and self._failure.done():
+            self._failure.exception()  # it was raised by the loop, or came after it
+        log.info("worker stopped")
+
+
+async def run_worker(settings: Settings, *, stop: asyncio.Event, on_started: Callable[[Worker], None] | None = None) -> None:
+    """Run one worker until ``stop`` is set. Raises what `Worker.run` raises, with unreachable brokers explained."""
+    worker = Worker(settings)
+    if on_started is not None:
+        on_started(worker)
+    try:
+        await worker.run(stop)
+    except BrokerError:
+        raise
