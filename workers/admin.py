@@ -1,43 +1,274 @@
-"""The cluster from outside the data path: reaching it, its topics, and how far the group is behind.
+"""The topics of an application: what they must be like, making them, and refusing those that would lose data.
 
-What can't be done is said in terms of the user's settings; aiokafka's own errors name neither the address nor the
-setting, and its client logs the reason of a failed connection instead of raising it.
+| topic | partitions | kept |
+|---|---|---|
+| ticks | ``topics.partitions`` | for ever: a replay of old data must not be deleted while it is read |
+| frames | ``topics.partitions`` | for ever: their timestamps are event times, and Kafka deletes by timestamp |
+| late, dead letters | ``topics.partitions`` | for ever: the ledger of what was not counted (whoever settles it shortens it) |
+| changelog | as many as ticks: partition i holds the state of input partition i | compacted |
+| feedback | 1, so that producers see one order of levels | compacted |
+
+"For ever" is what is created here; a topic that exists keeps its own configuration.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.conn import create_conn
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    AuthenticationMethodNotSupported,
-    CoordinatorLoadInProgressError,
-    CoordinatorNotAvailableError,
-    IllegalSaslStateError,
-    KafkaConnectionError,
-    KafkaError,
-    NodeNotReadyError,
-    NotCoordinatorError,
-    RequestTimedOutError,
-    SaslAuthenticationFailed,
-    TopicAlreadyExistsError,
-    UnsupportedSaslMechanismError,
-    for_code,
-)
-from aiokafka.structs import TopicPartition
-from aiokafka.util import get_running_loop as _client_loop
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from workers.errors import BrokerError, ConfigError, TopicError
-from workers.settings import client_options
+from workers.connection import admin_client, explain_connection_error
+from workers.errors import TopicError
 
 if TYPE_CHECKING:
     from workers.settings import Settings
+
+__all__ = [
+    "TopicLayout",
+    "TopicPlan",
+    "TopicState",
+    "admin_client",
+    "delete_topics",
+    "describe_topics",
+    "ensure_topics",
+    "explain_connection_error",
+    "planned_topics",
+]
+
+KEEP_FOR_EVER: Final = "-1"
+_APPEAR_TIMEOUT_S: Final = 30.0
+_REQUEST_TIMEOUT_S: Final = 30.0
+_MIN_RECORD_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """A topic as this application would create it; ``role`` is its name in the settings."""
+
+    role: str
+    name: str
+    partitions: int
+    configs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the cluster has it."""
+
+    name: str
+    partitions: int
+    ready: bool  # every partition has a leader
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLayout:
+    """Numbers of partitions of an application's topics, and how long its frames topic keeps records.
+
+    ``frames_retention_ms`` is -1 for ever, and None where the cluster does not tell this user.
+    """
+
+    ticks: int
+    frames: int
+    late: int
+    dead_letters: int
+    changelog: int
+    feedback: int
+    frames_retention_ms: int | None = None
+    max_message_bytes: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where it isn't told
+    created: tuple[str, ...] = field(default=(), compare=False)
+
+
+def planned_topics(settings: Settings, *, tick_partitions: int | None = None) -> list[TopicPlan]:
+    """The six topics as they would be created; ``tick_partitions`` is what an existing ticks topic has."""
+    topics = settings.topics
+    # A dead letter is the original record and its headers, a late record quotes its tick: both may exceed the largest
+    # tick, and a record that can't be written would stop its partition.
+    kept = {
+        "cleanup.policy": "delete",
+        "retention.ms": KEEP_FOR_EVER,
+        "max.message.bytes": str(max(_MIN_RECORD_BYTES, 2 * settings.kafka.max_request_size)),
+    }
+    compacted = {
+        "cleanup.policy": "compact",
+        "max.message.bytes": kept["max.message.bytes"],
+        # Only closed segments are compacted: small and short-lived ones keep a restore short.
+        "segment.bytes": str(64 * 1024 * 1024),
+        "segment.ms": "600000",
+        "min.cleanable.dirty.ratio": "0.1",
+        "min.compaction.lag.ms": "0",
+        # Every window leaves a tombstone. They must outlive a restore that is under way, not a day.
+        "delete.retention.ms": "900000",
+    }
+    partitions = topics.partitions
+    return [
+        TopicPlan("ticks", topics.ticks, partitions, kept),
+        TopicPlan("frames", topics.frames, partitions, kept),
+        TopicPlan("late", topics.late, partitions, kept),
+        TopicPlan("dead_letters", topics.dead_letters, partitions, kept),
+        TopicPlan("changelog", topics.changelog, tick_partitions or partitions, compacted),
+        TopicPlan("feedback", topics.feedback, 1, compacted),
+    ]
+
+
+async def ensure_topics(
+    admin: AIOKafkaAdminClient, settings: Settings, *, create: bool, only: Iterable[str] | None = None
+) -> TopicLayout:
+    """See to it that the application's topics exist, have leaders, and fit together.
+
+    Missing ones are created with ``create``; another process that creates them at the same time does no harm.
+    ``only`` limits the creation and the checks to some roles; the layout then has 0 partitions for the others missing.
+
+    Raises ``TopicError`` where topics are missing (and ``create`` is false), can't be created, don't get ready within
+    half a minute, or would lose state: a changelog with another number of partitions than ticks, or that is not
+    compacted. Raises ``BrokerError`` where the cluster does not answer.
+    """
+    roles = frozenset(only) if only is not None else None
+    try:
+        found = await describe_topics(admin)
+        ticks = found.get(settings.topics.ticks)
+        plans = planned_topics(settings, tick_partitions=ticks.partitions if ticks else None)
+        plans = [plan for plan in plans if roles is None or plan.role in roles]
+        missing = [plan for plan in plans if plan.name not in found]
+        if missing and not create:
+            raise _missing_error(missing, settings)
+        if missing:
+            await _create(admin, missing, settings.topics.replication_factor)
+        found = await _until_ready(admin, plans)
+        configs = await _configs(admin, [plan.name for plan in plans])
+    except KafkaError as error:
+        raise explain_connection_error(error, settings) from error
+    layout = _layout(settings, found, configs, tuple(plan.name for plan in missing))
+    if roles is None:
+        _check(settings, layout, configs.get(settings.topics.changelog, {}))
+    return layout
+
+
+async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, TopicState]:
+    """All topics this user may see. Asks for all, because asking for one by name can create it."""
+    async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+        topics = await admin.describe_topics(None)
+    states = {}
+    for topic in topics:
+        partitions = topic["partitions"]
+        ready = bool(partitions) and all(partition["leader"] >= 0 for partition in partitions)
+        states[topic["topic"]] = TopicState(topic["topic"], len(partitions), ready)
+    return states
+
+
+async def delete_topics(admin: AIOKafkaAdminClient, names: list[str]) -> list[str]:
+    """Delete topics and return those that were there; a topic that is missing already is fine.
+
+    Raises ``TopicError`` where the cluster refuses.
+    """
+    response = await admin.delete_topics(names)
+    deleted = []
+    for name, code in response.topic_error_codes:
+        error = for_code(code)
+        if error is UnknownTopicOrPartitionError:
+            continue
+        if code:
+            raise TopicError(f"topic {name} can't be deleted: {error.description or error.__name__}")
+        deleted.append(name)
+    return deleted
+
+
+async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replication_factor: int) -> None:
+    requests = []
+    for plan in plans:
+        request = NewTopic(plan.name, plan.partitions, 1, topic_configs=dict(plan.configs))
+        request.replication_factor = replication_factor  # -1, the broker's default, is refused by NewTopic alone
+        requests.append(request)
+    response = await admin.create_topics(requests)
+    for name, code, message in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise TopicError(f"topic {name} can't be created: {message or error.description or error.__name__}")
+
+
+async def _until_ready(admin: AIOKafkaAdminClient, plans: list[TopicPlan]) -> dict[str, TopicState]:
+    """The topics once each has a leader for every partition; creation is answered before metadata shows it."""
+    deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
+    while True:
+        found = await describe_topics(admin)
+        waiting = [plan.name for plan in plans if plan.name not in found or not found[plan.name].ready]
+        if not waiting:
+            return found
+        if time.monotonic() > deadline_s:
+            raise TopicError(
+                f"{', '.join(waiting)}: still without a leader for every partition after {_APPEAR_TIMEOUT_S:.0f} s; "
+                "are enough brokers up?"
+            )
+        await asyncio.sleep(0.05)
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    """Configuration of topics by name; a topic whose configuration this user may not see is left out."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+        responses = await admin.describe_configs(resources)
+    configs = {}
+    for response in responses:
+        for code, _message, _kind, name, entries in response.resources:
+            if not code:
+                configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs
+
+
+def _layout(
+    settings: Settings,
+    found: Mapping[str, TopicState],
+    configs: Mapping[str, Mapping[str, str]],
+    created: tuple[str, ...],
+) -> TopicLayout:
+    def partitions(name: str) -> int:
+        return found[name].partitions if name in found else 0
+
+    topics = settings.topics
+    retention = configs.get(topics.frames, {}).get("retention.ms")
+    return TopicLayout(
+        ticks=partitions(topics.ticks),
+        frames=partitions(topics.frames),
+        late=partitions(topics.late),
+        dead_letters=partitions(topics.dead_letters),
+        changelog=partitions(topics.changelog),
+        feedback=partitions(topics.feedback),
+        frames_retention_ms=int(retention) if retention is not None else None,
+        max_message_bytes={
+            name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
+        },
+        created=created,
+    )
+
+
+def _check(settings: Settings, layout: TopicLayout, changelog_configs: Mapping[str, str]) -> None:
+    topics = settings.topics
+    if layout.changelog != layout.ticks:
+        raise TopicError(
+            f"{topics.changelog} has {layout.changelog} partitions and {topics.ticks} has {layout.ticks}; expected the "
+            "same number, since partition i of the changelog holds the state of input partition i. If partitions were "
+            "added to the ticks topic, keys moved and the old state is of no use: start again under a new "
+            "application_id"
+        )
+    policy = changelog_configs.get("cleanup.policy")
+    if policy is not None and {word.strip() for word in policy.split(",")} != {"compact"}:
+        raise TopicError(
+            f"{topics.changelog} has cleanup.policy={policy}; expected compact, or the state of quiet symbols would be "
+            f"deleted. Set it with kafka-configs --alter --topic {topics.changelog} --add-config cleanup.policy=compact"
+        )
+
+
+def _missing_error(missing: list[TopicPlan], settings: Settings) -> TopicError:
+    names = ", ".join(plan.name for plan in missing)
+    command = f"workers topics create --bootstrap-servers {settings.bootstrap_servers}"
+    if settings.application_id != "tick-workers":
+        command += f" --application-id {settings.application_id}"
+    return TopicError(
+        f"the cluster at {settings.bootstrap_servers} has no {names} (or does not show them to this user). Create them "
+        f"with: {command}"
+    )

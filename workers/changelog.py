@@ -49,7 +49,7 @@ async def read_changelog(
     read = 0
     try:
         await consumer.start()
-        await consumer.client.fetch_all_metadata()  # an assignment before any metadata was seen can stay idle for good
+        await consumer._client.add_topic(topic)  # an assignment before any metadata was seen can stay idle for good
         consumer.assign([tp])
         end = (await consumer.end_offsets([tp]))[tp]
         begin = (await consumer.beginning_offsets([tp]))[tp]

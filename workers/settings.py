@@ -98,7 +98,7 @@ def _duration(value: object) -> int:
     """Nanoseconds of a duration as users write it; a bare number is refused because nobody can know its unit."""
     if isinstance(value, timedelta):
         return timedelta_to_ns(value)
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= _SHOWN_CHARS:
         return parse_duration(value)
     if value == 0 and isinstance(value, int) and not isinstance(value, bool):
         return 0
@@ -133,9 +133,12 @@ def _servers(value: object) -> object:
     return ",".join(servers)
 
 
+_PLACE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
 def _aggregation(value: object) -> object:
     """``ohlcv`` or the place of a callable; it is imported where it is used, since importing runs the user's code."""
-    if isinstance(value, str) and value != "ohlcv" and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", value):
+    if isinstance(value, str) and value != "ohlcv" and not _PLACE.fullmatch(value):
         raise ValueError("neither ohlcv nor of the form package.module:name")
     return value
 

@@ -178,16 +178,17 @@ class PartitionSink:
                 to = self._partition % topic.partitions
             else:
                 to = partition_for(record.key, topic.partitions)
+            headers = list(record.headers)  # the C builder takes nothing else
             batch = open_batches.get(to)
             if batch is not None and batch.append(
-                timestamp=timestamp_ms, key=record.key, value=record.value, headers=record.headers
+                timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers
             ):
                 continue
             if batch is not None:
                 futures.append(await producer.send_batch(batch, topic.name, partition=to))
             batch = open_batches[to] = producer.create_batch()
             # An empty batch takes any record; whether the topic does was checked when it was made.
-            batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=record.headers)
+            batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers)
         for to, batch in open_batches.items():
             batch.close()
             futures.append(await producer.send_batch(batch, topic.name, partition=to))

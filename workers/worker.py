@@ -7,8 +7,8 @@
 Everything about one partition is in an `OwnedPartition`; the `Worker` moves records and time. Three rules carry the
 guarantees:
 
-1. A lane's state is only ever that of a log position: whatever fails, the lane and its producer are thrown away and made
-   again from what was committed. Nothing is rolled back in memory.
+1. A lane's state is only ever that of a log position: whatever fails, the lane and its producer are thrown away and
+   made again from what was committed. Nothing is rolled back in memory.
 2. Nothing leaves the process but through `PartitionSink.commit`, whose producer the next owner fences.
 3. A partition that stays over a rebalance keeps its lane. That is sound even where another worker owned it in between:
    it would have fenced our producer, and the next commit would fail before anything is visible.
@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from enum import Enum
 
 import structlog
@@ -33,15 +33,16 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
+from workers.admin import ensure_topics
 from workers.changelog import read_changelog
+from workers.connection import admin_client, connecting
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.metrics import Metrics
 from workers.settings import Settings, consumer_options, producer_options
-from workers.sink import Commit, OversizedError, PartitionSink, SinkSpec, abandon, fit
+from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, abandon, fit
 from workers.source import Source
 from workers.ticks import Record, TickFormat
-from workers.topics import TopicLayout, prepare_topics
 
 __all__ = ["Worker", "lane_spec", "run_worker"]
 
@@ -52,6 +53,7 @@ MAX_BACKOFF_S = 5.0
 RESTORES_AT_ONCE = 4
 DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S = 20.0
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
@@ -125,7 +127,7 @@ class OwnedPartition:
             self.phase = Phase.SUSPENDED
 
     def continue_reading(self) -> None:
-        """The partition stayed: read on behind what is already here. Pauses do not survive a rebalance by themselves."""
+        """The partition stayed: read on behind what is already here. Pauses don't survive a rebalance by themselves."""
         assert self.lane is not None
         self.phase = Phase.RUNNING
         next_offset = self.backlog[-1][-1].offset + 1 if self.backlog else self.lane.position
@@ -145,15 +147,19 @@ class OwnedPartition:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
         await self._discard()
 
-    def _start(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(self._guard(coroutine))  # type: ignore[arg-type]
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(self._guard(coroutine))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guard(self, coroutine: object) -> None:
+    async def _guard(self, coroutine: Coroutine[None, None, None]) -> None:
         try:
-            await coroutine  # type: ignore[misc]
+            await coroutine
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                # Nobody cancelled this task: a client's own cancelled task leaked out of a stop().
+                self._worker.fail(BrokerError(f"a Kafka client ended partition {self.number}'s task unexpectedly"))
             raise
         except BaseException as error:
             self._worker.fail(error)
@@ -194,12 +200,10 @@ class OwnedPartition:
         sink = worker.make_sink(self.number)
         await sink.open()  # fences the previous owner, so what is read next is the last that was committed
         self.sink = sink
-        lane = Lane(worker.lane_spec, Input(worker.topic, self.number, worker.layout.ticks_partitions))
-        changelog = worker.layout.changelog.name
+        lane = Lane(worker.lane_spec, Input(worker.topic, self.number, worker.input_partitions))
+        changelog = worker.settings.topics.changelog
         counter = worker.metrics.restored_records.labels(worker.topic, str(self.number))
-        entries = await read_changelog(
-            changelog, self.number, worker.consumer_options, on_progress=counter.inc
-        )
+        entries = await read_changelog(changelog, self.number, worker.consumer_options, on_progress=counter.inc)
         restored = lane.restore(entries, where=f"{changelog}[{self.number}]")
         offset = await self._agreed_offset(restored.offset if restored is not None else None)
         lane.position = offset
@@ -225,8 +229,8 @@ class OwnedPartition:
             if committed is not None and committed > begin:
                 raise StateMismatchError(
                     f"the group {worker.settings.application_id!r} has committed offset {committed} of {where}, but "
-                    f"{worker.layout.changelog.name} holds no state for it. Restore the changelog topic, or start over "
-                    "with `workers state reset`"
+                    f"{worker.settings.topics.changelog} holds no state for it. Restore the changelog topic, or "
+                    "start over with `workers state reset`"
                 )
             return end if worker.settings.kafka.auto_offset_reset == "latest" else begin
         if committed is not None and committed != stored:
@@ -380,10 +384,11 @@ class Worker:
         self.topic = settings.topics.ticks
         self.lane_spec = lane_spec(settings)
         self.consumer_options = consumer_options(settings)
+        self.producer_options = producer_options(settings)
         self.commit_interval_s = settings.commit_interval / 1e9
         self.high_records = max(1, int(settings.lane.high_watermark * settings.lane.capacity))
         self.low_records = int(settings.lane.low_watermark * settings.lane.capacity)
-        self.layout: TopicLayout
+        self.input_partitions = 0
         self.sink_spec: SinkSpec
         self.source: Source
         self.partitions: dict[int, OwnedPartition] = {}
@@ -398,8 +403,7 @@ class Worker:
         Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
         """
         self._failure = asyncio.get_running_loop().create_future()
-        self.layout = await prepare_topics(self.settings)
-        self.sink_spec = self._make_sink_spec()
+        await self._prepare_topics()
         self.source = Source(
             self.topic,
             self.settings.application_id,
@@ -409,7 +413,8 @@ class Worker:
         )
         try:
             await self._start_results_producer()
-            await self.source.start()
+            async with connecting(self.settings):
+                await self.source.start()
             log.info(
                 "worker started",
                 application_id=self.settings.application_id,
@@ -455,8 +460,8 @@ class Worker:
             )
         except OffsetOutOfRangeError as error:
             raise DataLossError(
-                f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is shorter "
-                "than the lag. Start over with `workers state reset`, which reads what is left"
+                f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
+                "shorter than the lag. Start over with `workers state reset`, which reads what is left"
             ) from error
         except _FATAL:
             raise
@@ -498,10 +503,10 @@ class Worker:
         log.info("partitions assigned", partitions=sorted(assigned))
 
     def _check_partitions(self, assigned: set[int]) -> None:
-        if assigned and max(assigned) >= self.layout.ticks_partitions:
+        if assigned and max(assigned) >= self.input_partitions:
             self.fail(
                 TopicError(
-                    f"{self.topic} now has partition {max(assigned)}, but had {self.layout.ticks_partitions} when its "
+                    f"{self.topic} now has partition {max(assigned)}, but had {self.input_partitions} when its "
                     "state began: its keys have moved between partitions. Use another application_id, or "
                     "`workers state reset`, and restart"
                 )
@@ -539,8 +544,7 @@ class Worker:
 
     async def refresh_limits(self) -> None:
         """Ask the topics again how large a record may be."""
-        self.layout = await prepare_topics(self.settings)
-        self.sink_spec = self._make_sink_spec()
+        await self._prepare_topics()
 
     def fail(self, error: BaseException) -> None:
         """End ``run`` with this error, unless another came first."""
@@ -549,28 +553,35 @@ class Worker:
 
     # -- start and end ------------------------------------------------------------------------------------------------
 
-    def _make_sink_spec(self) -> SinkSpec:
-        layout = self.layout
-        return SinkSpec(
+    async def _prepare_topics(self) -> None:
+        """See that the topics are there and fit together; learn their partitions and the largest record each takes."""
+        topics = self.settings.topics
+        async with admin_client(self.settings) as admin:
+            layout = await ensure_topics(admin, self.settings, create=topics.create)
+
+        def out(name: str, partitions: int) -> OutTopic:
+            return OutTopic(name, partitions, layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES))
+
+        self.input_partitions = layout.ticks
+        self.sink_spec = SinkSpec(
             self.topic,
             self.settings.application_id,
-            layout.frames,
-            layout.late,
-            layout.dead_letters,
-            layout.changelog,
+            out(topics.frames, layout.frames),
+            out(topics.late, layout.late),
+            out(topics.dead_letters, layout.dead_letters),
+            out(topics.changelog, layout.changelog),
             self.settings.processing_guarantee == "exactly_once",
-            producer_options(self.settings),
+            self.producer_options,
         )
 
     async def _start_results_producer(self) -> None:
         if self.settings.processing_guarantee == "at_least_once":
-            options = producer_options(self.settings)
-            options.pop("transaction_timeout_ms", None)
-            self._results_producer = AIOKafkaProducer(**options)
-            await self._results_producer.start()
+            self._results_producer = AIOKafkaProducer(**self.producer_options)
+            async with connecting(self.settings):
+                await self._results_producer.start()
 
-    def _in_background(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type,var-annotated]
+    def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -590,12 +601,6 @@ class Worker:
         log.info("worker stopped")
 
 
-async def run_worker(settings: Settings, *, stop: asyncio.Event, on_started: Callable[[Worker], None] | None = None) -> None:
-    """Run one worker until ``stop`` is set. Raises what `Worker.run` raises, with unreachable brokers explained."""
-    worker = Worker(settings)
-    if on_started is not None:
-        on_started(worker)
-    try:
-        await worker.run(stop)
-    except BrokerError:
-        raise
+async def run_worker(settings: Settings, *, stop: asyncio.Event) -> None:
+    """Run one worker until ``stop`` is set. Raises what `Worker.run` raises."""
+    await Worker(settings).run(stop)

@@ -307,6 +307,8 @@ MALFORMED = [
     ('[window]\nsize = "0s"', "window.size", "duration 1ms to 366d"),
     ("[window]\nsize = {a = 1}", "window.size", "duration 1ms to 366d"),
     ('[window]\naggregation = "package.module"', "window.aggregation", "package.module:name"),
+    ('[window]\naggregation = "1a:b"', "window.aggregation", "package.module:name"),
+    (f'[window]\nlag = "{"9" * 9_999}s"', "window.lag", "duration 0s to 366d"),
     ("[lane]\nhigh_watermark = 1.5", "lane.high_watermark", "number above 0, at most 1"),
     ("[lane]\nlow_watermark = nan", "lane.low_watermark", "number above 0, at most 1"),
     ("[lane]\nlow_watermark = 0", "lane.low_watermark", "number above 0, at most 1"),

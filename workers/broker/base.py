@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import sys
@@ -13,7 +14,16 @@ from typing import Final, Literal
 
 from workers.errors import BrokerError
 
-__all__ = ["KAFKA_VERSION", "NODE_PROPERTIES", "Broker", "BrokerWay", "GivenBroker", "free_ports", "say"]
+__all__ = [
+    "KAFKA_VERSION",
+    "NODE_PROPERTIES",
+    "Broker",
+    "BrokerWay",
+    "GivenBroker",
+    "free_ports",
+    "heap_options",
+    "say",
+]
 
 BrokerWay = Literal["env", "docker", "jvm"]
 
@@ -146,6 +156,11 @@ def free_ports(count: int) -> list[int]:
     finally:
         for candidate in held:
             candidate.close()
+
+
+def heap_options() -> str:
+    """The JVM's heap: ``KAFKA_HEAP_OPTS`` as Kafka's own scripts take it, else one small enough to share a laptop."""
+    return os.environ.get("KAFKA_HEAP_OPTS", "").strip() or "-Xmx768m -Xms256m"
 
 
 def say(text: str) -> None:

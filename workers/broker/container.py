@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from workers.broker.base import KAFKA_VERSION, NODE_PROPERTIES, Broker, BrokerWay, free_ports, say
+from workers.broker.base import KAFKA_VERSION, NODE_PROPERTIES, Broker, BrokerWay, free_ports, heap_options, say
 from workers.broker.probe import is_ready, wait_until
 from workers.broker.supervisor import Supervisor
 from workers.errors import BrokerError, BrokerUnavailableError
@@ -139,7 +139,9 @@ def open_container(config: Mapping[str, str]) -> Iterator[ContainerBroker]:
         # Before the container exists, so that there is no moment in which it could be left behind.
         stack.enter_context(Supervisor(label=label))
         properties = {**NODE_PROPERTIES, **config, **_LISTENERS}
-        container.with_envs(**{_variable(key): value for key, value in properties.items()})
+        container.with_envs(
+            **{_variable(key): value for key, value in properties.items()}, KAFKA_HEAP_OPTS=heap_options()
+        )
         container.with_kwargs(labels=dict([label.split("=", 1)]), entrypoint=["sh", "-c"])
         container.with_command([_COMMAND])
         try:

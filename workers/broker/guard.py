@@ -3,7 +3,7 @@
 A broker must never be left behind, however its owner ends: by a closed context, an exception, Ctrl-C, SIGTERM without
 a handler, or SIGKILL. Nothing inside the owner can promise that, so the owner starts this program first and lets it
 do the starting. It is one thread, standard library only (Docker's client apart, which it needs just for containers),
-and it is run as a file, so that it is up in some 30 ms whatever the package imports.
+and it is run as a file, so that it is up in some 60 ms whatever the package imports.
 
     owner ──socket on fd 0──▶ guard ──child──▶ JVM            guard dies: the kernel kills the JVM (Linux)
                                     └─label──▶ container       owner dies: the guard kills, removes, exits

@@ -48,9 +48,13 @@ class Supervisor:
                 self._guard = subprocess.Popen(
                     argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True, cwd="/"
                 )
-            hello = self._read_reply()
         except BaseException:
             self._socket.close()
+            raise
+        try:
+            hello = self._read_reply()
+        except BaseException:
+            self.close()
             raise
         directory = hello.get("directory")
         self.directory = Path(directory) if isinstance(directory, str) else Path(os.devnull)

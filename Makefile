@@ -1,0 +1,46 @@
+# The habits of this project. Every target makes .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# A test run has an end, whatever hangs.
+TEST_LIMIT ?= 20m
+SOAK_MINUTES ?= 10
+
+.PHONY: help demo test check format bench soak broker clean
+
+help:  ## show this
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the screen
+	@$(BIN)/workers demo
+
+test: $(READY)  ## the whole suite, on a real broker
+	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure, side by side with what others would use
+	$(BIN)/python -m benchmarks $(BENCH)
+
+soak: $(READY)  ## chaos for SOAK_MINUTES, with new seeds; each is printed
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/chaos -m soak --timeout=0
+
+broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
+	@$(BIN)/python -m workers.broker
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

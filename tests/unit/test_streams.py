@@ -1,0 +1,776 @@
+"""Windows over async streams, by event time and by arrival, and the plain operators."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workers
+from workers import (
+    Lateness,
+    TumblingWindowSpec,
+    WatermarkPolicy,
+    WindowFrame,
+    WorkersError,
+    buffer_async,
+    filter_async,
+    map_async,
+    tumbling_window,
+    tumbling_window_event_time,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+WAIT_S = 5.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NAIVE_EPOCH = datetime(1970, 1, 1)
+FIVE_SECONDS = TumblingWindowSpec(timedelta(seconds=5))
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Item:
+    key: str
+    seconds: float
+    number: int = 0
+
+
+def at(item: Item) -> datetime:
+    return EPOCH + timedelta(seconds=item.seconds)
+
+
+def policy(lag_s: float, lateness_s: float = 0) -> WatermarkPolicy:
+    return WatermarkPolicy(timedelta(seconds=lag_s), timedelta(seconds=lateness_s))
+
+
+def seconds(moment: datetime) -> float:
+    return (moment - EPOCH).total_seconds()
+
+
+def times(frames: Iterable[WindowFrame[Item]]) -> list[tuple[float, list[float]]]:
+    return [(seconds(frame.start), [item.seconds for item in frame.items]) for frame in frames]
+
+
+async def feed(items: Iterable[T], error: BaseException | None = None) -> AsyncIterator[T]:
+    for item in items:
+        yield item
+    if error is not None:
+        raise error
+
+
+async def collect(stream: AsyncIterator[T], into: list[T] | None = None) -> list[T]:
+    found: list[T] = [] if into is None else into
+    async with asyncio.timeout(WAIT_S):
+        async for item in stream:
+            found.append(item)  # noqa: PERF401  # what came before an error counts
+    return found
+
+
+async def soon(awaitable: Awaitable[T]) -> T:
+    return await asyncio.wait_for(awaitable, WAIT_S)
+
+
+def only_this_task_is_left() -> bool:
+    return asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- event time
+
+
+async def test_a_window_closes_when_the_watermark_reaches_its_end() -> None:
+    """Lag 2, size 5: the watermark is 4 after the tick at 6, and 5 after that at 7."""
+    read: list[float] = []
+
+    async def source() -> AsyncIterator[Item]:
+        for when in (0, 2, 1, 6, 7, 8):
+            read.append(when)
+            yield Item("a", when)
+
+    frames = tumbling_window_event_time(source(), FIVE_SECONDS, get_event_time=at, watermark_policy=policy(2))
+    first = await soon(anext(frames))
+    assert read == [0, 2, 1, 6, 7]
+    assert times([first]) == [(0, [0, 2, 1])]
+    assert (first.key, first.end, first.rev, first.status, first.trigger) == (
+        None,
+        EPOCH + timedelta(seconds=5),
+        0,
+        "final",
+        "watermark",
+    )
+    rest = await collect(frames)
+    assert times(rest) == [(5, [6, 7, 8])]
+    assert (rest[0].status, rest[0].trigger) == ("final", "end")
+    assert (frames.accepted, frames.late) == (6, 0)
+
+
+async def test_a_late_tick_is_judged_by_the_rule_and_handed_over_with_the_reason() -> None:
+    """Lag 2, allowed lateness 1, a tick at 6: watermark 4, threshold 3. At the threshold a tick is late."""
+    late: list[tuple[float, Lateness]] = []
+    frames = tumbling_window_event_time(
+        feed([Item("a", when) for when in (6, 3.5, 3.0, 2.8, 2.5)]),
+        FIVE_SECONDS,
+        get_event_time=at,
+        watermark_policy=policy(2, 1),
+        on_late=lambda item, lateness: late.append((item.seconds, lateness)),
+    )
+    assert times(await collect(frames)) == [(0, [3.5]), (5, [6])]
+    assert [(when, lateness.late_by_ns) for when, lateness in late] == [
+        (3.0, 0),
+        (2.8, 200_000_000),
+        (2.5, 500_000_000),
+    ]
+    assert {lateness.watermark_ns for _, lateness in late} == {4_000_000_000}
+    assert (frames.accepted, frames.late) == (2, 3)
+
+
+async def test_late_items_are_counted_and_the_first_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    frames = tumbling_window_event_time(
+        feed([Item("a", when) for when in (60, 1, 2, 3)]),
+        FIVE_SECONDS,
+        get_event_time=at,
+        get_key=lambda item: item.key,
+    )
+    with caplog.at_level(logging.WARNING):
+        assert len(await collect(frames)) == 1
+    assert (frames.accepted, frames.late) == (1, 3)
+    (record,) = caplog.records
+    assert "key 'a' and event time 1970-01-01T00:00:01Z" in record.getMessage()
+    assert "57s below the threshold" in record.getMessage()
+
+
+async def test_on_late_may_be_async_and_what_it_raises_reaches_the_reader() -> None:
+    async def on_late(item: Item, _: Lateness) -> None:
+        await asyncio.sleep(0)
+        raise LookupError(item.seconds)
+
+    frames = tumbling_window_event_time(
+        feed([Item("a", 60), Item("a", 1)]), FIVE_SECONDS, get_event_time=at, on_late=on_late
+    )
+    with pytest.raises(LookupError, match="1"):
+        await collect(frames)
+
+
+async def test_a_late_tick_within_the_lateness_brings_its_window_out_again() -> None:
+    frames = await collect(
+        tumbling_window_event_time(
+            feed([Item("a", when) for when in (1, 7, 4.5, 20)]),
+            FIVE_SECONDS,
+            get_event_time=at,
+            watermark_policy=policy(2, 1),
+        )
+    )
+    assert times(frames) == [(0, [1]), (0, [1, 4.5]), (5, [7]), (20, [20])]
+    assert [(f.rev, f.status, f.trigger) for f in frames] == [
+        (0, "closed", "watermark"),
+        (1, "closed", "late"),
+        (0, "final", "watermark"),
+        (0, "final", "end"),
+    ]
+
+
+async def test_each_key_has_its_own_clock_so_that_none_makes_another_late() -> None:
+    items = [Item("fast", 1000), Item("slow", 1), Item("slow", 2), Item("fast", 1001)]
+    frames = tumbling_window_event_time(
+        feed(items), FIVE_SECONDS, get_event_time=at, get_key=lambda item: item.key, watermark_policy=policy(2)
+    )
+    found = await collect(frames)
+    assert [(frame.key, len(frame.items)) for frame in found] == [("fast", 2), ("slow", 2)]
+    assert frames.late == 0
+
+
+async def test_naive_times_are_utc_and_aware_ones_are_converted() -> None:
+    moments = [
+        NAIVE_EPOCH + timedelta(seconds=1),
+        datetime(1970, 1, 1, 2, 0, 2, tzinfo=timezone(timedelta(hours=2))),
+        EPOCH - timedelta(microseconds=1),
+    ]
+    frames = await collect(
+        tumbling_window_event_time(
+            feed(moments), FIVE_SECONDS, get_event_time=lambda moment: moment, watermark_policy=policy(10)
+        )
+    )
+    assert [(frame.start, frame.items) for frame in frames] == [
+        (EPOCH - timedelta(seconds=5), (moments[2],)),
+        (EPOCH, (moments[0], moments[1])),
+    ]
+
+
+@pytest.mark.parametrize("emit_partial", [False, True])
+async def test_what_a_source_raises_comes_after_the_frames_that_closed_before(emit_partial: bool) -> None:
+    spec = TumblingWindowSpec(timedelta(seconds=5), emit_partial)
+    items = [Item("a", when) for when in (1, 8, 9)]
+    for error in (OSError("feed lost"), TimeoutError("the feed's own")):
+        frames: list[WindowFrame[Item]] = []
+        with pytest.raises(type(error), match=str(error)):
+            await collect(tumbling_window_event_time(feed(items, error), spec, get_event_time=at), frames)
+        assert times(frames) == [(0, [1])]
+        assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize("emit_partial", [False, True])
+async def test_what_get_event_time_raises_comes_after_the_frames_that_closed_before(emit_partial: bool) -> None:
+    def fails_at_9(item: Item) -> datetime:
+        if item.seconds == 9:
+            raise KeyError("no time")
+        return at(item)
+
+    frames: list[WindowFrame[Item]] = []
+    stream = tumbling_window_event_time(
+        feed([Item("a", when) for when in (1, 8, 9)]),
+        TumblingWindowSpec(timedelta(seconds=5), emit_partial),
+        get_event_time=fails_at_9,
+    )
+    with pytest.raises(KeyError, match="no time"):
+        await collect(stream, frames)
+    assert times(frames) == [(0, [1])]
+    assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "message"),
+    [
+        (1_700_000_000, TypeError, "expected a datetime"),
+        (datetime.max, ValueError, "does not fit"),
+        (datetime.min, ValueError, "does not fit"),
+    ],
+)
+async def test_an_event_time_that_is_none_is_refused(found: object, error: type[Exception], message: str) -> None:
+    stream = tumbling_window_event_time(feed([1]), FIVE_SECONDS, get_event_time=lambda _: found)  # type: ignore[arg-type, return-value]
+    with pytest.raises(error, match=message):
+        await collect(stream)
+
+
+def test_a_policy_under_which_every_tick_is_late_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="every tick would be late"):
+        tumbling_window_event_time(
+            feed([1]), FIVE_SECONDS, get_event_time=lambda _: EPOCH, watermark_policy=policy(0, 0)
+        )
+
+
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
+def test_a_flush_interval_that_is_not_positive_is_refused(interval: float) -> None:
+    with pytest.raises(ValueError, match="flush_interval"):
+        tumbling_window_event_time(feed([1]), FIVE_SECONDS, get_event_time=lambda _: EPOCH, flush_interval=interval)
+
+
+async def test_provisional_frames_come_while_the_source_is_silent_and_only_for_changes() -> None:
+    more = asyncio.Event()
+
+    async def source() -> AsyncIterator[Item]:
+        yield Item("a", 1)
+        yield Item("a", 2)
+        await more.wait()
+        yield Item("a", 3)
+        yield Item("a", 7)
+
+    stream = tumbling_window_event_time(
+        source(), TumblingWindowSpec(timedelta(seconds=5), emit_partial=True), get_event_time=at, flush_interval=0.02
+    )
+    first = await soon(anext(stream))
+    assert times([first]) == [(0, [1, 2])]
+    assert (first.rev, first.status, first.trigger) == (0, "provisional", "partial")
+    nothing = asyncio.ensure_future(anext(stream))
+    done, _ = await asyncio.wait({nothing}, timeout=0.1)
+    assert not done, "nothing changed, so nothing is emitted again"
+    more.set()
+    second = await soon(nothing)
+    assert times([second]) == [(0, [1, 2, 3])]
+    assert (second.rev, second.status) == (0, "final"), "a provisional frame consumes no rev"
+    assert [(f.status, f.trigger) for f in await collect(stream)] == [("final", "end")]
+    assert only_this_task_is_left()
+
+
+async def test_provisional_frames_come_while_the_source_never_pauses() -> None:
+    async def source() -> AsyncIterator[Item]:
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            await asyncio.sleep(0)
+            yield Item("a", 1)
+
+    stream = tumbling_window_event_time(
+        source(), TumblingWindowSpec(timedelta(seconds=5), emit_partial=True), get_event_time=at, flush_interval=0.02
+    )
+    frames = await collect(stream)
+    provisional = [len(frame.items) for frame in frames if frame.status == "provisional"]
+    assert len(provisional) >= 3
+    assert provisional == sorted(set(provisional))
+    assert len(frames[-1].items) == stream.accepted
+
+
+async def test_without_emit_partial_there_are_no_provisional_frames() -> None:
+    async def source() -> AsyncIterator[Item]:
+        for when in (1, 2):
+            yield Item("a", when)
+            await asyncio.sleep(0.03)
+
+    frames = await collect(tumbling_window_event_time(source(), FIVE_SECONDS, get_event_time=at, flush_interval=0.01))
+    assert [(f.status, f.trigger) for f in frames] == [("final", "end")]
+
+
+Stream = Callable[[AsyncIterator[Item]], AsyncIterator[object]]
+STREAMS: dict[str, Stream] = {
+    "event time": lambda source: tumbling_window_event_time(
+        source, FIVE_SECONDS, get_event_time=at, watermark_policy=policy(0.001)
+    ),
+    "event time, partial": lambda source: tumbling_window_event_time(
+        source, TumblingWindowSpec(timedelta(seconds=5), True), get_event_time=at, watermark_policy=policy(0.001)
+    ),
+    "arrival": lambda source: tumbling_window(source, timedelta(milliseconds=1)),
+    "buffer": lambda source: buffer_async(source, 2),
+    "filter": lambda source: filter_async(source, lambda _: True),
+    "map": lambda source: map_async(source, str),
+    "map, concurrently": lambda source: map_async(source, str, concurrency=3),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_closing_a_stream_early_closes_its_source_and_leaves_no_task(name: str) -> None:
+    closed = False
+
+    async def source() -> AsyncIterator[Item]:
+        nonlocal closed
+        try:
+            for n in range(10):
+                yield Item("a", n * 10)
+                await asyncio.sleep(0.002)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            closed = True
+
+    stream = STREAMS[name](source())
+    await soon(anext(stream))
+    await soon(stream.aclose())  # type: ignore[attr-defined]
+    assert closed
+    assert only_this_task_is_left()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_stream_that_is_abandoned_is_cleaned_up(name: str) -> None:
+    closed = asyncio.Event()
+
+    async def source() -> AsyncIterator[Item]:
+        try:
+            for n in range(10):
+                yield Item("a", n * 10)
+                await asyncio.sleep(0.002)
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async for _ in STREAMS[name](source()):
+        break
+    await soon(closed.wait())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_cancelling_the_reader_of_a_silent_source_closes_it(name: str) -> None:
+    closed = False
+
+    async def source() -> AsyncIterator[Item]:
+        nonlocal closed
+        try:
+            await asyncio.Event().wait()
+            yield Item("a", 0)
+        finally:
+            closed = True
+
+    reading = asyncio.create_task(collect(STREAMS[name](source())))
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=WAIT_S)
+    assert reading.cancelled()
+    assert closed
+    assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_failing_source_raises_in_the_reader(name: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await collect(STREAMS[name](feed([Item("a", 1), Item("a", 2)], ZeroDivisionError())))
+    assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_what_closing_the_source_raises_is_not_swallowed(name: str) -> None:
+    async def source() -> AsyncIterator[Item]:
+        try:
+            for n in range(10):
+                yield Item("a", n * 10)
+                await asyncio.sleep(0.002)
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("can't hang up")
+
+    stream = STREAMS[name](source())
+    await soon(anext(stream))
+    with pytest.raises(OSError, match="hang up"):
+        await soon(stream.aclose())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["event time, partial", "arrival", "buffer", "map, concurrently"])
+async def test_a_reading_task_cancelled_by_somebody_else_raises_in_the_reader(name: str) -> None:
+    async def source() -> AsyncIterator[Item]:
+        await asyncio.Event().wait()
+        yield Item("a", 0)
+
+    for turns in (1, 5):
+        before = asyncio.all_tasks()
+        reading = asyncio.create_task(collect(STREAMS[name](source())))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        pumps = asyncio.all_tasks() - before - {reading}
+        assert len(pumps) == 1
+        pumps.pop().cancel()
+        with pytest.raises(WorkersError):
+            await soon(reading)
+
+
+# --- event time against an oracle that knows nothing but the rules
+
+
+@dataclass
+class Expected:
+    frames: list[tuple[Hashable, int, tuple[Item, ...], int]]
+    late: list[Item]
+
+
+def oracle(items: Sequence[Item], size: int, lag: int, lateness: int, by_key: bool) -> Expected:
+    """Every frame that is not provisional, by looking at the whole past again for each tick."""
+    expected = Expected([], [])
+    accepted: dict[Hashable, list[Item]] = {}
+    emitted: dict[tuple[Hashable, int], tuple[Item, ...]] = {}
+    revs: dict[tuple[Hashable, int], int] = {}
+    seen: dict[Hashable, list[int]] = {}
+
+    def emit_due(key: Hashable, watermark: float) -> None:
+        starts = sorted({int(item.seconds) // size * size for item in accepted.get(key, [])})
+        for start in starts:
+            content = tuple(item for item in accepted[key] if start <= item.seconds < start + size)
+            if start + size <= watermark and emitted.get((key, start)) != content:
+                rev = revs.get((key, start), 0)
+                expected.frames.append((key, start, content, rev))
+                emitted[key, start], revs[key, start] = content, rev + 1
+
+    for item in items:
+        key: Hashable = item.key if by_key else None
+        seen.setdefault(key, []).append(int(item.seconds))
+        watermark = max(seen[key]) - lag
+        if item.seconds <= watermark - lateness:
+            expected.late.append(item)
+            continue
+        accepted.setdefault(key, []).append(item)
+        emit_due(key, watermark)
+    for each in accepted:
+        emit_due(each, float("inf"))
+    return expected
+
+
+@given(
+    ticks=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-20, 40)), max_size=40),
+    size=st.integers(1, 7),
+    lag=st.integers(0, 8),
+    lateness=st.integers(0, 8),
+    by_key=st.booleans(),
+    emit_partial=st.booleans(),
+)
+@settings(deadline=None, max_examples=300)
+def test_frames_and_late_items_are_those_of_a_brute_force_oracle(
+    ticks: list[tuple[str, int]], size: int, lag: int, lateness: int, by_key: bool, emit_partial: bool
+) -> None:
+    if lag + lateness == 0:
+        lag = 1
+    items = [Item(key, when, number) for number, (key, when) in enumerate(ticks)]
+    expected = oracle(items, size, lag, lateness, by_key)
+    late: list[Item] = []
+    stream = tumbling_window_event_time(
+        feed(items),
+        TumblingWindowSpec(timedelta(seconds=size), emit_partial),
+        get_event_time=at,
+        get_key=(lambda item: item.key) if by_key else None,
+        watermark_policy=policy(lag, lateness),
+        flush_interval=1e-6,
+        on_late=lambda item, _: late.append(item),
+    )
+    frames = asyncio.run(collect(stream))
+    real = [(f.key, seconds(f.start), f.items, f.rev) for f in frames if f.status != "provisional"]
+    assert real == expected.frames
+    assert late == expected.late
+    assert stream.accepted + stream.late == len(items)
+    if not emit_partial:
+        assert len(real) == len(frames)
+    final_of = {(f.key, f.start): n for n, f in enumerate(frames) if f.status != "provisional" and f.rev == 0}
+    for n, frame in enumerate(frames):
+        if frame.status == "provisional":
+            assert n < final_of[frame.key, frame.start], "a window is provisional only before it closes"
+
+
+# --- arrival time
+
+
+class Clock:
+    """A wall clock that stands where it is put."""
+
+    def __init__(self, at_s: float) -> None:
+        self.now_ns = int(at_s * 1e9)
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def set(self, at_s: float) -> None:
+        self.now_ns = int(at_s * 1e9)
+
+
+async def arriving(clock: Clock, arrivals: Iterable[float]) -> AsyncIterator[float]:
+    for moment in arrivals:
+        clock.set(moment)
+        yield moment
+
+
+async def test_arrival_windows_are_aligned_to_the_epoch_and_skip_empty_ones() -> None:
+    clock = Clock(0)
+    frames = await collect(
+        tumbling_window(arriving(clock, [103, 104.999, 105, 131]), timedelta(seconds=5), clock=clock)
+    )
+    assert [(f.key, seconds(f.start), seconds(f.end), f.items) for f in frames] == [
+        (None, 100, 105, (103, 104.999)),
+        (None, 105, 110, (105,)),
+        (None, 130, 135, (131,)),
+    ]
+    assert [(f.status, f.trigger, f.rev) for f in frames] == [("final", "watermark", 0)] * 2 + [("final", "end", 0)]
+
+
+async def test_an_arrival_window_never_comes_out_twice_when_the_clock_is_set_back() -> None:
+    clock = Clock(0)
+    frames = await collect(tumbling_window(arriving(clock, [11, 16, 12, 17, 9]), timedelta(seconds=5), clock=clock))
+    assert [(seconds(f.start), f.items) for f in frames] == [(10, (11,)), (15, (16, 12, 17, 9))]
+
+
+async def test_a_silent_source_still_gets_its_window_closed_when_its_time_is_over() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    size = timedelta(milliseconds=50)
+    stream = tumbling_window(source(), size)
+    frame = await soon(anext(stream))
+    assert frame.items == (1,)
+    assert frame.end - frame.start == size
+    assert datetime.now(UTC) >= frame.end
+    assert (frame.start - EPOCH) % size == timedelta(0)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert only_this_task_is_left()
+
+
+async def test_a_silent_window_waits_for_the_clock_and_not_for_a_number_of_seconds() -> None:
+    clock = Clock(100)
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    stream = tumbling_window(source(), timedelta(seconds=5), clock=clock)
+    waiting = asyncio.ensure_future(anext(stream))
+    done, _ = await asyncio.wait({waiting}, timeout=0.05)
+    assert not done
+    clock.set(105)
+    assert (await soon(waiting)).items == (1,)
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_items_keep_the_time_of_their_arrival_while_the_reader_is_busy() -> None:
+    clock = Clock(100)
+    gate = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        clock.set(106)
+        yield 2
+        await gate.wait()
+        clock.set(109)
+        yield 3
+        clock.set(111)
+        yield 4
+
+    stream = tumbling_window(source(), timedelta(seconds=5), clock=clock)
+    assert (await soon(anext(stream))).items == (1,)
+    gate.set()
+    await asyncio.sleep(0.01)  # the reader is busy until after the end of the second window
+    clock.set(500)
+    assert [(seconds(f.start), f.items) for f in await collect(stream)] == [(105, (2, 3)), (110, (4,))]
+
+
+async def test_frames_that_closed_come_before_the_error_of_an_arrival_source() -> None:
+    clock = Clock(0)
+
+    async def source() -> AsyncIterator[float]:
+        async for moment in arriving(clock, [1, 6]):
+            yield moment
+        raise TimeoutError("the feed's own")
+
+    frames: list[WindowFrame[float]] = []
+    with pytest.raises(TimeoutError, match="feed's own"):
+        await collect(tumbling_window(source(), timedelta(seconds=5), clock=clock), frames)
+    assert [f.items for f in frames] == [(1,)]
+
+
+async def test_a_failing_clock_raises_in_the_reader() -> None:
+    def broken() -> int:
+        raise StopAsyncIteration
+
+    with pytest.raises(WorkersError):
+        await collect(tumbling_window(feed([1]), timedelta(seconds=5), clock=broken))
+
+
+def test_an_arrival_window_without_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than zero"):
+        tumbling_window(feed([1]), timedelta(0))
+
+
+# --- map, filter, buffer
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5, 100])
+async def test_mapping_keeps_the_order_and_the_limit(concurrency: int) -> None:
+    running = most = 0
+    crowded = asyncio.Event()
+
+    async def slow(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == min(concurrency, 20):
+            crowded.set()
+        await crowded.wait()  # the limit is reached, or the reader's timeout ends this
+        await asyncio.sleep(0.001 * (number % 3))
+        running -= 1
+        return number * 2
+
+    assert await collect(map_async(feed(range(20)), slow, concurrency=concurrency)) == [2 * n for n in range(20)]
+    assert most == min(concurrency, 20)
+
+
+async def test_a_result_is_not_held_back_by_a_source_that_falls_silent() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    stream = map_async(source(), str, concurrency=4)
+    assert await soon(anext(stream)) == "1"
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_failing_call_raises_in_its_turn_and_the_others_are_cancelled(concurrency: int) -> None:
+    cancelled: list[int] = []
+
+    async def fn(number: int) -> int:
+        if number == 2:
+            raise LookupError(number)
+        try:
+            await asyncio.sleep(0 if number < 2 else 60)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+        return number
+
+    found: list[int] = []
+    with pytest.raises(LookupError, match="2"):
+        await collect(map_async(feed(range(9)), fn, concurrency=concurrency), found)
+    assert found == [0, 1]
+    assert cancelled == ([] if concurrency == 1 else [3, 4])
+    assert only_this_task_is_left()
+
+
+@pytest.mark.parametrize(
+    "stream", [lambda: map_async(feed([1]), str, concurrency=0), lambda: buffer_async(feed([1]), 0)]
+)
+def test_a_limit_of_nothing_is_refused(stream: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        stream()
+
+
+async def test_filtering_takes_plain_and_async_predicates() -> None:
+    async def is_odd(number: int) -> bool:
+        await asyncio.sleep(0)
+        return number % 2 == 1
+
+    assert await collect(filter_async(feed(range(6)), is_odd)) == [1, 3, 5]
+    assert await collect(filter_async(feed(range(6)), lambda number: number % 2 == 0)) == [0, 2, 4]
+
+
+async def test_a_buffer_reads_as_far_ahead_as_its_capacity_and_no_further() -> None:
+    read = 0
+
+    async def source() -> AsyncIterator[int]:
+        nonlocal read
+        for number in range(20):
+            read += 1
+            yield number
+
+    stream = buffer_async(source(), 5)
+    assert await soon(anext(stream)) == 0
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert read == 6, "five in the buffer and the one that was read"
+    assert await collect(stream) == list(range(1, 20))
+
+
+# --- the package and its example
+
+
+def test_every_public_name_is_there_and_the_import_is_cheap() -> None:
+    script = (
+        "import sys, workers\n"
+        "missing = [name for name in workers.__all__ if not hasattr(workers, name)]\n"
+        "heavy = [name for name in ('aiokafka', 'numba', 'numpy', 'pydantic', 'rich', 'typer') if name in sys.modules]\n"
+        "print(missing, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split("\n")[0] == "[] []"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert workers.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_the_example_prints_the_windows_of_both_lanes() -> None:
+    script = ROOT / "docs" / "examples" / "windowed_partitioned.py"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("[p=0]")] == [
+        "[p=0] window 13:21:25..13:21:30 count=1",
+        "[p=0] window 13:21:30..13:21:35 count=1",
+        "[p=0] window 13:21:35..13:21:40 count=1",
+    ]
+    assert [line for line in lines if line.startswith("[p=1]")] == [
+        "[p=1] window 13:21:25..13:21:30 count=3",
+        "[p=1] window 13:21:30..13:21:35 count=2",
+        "[p=1] window 13:21:35..13:21:40 count=1",
+    ]
+    assert len(lines) == 6

@@ -1,0 +1,221 @@
+"""The independent verifier: reads topics, and nothing else, and says whether they hold what the oracle demands.
+
+It shares no code with the package: its reader is `confluent_kafka`-free too, an aiokafka consumer of its own, and what
+must be there comes from `tests.oracle`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from tests import oracle
+
+__all__ = ["Findings", "Topics", "end_offsets", "read_topic", "verify"]
+
+READ_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one application."""
+
+    ticks: str
+    frames: str
+    late: str
+    dead_letters: str
+    changelog: str
+
+
+@dataclass
+class Findings:
+    """What is wrong, in sentences; empty when nothing is."""
+
+    problems: list[str] = field(default_factory=list)
+    frames: int = 0
+    late: int = 0
+    rejected: int = 0
+    ticks: int = 0
+    repeated: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.problems)
+
+    def __str__(self) -> str:
+        shown = "\n".join(self.problems[:20])
+        more = f"\n... and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+        return f"{len(self.problems)} problems\n{shown}{more}"
+
+
+async def read_topic(
+    bootstrap: str, topic: str, *, isolation_level: str = "read_committed"
+) -> dict[int, list[oracle.Record]]:
+    """Every record that the topic holds now, by partition; headers are in `read_headers`."""
+    records = await _read(bootstrap, topic, isolation_level)
+    return {
+        partition: [oracle.Record(each.offset, each.timestamp, each.key, each.value) for each in found]
+        for partition, found in records.items()
+    }
+
+
+async def _read(bootstrap: str, topic: str, isolation_level: str = "read_committed") -> dict[int, list[object]]:
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        enable_auto_commit=False,
+        isolation_level=isolation_level,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=50,
+    )
+    await consumer.start()
+    try:
+        await consumer._client.add_topic(topic)
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        assert partitions, f"no topic {topic}"
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        records: dict[int, list[object]] = {tp.partition: [] for tp in partitions}
+        limit_s = time.monotonic() + READ_LIMIT_S
+        left = set(partitions)
+        while left:
+            for tp, chunk in (await consumer.getmany(*left, timeout_ms=200, max_records=10_000)).items():
+                records[tp.partition] += chunk
+            left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+            assert time.monotonic() < limit_s, f"{topic}: not read within {READ_LIMIT_S} s, left {left}"
+        return records
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
+    """The end of each partition's committed log."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed")
+    await consumer.start()
+    try:
+        await consumer._client.add_topic(topic)
+        tps = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        return {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
+    finally:
+        await consumer.stop()
+
+
+async def verify(
+    bootstrap: str, topics: Topics, config: oracle.Config, *, exactly_once: bool = True
+) -> Findings:
+    """Compare what the topics hold with what the oracle makes of the ticks topic.
+
+    Exactly once: per key the very sequence. At least once: the same, once repeats (which must be byte-identical and
+    start at a frame already seen) are taken out.
+    """
+    ticks = await read_topic(bootstrap, topics.ticks)
+    expected = oracle.run_topic(config, ticks)
+    findings = Findings(ticks=sum(map(len, ticks.values())))
+    _check_frames(findings, expected.wire(), await read_topic(bootstrap, topics.frames), exactly_once)
+    await _check_late(findings, expected, bootstrap, topics.late, exactly_once)
+    await _check_dead_letters(findings, expected, bootstrap, topics.dead_letters, exactly_once)
+    _check_counts(findings, expected, await read_topic(bootstrap, topics.changelog))
+    return findings
+
+
+def _check_frames(
+    findings: Findings,
+    expected: Mapping[str, list[bytes]],
+    frames: Mapping[int, Sequence[oracle.Record]],
+    exactly_once: bool,
+) -> None:
+    found: dict[str, list[bytes]] = {}
+    partitions_of: dict[str, set[int]] = {}
+    for partition, records in frames.items():
+        for record in records:
+            assert record.value is not None
+            frame = orjson.loads(record.value)
+            if frame["key"].encode() != (record.key or b""):
+                findings.problems.append(f"frames[{partition}] offset {record.offset}: key is not the frame's")
+            partitions_of.setdefault(frame["key"], set()).add(partition)
+            if frame["status"] != "provisional":
+                found.setdefault(frame["key"], []).append(record.value)
+    findings.frames = sum(map(len, found.values()))
+    findings.problems += [f"{key!r} is on partitions {on}" for key, on in partitions_of.items() if len(on) > 1]
+    for key in sorted(expected.keys() | found.keys()):
+        sequence = found.get(key, [])
+        if not exactly_once:
+            distinct = list(dict.fromkeys(sequence))
+            findings.repeated += len(sequence) - len(distinct)
+            sequence = distinct
+        if sequence != expected.get(key, []):
+            findings.problems.append(_difference(key, expected.get(key, []), sequence))
+
+
+def _difference(key: str, expected: list[bytes], found: list[bytes]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
+    want = expected[at].decode() if at < len(expected) else "nothing more"
+    have = found[at].decode() if at < len(found) else "nothing more"
+    return f"{key!r}: {len(found)} frames for {len(expected)}; frame {at}\n  expected {want}\n  found    {have}"
+
+
+async def _check_late(
+    findings: Findings, expected: oracle.Outcome, bootstrap: str, topic: str, exactly_once: bool
+) -> None:
+    records = [record for found in (await read_topic(bootstrap, topic)).values() for record in found]
+    findings.late = len(records)
+    entries = [orjson.loads(record.value or b"") for record in records]
+    found = sorted((e["partition"], e["offset"], e["reason"], e["watermark_ns"], e["late_by_ns"]) for e in entries)
+    wanted = sorted((e.partition, e.offset, e.reason, e.watermark_ns, e.late_by_ns) for e in expected.late)
+    _compare(findings, "late", wanted, found, exactly_once)
+
+
+async def _check_dead_letters(
+    findings: Findings, expected: oracle.Outcome, bootstrap: str, topic: str, exactly_once: bool
+) -> None:
+    found = []
+    for records in (await _read(bootstrap, topic)).values():
+        for record in records:
+            headers = dict(record.headers)  # type: ignore[attr-defined]
+            if headers["workers.reason"] == b"frame_too_large":
+                continue
+            partition, offset = (int(headers[f"__streams.errors.{name}"]) for name in ("partition", "offset"))
+            found.append((partition, offset, headers["workers.reason"].decode()))
+    findings.rejected = len(found)
+    wanted = sorted((each.partition, each.offset, each.reason) for each in expected.rejected)
+    _compare(findings, "dead letters", wanted, sorted(found), exactly_once)
+
+
+def _compare(
+    findings: Findings, what: str, wanted: Sequence[object], found: Sequence[object], exactly_once: bool
+) -> None:
+    if not exactly_once:
+        found = list(dict.fromkeys(found))
+    if list(found) == list(wanted):
+        return
+    missing = [each for each in wanted if each not in set(found)]
+    extra = [each for each in found if each not in set(wanted)]
+    findings.problems.append(
+        f"{what}: {len(found)} for {len(wanted)}; missing {missing[:5]}, not wanted {extra[:5]}, "
+        f"repeated {len(found) - len(set(found))}"
+    )
+
+
+def _check_counts(
+    findings: Findings, expected: oracle.Outcome, changelog: Mapping[int, Sequence[oracle.Record]]
+) -> None:
+    """The conservation sum, as the state itself counts it."""
+    totals: dict[str, int] = {}
+    for records in changelog.values():
+        metas = [record.value for record in records if record.key == b"m" and record.value is not None]
+        for name, number in (orjson.loads(metas[-1])["counts"] if metas else {}).items():
+            totals[name] = totals.get(name, 0) + number
+    wanted = {
+        "records": expected.ticks_in,
+        "aggregated": expected.aggregated,
+        "late": len(expected.late),
+        "rejected": len(expected.rejected),
+    }
+    found = {name: totals.get(name, 0) for name in wanted}
+    if found != wanted:
+        findings.problems.append(f"counts: expected {wanted}, found {found}")
+    if found["records"] != found["aggregated"] + found["late"] + found["rejected"]:
+        findings.problems.append(f"conservation: {found}")

@@ -1,0 +1,321 @@
+"""``workers produce``: send ticks from a file, from standard input, or from a synthetic market."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from workers.commands.common import (
+    WORKING,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    ExitCode,
+    SetOption,
+    app,
+    load,
+    printable,
+    quiet_clients,
+    run_async,
+    say,
+)
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from workers.market import Market
+    from workers.produce import Produced, Source
+    from workers.settings import Settings
+    from workers.tickfiles import TickInput
+
+__all__: list[str] = []
+
+_DEFAULT_RATE = 1_000.0
+_MARKET = "Synthetic market"
+_FILE = "File"
+
+
+@app.command(rich_help_panel=WORKING)
+def produce(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="NDJSON or CSV, also .gz or .zst; - for standard input.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="ndjson|csv", help="What the file is, if its name does not say.", rich_help_panel=_FILE
+        ),
+    ] = None,
+    field_map: Annotated[
+        str | None,
+        typer.Option(
+            "--field-map",
+            metavar="ts=T,price=p",
+            help="Which of the file's fields are symbol, ts, price and size, where they have other names.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Make ticks up instead.", rich_help_panel=_MARKET)
+    ] = False,
+    symbols: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Symbols traded, by Zipf's law.", rich_help_panel=_MARKET)
+    ] = 100,
+    disorder: Annotated[
+        str, typer.Option(metavar="DURATION", help="How far ticks come out of order.", rich_help_panel=_MARKET)
+    ] = "1s",
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many ticks.", rich_help_panel=_MARKET)] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Stop after this time.", rich_help_panel=_MARKET)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed, the same ticks.", rich_help_panel=_MARKET)] = 0,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Event time of the first tick (RFC 3339), for data that can be made again; else now.",
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
+    late_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of ticks that come too late.", rich_help_panel=_MARKET)
+    ] = 0.0,
+    bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of records that are no ticks.", rich_help_panel=_MARKET)
+    ] = 0.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0, help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0."),
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="Where to; else topics.ticks. Made if it is missing.")] = None,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Send ticks to the ticks topic, keyed by symbol.
+
+    JSON lines go through byte for byte; only their symbol is read. Lines without a readable symbol are not sent but
+    reported, and the exit code is then 1. Ctrl-C delivers what was read and stops.
+
+    [bold]Examples[/bold]
+
+      workers produce --file trades.ndjson.gz
+
+      workers produce --file trades.csv --field-map symbol=sym,ts=T,price=p,size=q --speed 10
+
+      feed | workers produce --file -
+
+      workers produce --synthetic --symbols 1000 --rate 20000 --disorder 1s --duration 1m
+
+      workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
+    """
+    _check_usage(file, synthetic, start, count, duration, rate, speed)
+    if format_ not in (None, "ndjson", "csv"):
+        raise ConfigError(f"--format {format_}: expected ndjson or csv")
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id, topics__ticks=topic)
+    with _opened(file, settings, field_map, format_) as opened:
+        make: Callable[[asyncio.Event], Source]
+        if opened is None:
+            market = _market(settings, symbols, seed, disorder, late_fraction, bad_fraction)
+            make = _synthetic_source(settings, market, start, rate, speed, count, duration)
+        else:
+            make = _file_source(settings, opened, rate, speed)
+        total = count if opened is None else None
+        with _progress(opened, total) as update:
+            produced = _send(settings, make, update)
+        refused = opened.refused.count if opened is not None else 0
+    endless = opened is None and count is None and duration is None
+    raise typer.Exit(_summary(produced, refused, endless=endless))
+
+
+def _check_usage(
+    file: Path | None,
+    synthetic: bool,
+    start: str | None,
+    count: int | None,
+    duration: str | None,
+    rate: float | None,
+    speed: float | None,
+) -> None:
+    if (file is None) != synthetic:
+        raise ConfigError("expected either --file FILE or --synthetic (see workers produce --help)")
+    if file is not None and (start, count, duration) != (None, None, None):
+        raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
+    if rate and speed:
+        raise ConfigError("--rate and --speed are both given; a pace is one or the other")
+    if synthetic and speed and start is None:
+        raise ConfigError(
+            "--speed replays by event time, and a synthetic market without --start happens now: use --rate"
+        )
+
+
+@contextmanager
+def _opened(
+    file: Path | None, settings: Settings, field_map: str | None, kind: str | None
+) -> Iterator[TickInput | None]:
+    if file is None:
+        yield None
+        return
+    from workers.produce import tick_format
+    from workers.tickfiles import open_ticks
+
+    chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
+    opened = open_ticks(
+        file, tick_format(settings), say=lambda text: say(printable(text)), mapping=field_map, kind=chosen
+    )
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _market(
+    settings: Settings, symbols: int, seed: int, disorder: str, late_fraction: float, bad_fraction: float
+) -> Market:
+    from workers.market import Market
+    from workers.produce import tick_format
+
+    return Market(
+        symbols=symbols,
+        seed=seed,
+        disorder_ns=_duration("--disorder", disorder),
+        late_fraction=late_fraction,
+        late_by_ns=settings.window.lag + settings.window.allowed_lateness,
+        bad_fraction=bad_fraction,
+        tick=tick_format(settings),
+    )
+
+
+def _synthetic_source(
+    settings: Settings,
+    market: Market,
+    start: str | None,
+    rate: float | None,
+    speed: float | None,
+    count: int | None,
+    duration: str | None,
+) -> Callable[[asyncio.Event], Source]:
+    from workers.market import arrivals, synthetic_ticks
+    from workers.produce import GeneratedSource, paced, tick_format
+    from workers.times import parse_rfc3339
+
+    duration_ns = _duration("--duration", duration) if duration is not None else None
+    pace = rate if rate is not None else _DEFAULT_RATE
+    if start is None:
+        times: Iterator[int] = iter(time.time_ns, None)
+        limit = pace or None
+    else:
+        try:
+            times = arrivals(parse_rfc3339(start), pace or _DEFAULT_RATE)
+        except ValueError as error:
+            raise ConfigError(f"--start: {error}") from None
+        limit = None  # the rate is that of the event times; data of another time are sent as fast as possible
+
+    def make(stop: asyncio.Event) -> Source:
+        source = GeneratedSource(synthetic_ticks(market, times), count=count, duration_ns=duration_ns)
+        return paced(source, tick_format(settings), stop, rate=limit, speed=speed or None)
+
+    return make
+
+
+def _file_source(
+    settings: Settings, opened: TickInput, rate: float | None, speed: float | None
+) -> Callable[[asyncio.Event], Source]:
+    from workers.produce import FileSource, paced, tick_format
+
+    def make(stop: asyncio.Event) -> Source:
+        return paced(FileSource(opened, stop), tick_format(settings), stop, rate=rate or None, speed=speed or None)
+
+    return make
+
+
+def _duration(option: str, text: str) -> int:
+    from workers.times import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
+
+
+def _send(settings: Settings, make: Callable[[asyncio.Event], Source], update: Callable[[int], None]) -> Produced:
+    from workers.produce import produce as send
+
+    async def main(stop: asyncio.Event) -> Produced:
+        return await send(
+            settings,
+            make(stop),
+            topic=settings.topics.ticks,
+            stop=stop,
+            on_progress=update,
+            on_notice=lambda text: say(f"workers: {text}"),
+        )
+
+    return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
+
+
+@contextmanager
+def _progress(opened: TickInput | None, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal's standard error; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda added: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ticks]}"), TimeElapsedColumn()]
+    size = opened.size if opened is not None else total
+    began_s, shown_s = time.monotonic(), 0.0
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sending", total=size, ticks="")
+
+        def update(added: int) -> None:
+            nonlocal shown_s
+            now_s = time.monotonic()
+            if now_s - shown_s < 0.1:
+                return
+            shown_s = now_s
+            done = opened.position if opened is not None else added
+            rate = added / max(now_s - began_s, 1e-9)
+            bar.update(task, completed=done, ticks=f"{added:,} ticks, {rate:,.0f}/s")
+
+        yield update
+
+
+def _summary(produced: Produced, refused: int, *, endless: bool) -> int:
+    """Say what was done; returns the exit code."""
+    seconds = produced.duration_ns / 1e9
+    rate = produced.delivered / max(seconds, 1e-9)
+    say(
+        f"{produced.delivered:,} ticks sent to {produced.topic} ({produced.partitions} partitions) "
+        f"in {seconds:.1f} s, {rate:,.0f}/s"
+    )
+    if refused:
+        say(f"{refused:,} lines refused: no readable symbol, so nothing was sent for them")
+    if produced.undelivered:
+        say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
+    if produced.interrupted and not endless:
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED if refused or produced.undelivered else ExitCode.OK

@@ -1,0 +1,61 @@
+"""``workers run``: one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from workers.commands.common import (
+    WORKING,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    SetOption,
+    app,
+    load,
+    run_async,
+    say,
+)
+
+__all__: list[str] = []
+
+
+@app.command(rich_help_panel=WORKING)
+def run(
+    no_create_topics: Annotated[
+        bool, typer.Option("--no-create-topics", help="A missing topic is an error instead of being made.")
+    ] = False,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Run a worker: read ticks, close windows, write frames, until stopped.
+
+    Start as many as you like, on as many machines: those with the same application_id share the partitions, and take
+    over from one another. SIGTERM or Ctrl-C finishes and commits what is in hand; once more ends at once, which loses
+    nothing either: the next worker goes on from the last commit.
+
+    [bold]Examples[/bold]
+
+      workers run
+
+      workers run --config production.toml --set metrics.port=0
+
+      workers run -b broker-1:9092,broker-2:9092 --application-id bars-1m --set window.size=1m
+    """
+    from workers.logs import configure_logging
+    from workers.worker import run_worker
+
+    create = False if no_create_topics else None
+    settings = load(config, sets, bootstrap_servers, application_id, topics__create=create)
+    configure_logging(settings.logging, debug=debug)
+
+    async def main(stop: asyncio.Event) -> None:
+        await run_worker(settings, stop=stop)
+
+    run_async(main, on_stop=lambda: say("workers: finishing; once more to stop at once"))

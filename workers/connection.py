@@ -1,0 +1,161 @@
+"""Reaching the cluster, and saying in the user's terms why it can't be reached.
+
+aiokafka logs the reason of a failed connection and raises an error that names neither the reason nor the setting to
+look at. So a failed start is followed by one more attempt at each address, on which the reason does show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+
+from workers.errors import BrokerError, TopicError, WorkersError
+from workers.settings import client_options
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["admin_client", "connecting", "diagnose_connection_error", "explain_connection_error"]
+
+_CONNECT_TIMEOUT_S: Final = 15.0
+_PROBE_TIMEOUT_S: Final = 5.0
+
+_LOGIN_ERRORS = (
+    kafka_errors.SaslAuthenticationFailed,
+    kafka_errors.AuthenticationFailedError,
+    kafka_errors.IllegalSaslStateError,
+)
+_FORBIDDEN_ERRORS = (
+    kafka_errors.TopicAuthorizationFailedError,
+    kafka_errors.GroupAuthorizationFailedError,
+    kafka_errors.ClusterAuthorizationFailedError,
+    kafka_errors.TransactionalIdAuthorizationFailed,
+)
+
+
+@asynccontextmanager
+async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A connected admin client, closed at the end.
+
+    Raises ``BrokerError`` where the cluster can't be reached or refuses the credentials, ``ConfigError`` where a
+    certificate can't be read.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        async with connecting(settings):
+            await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def connecting(settings: Settings) -> AsyncIterator[None]:
+    """Bounds the start of a client and turns its failure into a ``BrokerError`` that gives the reason."""
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            yield
+    except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+        raise await diagnose_connection_error(error, settings) from error
+
+
+async def diagnose_connection_error(error: BaseException, settings: Settings) -> WorkersError:
+    """What went wrong, for an error that a client of aiokafka raised at its start; connects once more to find out."""
+    if isinstance(error, WorkersError):
+        return error
+    vague = isinstance(error, kafka_errors.KafkaConnectionError | kafka_errors.NodeNotReadyError | TimeoutError)
+    found = await _first_failure(settings) if vague else None
+    return explain_connection_error(found or error, settings)
+
+
+def explain_connection_error(error: BaseException, settings: Settings) -> WorkersError:
+    """The error of this package that says what an exception of aiokafka means for the user; nothing is tried out.
+
+    The result is a ``BrokerError`` (a ``TopicError`` for an unknown topic); one of this package comes back unchanged.
+    """
+    if isinstance(error, WorkersError):
+        return error
+    where, kafka = settings.bootstrap_servers, settings.kafka
+    for cause in _chain(error):
+        if isinstance(cause, _LOGIN_ERRORS):
+            return BrokerError(
+                f"the broker at {where} refuses the credentials of {kafka.sasl_username or 'the JAAS login'!r}: "
+                f"{_words(cause)}. Look at kafka.sasl.username, kafka.sasl.password and kafka.sasl.mechanism "
+                f"({kafka.sasl_mechanism})"
+            )
+        if isinstance(cause, kafka_errors.UnsupportedSaslMechanismError):
+            return BrokerError(f"the broker at {where} does not offer kafka.sasl.mechanism = {kafka.sasl_mechanism}")
+        if isinstance(cause, _FORBIDDEN_ERRORS):
+            return BrokerError(f"the cluster at {where} does not allow this: {_words(cause)}; its ACLs decide")
+        if isinstance(cause, ssl.SSLError):
+            return BrokerError(
+                f"no TLS connection to {where}: {cause.reason or cause}. Look at kafka.security.protocol "
+                f"({kafka.security_protocol}) and kafka.ssl.ca.location"
+            )
+        if isinstance(cause, kafka_errors.UnknownTopicOrPartitionError):
+            return TopicError(f"a topic is unknown to the cluster at {where}, or not for this user to see")
+    return BrokerError(f"can't reach a broker at {where}: {_reach_reason(error, settings)}")
+
+
+def _reach_reason(error: BaseException, settings: Settings) -> str:
+    for cause in _chain(error):
+        if isinstance(cause, socket.gaierror):
+            return f"the host name is unknown ({cause.strerror})"
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused. Is a broker running there? Set it with --bootstrap-servers"
+        if isinstance(cause, kafka_errors.NodeNotReadyError):
+            return "it answers, but not at the address that it advertises (the broker's advertised.listeners)"
+        if isinstance(cause, TimeoutError | kafka_errors.RequestTimedOutError):
+            return "no answer in time"
+    if any(isinstance(cause, kafka_errors.KafkaConnectionError | ConnectionError) for cause in _chain(error)):
+        protocol = settings.kafka.security_protocol
+        return f"it closed the connection. Does it expect another kafka.security.protocol than {protocol}?"
+    return _words(error)
+
+
+async def _first_failure(settings: Settings) -> BaseException | None:
+    """The exception that a plain connection to the addresses meets; None where one works after all."""
+    options = client_options(settings)
+    for name in ("bootstrap_servers", "metadata_max_age_ms", "retry_backoff_ms", "connections_max_idle_ms"):
+        options.pop(name)
+    failure: BaseException | None = None
+    not_there: BaseException = kafka_errors.NodeNotReadyError()
+    for host, port in _addresses(settings):
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                connection = await create_conn(host, port, **options)
+        except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+            failure = failure or error
+        else:
+            connection.close()
+            return not_there
+    return failure
+
+
+def _addresses(settings: Settings) -> Iterator[tuple[str, int]]:
+    for server in settings.bootstrap_servers.split(","):
+        host, _, port = server.rpartition(":")
+        yield host.strip("[]"), int(port)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and what led to it, outermost first; bounded, since causes can form a ring."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _words(error: BaseException) -> str:
+    """What an exception says, without Kafka's error numbers and Python's class names where there is text."""
+    text = " ".join(str(argument) for argument in error.args if isinstance(argument, str))
+    return text or getattr(error, "description", "") or type(error).__name__

@@ -1,0 +1,141 @@
+"""How far the consumer group is behind: committed offsets against the ends of the partitions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+    for_code,
+)
+from aiokafka.structs import TopicPartition
+
+from workers.admin import describe_topics
+from workers.connection import connecting, explain_connection_error
+from workers.errors import BrokerError, TopicError
+from workers.settings import client_options
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["GroupLag", "LagReader", "PartitionLag"]
+
+_NO_OFFSET: Final = -1
+_COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
+_REQUEST_TIMEOUT_S: Final = 30.0
+_PASSING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """One partition: offsets, and the records between them. ``committed`` is None before the group's first commit;
+    then everything the partition holds is still to be done."""
+
+    partition: int
+    begin: int
+    committed: int | None
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Records not yet committed; never negative, though the two offsets are not read at the same instant."""
+        start = self.begin if self.committed is None else max(self.committed, self.begin)
+        return max(self.end - start, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLag:
+    """A group's lag on one topic, its state in Kafka's words (``Stable``, ``Empty``, ``Dead``) and its members."""
+
+    group: str
+    topic: str
+    state: str
+    members: int
+    partitions: tuple[PartitionLag, ...]
+
+    @property
+    def total(self) -> int:
+        """Records not yet committed, over all partitions."""
+        return sum(partition.lag for partition in self.partitions)
+
+
+class LagReader:
+    """Reads the lag of the application's group on its ticks topic, without being a member.
+
+    Use as ``async with LagReader(settings, admin) as reader``; ``admin`` must be started.
+    """
+
+    def __init__(self, settings: Settings, admin: AIOKafkaAdminClient) -> None:
+        self._settings = settings
+        self._admin = admin
+        # Ends are the last stable offsets, as the worker reads: an open transaction is not yet there to be processed.
+        self._consumer = AIOKafkaConsumer(
+            **client_options(settings), group_id=None, isolation_level=settings.kafka.isolation_level
+        )
+
+    async def __aenter__(self) -> LagReader:
+        try:
+            async with connecting(self._settings):
+                await self._consumer.start()
+        except BaseException:
+            await self._consumer.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def read(self) -> GroupLag:
+        """The lag now. Raises ``TopicError`` where there is no ticks topic, ``BrokerError`` where nobody answers."""
+        topic, group = self._settings.topics.ticks, self._settings.application_id
+        try:
+            async with asyncio.timeout(_COORDINATOR_TIMEOUT_S + _REQUEST_TIMEOUT_S):
+                found = (await describe_topics(self._admin)).get(topic)
+                if found is None or not found.partitions:
+                    raise TopicError(
+                        f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is nothing "
+                        "to be behind of"
+                    )
+                wanted = [TopicPartition(topic, partition) for partition in range(found.partitions)]
+                committed = await self._committed(group, wanted)
+                state, members = await self._members(group)
+                begins = await self._consumer.beginning_offsets(wanted)
+                ends = await self._consumer.end_offsets(wanted)
+        except (KafkaError, TimeoutError) as error:
+            raise explain_connection_error(error, self._settings) from error
+        partitions = tuple(PartitionLag(tp.partition, begins[tp], committed[tp], ends[tp]) for tp in wanted)
+        return GroupLag(group, topic, state, members, partitions)
+
+    async def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[TopicPartition, int | None]:
+        """Committed offsets. The client overlooks the answer's own error, on which partitions asked for are missing."""
+        deadline_s = time.monotonic() + _COORDINATOR_TIMEOUT_S
+        while True:
+            try:
+                offsets = await self._admin.list_consumer_group_offsets(group, partitions=wanted)
+            except _PASSING:
+                offsets = {}
+            if all(tp in offsets for tp in wanted):
+                return {tp: None if offsets[tp].offset == _NO_OFFSET else offsets[tp].offset for tp in wanted}
+            if time.monotonic() > deadline_s:
+                raise BrokerError(
+                    f"the coordinator of group {group} gave no offsets for {_COORDINATOR_TIMEOUT_S:.0f} s; is "
+                    "__consumer_offsets available, and may this user describe the group?"
+                )
+            await asyncio.sleep(0.1)
+
+    async def _members(self, group: str) -> tuple[str, int]:
+        for response in await self._admin.describe_consumer_groups([group]):
+            for code, _group, state, _protocol_type, _protocol, members, *_ in response.groups:
+                error = for_code(code)
+                if error in _PASSING:
+                    return "Unknown", 0
+                return state or "Dead", len(members)
+        return "Unknown", 0

@@ -1,0 +1,406 @@
+"""Streams to streams, inside one process: windows by event time and by arrival, and the plain operators.
+
+Every function takes an async iterable and returns an async iterator. The rules that hold for all of them:
+
+* What a source or a given function raises comes out of the iterator, after everything that was complete before it.
+* A stream owns its source: it is closed (its ``aclose`` awaited, where it has one) when the stream ends or is closed.
+* Reading is lazy: nothing is read before the first ``anext``. Streams that also watch the time (said where it is so)
+  read at most `READ_AHEAD` items ahead of their reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final, Literal, TypeVar, overload
+
+from workers.channel import DRAINED, Drained, OwnedSource, Pipe
+from workers.frames import WindowFrame, frame_from_emission
+from workers.times import (
+    MAX_EVENT_TIME_NS,
+    NS_PER_SECOND,
+    datetime_from_ns,
+    datetime_to_ns,
+    format_duration,
+    format_instant,
+    timedelta_to_ns,
+)
+from workers.watermark import WatermarkPolicy
+from workers.windows import Lateness, Trigger, Tumbling, TumblingWindowSpec, WindowEngine, WindowRules
+
+__all__ = [
+    "WindowStream",
+    "buffer_async",
+    "filter_async",
+    "map_async",
+    "tumbling_window",
+    "tumbling_window_event_time",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+V = TypeVar("V")
+
+READ_AHEAD: Final = 64
+"""Items that a stream which watches the time may have read before its reader asks for them."""
+
+CLOCK_CHECK_S: Final = 0.25
+"""How often an open arrival-time window looks at the wall clock, so that a clock that was set is noticed."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Signal(Enum):
+    FLUSH = "flush"
+    TIMEOUT = "timeout"
+
+
+@dataclass(slots=True)
+class _Tally:
+    accepted: int = 0
+    late: int = 0
+
+
+class WindowStream(AsyncIterator[WindowFrame[T]]):
+    """The frames of `tumbling_window_event_time`, and the account of its items: ``accepted + late`` is all it read."""
+
+    def __init__(self, frames: AsyncGenerator[WindowFrame[T], None], tally: _Tally) -> None:
+        self._frames = frames
+        self._tally = tally
+
+    @property
+    def accepted(self) -> int:
+        """Items that joined a window."""
+        return self._tally.accepted
+
+    @property
+    def late(self) -> int:
+        """Items that were too late for any window."""
+        return self._tally.late
+
+    async def __anext__(self) -> WindowFrame[T]:
+        return await anext(self._frames)
+
+    async def aclose(self) -> None:
+        """Stop, and close the source; open windows don't come out."""
+        await self._frames.aclose()
+
+
+def tumbling_window_event_time(
+    source: AsyncIterable[T],
+    spec: TumblingWindowSpec,
+    *,
+    get_event_time: Callable[[T], datetime],
+    get_key: Callable[[T], Hashable] | None = None,
+    watermark_policy: WatermarkPolicy | None = None,
+    flush_interval: float = 0.25,
+    on_late: Callable[[T, Lateness], object] | None = None,
+) -> WindowStream[T]:
+    """Group a stream into event-time windows per key, by the rules of `workers.windows`.
+
+    Each key has its own clock; without ``get_key`` there is one for all, and the frames' key is None. Naive datetimes
+    are UTC. ``watermark_policy`` is `WatermarkPolicy`'s default (2 s of lag) where None. A window that a tick within
+    the allowed lateness joins after it closed comes out again, whole, with the next ``rev``. When the source ends every
+    window that has not come out does, key by key in the order of their first items, with trigger ``end``.
+
+    With ``spec.emit_partial`` the open windows that changed come out every ``flush_interval`` seconds, as provisional
+    frames, also while the source is silent; else there are no provisional frames.
+
+    An item too late for any window is given to ``on_late`` (plain or async) with the reason; without it the first one
+    is logged as a warning. All are counted in the returned stream's ``late``.
+
+    Raises ``ValueError`` where the policy's lag and allowed lateness are both 0 (by the lateness rule every tick would
+    then be late) or ``flush_interval`` is not positive. What ``source``, ``get_event_time``, ``get_key`` or ``on_late``
+    raise is raised to the reader after the frames that closed before, and so is a ``TypeError`` or ``ValueError`` for
+    an event time that is no datetime or beyond what 64-bit nanoseconds hold (years 1680 to 2259). Windows still open
+    then don't come out: they would be incomplete.
+    """
+    policy = watermark_policy if watermark_policy is not None else WatermarkPolicy()
+    if not flush_interval > 0:
+        raise ValueError(f"flush_interval is {flush_interval}; expected more than 0 seconds")
+    rules = WindowRules(Tumbling(timedelta_to_ns(spec.size)), policy.lag_ns, policy.lateness_ns)
+    engine: WindowEngine[Hashable, T] = WindowEngine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
+    tally = _Tally()
+
+    async def add(item: T) -> None:
+        key = get_key(item) if get_key is not None else None
+        ts_ns = _event_time_ns(get_event_time, item)
+        lateness = engine.add(key, ts_ns, item)
+        if lateness is None:
+            tally.accepted += 1
+            return
+        tally.late += 1
+        if on_late is not None:
+            await _value(on_late(item, lateness))
+        elif tally.late == 1:
+            _warn_late(key, ts_ns, lateness)
+
+    events = _with_flushes(source, flush_interval) if spec.emit_partial else source
+    return WindowStream(_event_time_frames(events, engine, add), tally)
+
+
+async def _event_time_frames(
+    source: AsyncIterable[T | Literal[_Signal.FLUSH]],
+    engine: WindowEngine[Hashable, T],
+    add: Callable[[T], Awaitable[None]],
+) -> AsyncGenerator[WindowFrame[T], None]:
+    async with OwnedSource(source) as events:
+        async for event in events:
+            if event is _Signal.FLUSH:
+                engine.flush_partial()
+            else:
+                await add(event)
+            for emission in engine.take_emissions():
+                yield frame_from_emission(emission)
+    engine.finish()
+    for emission in engine.take_emissions():
+        yield frame_from_emission(emission)
+
+
+def _event_time_ns(get_event_time: Callable[[T], datetime], item: T) -> int:
+    found = get_event_time(item)
+    if not isinstance(found, datetime):
+        raise TypeError(f"get_event_time returned {found!r} ({type(found).__name__}); expected a datetime")
+    ts_ns = datetime_to_ns(found)
+    if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
+        raise ValueError(f"get_event_time returned {found}, which does not fit 64-bit nanoseconds since 1970")
+    return ts_ns
+
+
+def _warn_late(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
+    _log.warning(
+        "an item with key %r and event time %s is too late for its window (watermark %s, %s below the threshold); "
+        "pass on_late to have such items, they are only counted from here on",
+        key,
+        format_instant(ts_ns),
+        format_instant(lateness.watermark_ns),
+        format_duration(lateness.late_by_ns),
+    )
+
+
+async def _with_flushes(
+    source: AsyncIterable[T], interval_s: float
+) -> AsyncGenerator[T | Literal[_Signal.FLUSH], None]:
+    """The source's items and, every ``interval_s``, a flush, also while the source is silent."""
+    clock = asyncio.get_running_loop().time
+    async with _pumped(source, READ_AHEAD, _same) as channel:
+        flush_at = clock() + interval_s
+        while True:
+            left_s = flush_at - clock()
+            if left_s <= 0:
+                flush_at = clock() + interval_s
+                yield _Signal.FLUSH
+                continue
+            item = await _take_within(channel, left_s)
+            if item is DRAINED:
+                return
+            if item is not _Signal.TIMEOUT:
+                yield item
+
+
+def tumbling_window(
+    source: AsyncIterable[T], size: timedelta, *, clock: Callable[[], int] = time.time_ns
+) -> AsyncIterator[WindowFrame[T]]:
+    """Group a stream into windows by the time at which its items arrive; frames have the key None.
+
+    Windows are aligned to the epoch by ``clock`` (nanoseconds since the epoch, UTC). A window comes out when its time
+    is over, also while the source is silent; windows without items don't come out. When the source ends, the open
+    window does, with trigger ``end``. Time never goes back here: should the clock do so, items count for the latest
+    time seen. The source is read at most `READ_AHEAD` items ahead.
+
+    Raises ``ValueError`` where the size is not positive. What ``source`` or ``clock`` raise is raised to the reader
+    after the frames that closed before; the open window then doesn't come out.
+    """
+    return _arrival_frames(source, Tumbling(timedelta_to_ns(TumblingWindowSpec(size).size)), clock)
+
+
+async def _arrival_frames(
+    source: AsyncIterable[T], windows: Tumbling, clock: Callable[[], int]
+) -> AsyncGenerator[WindowFrame[T], None]:
+    start_ns = end_ns = now_ns = -(2**63)
+    items: list[T] = []
+
+    def closed(trigger: Trigger) -> WindowFrame[T]:
+        taken = tuple(items)
+        items.clear()
+        return WindowFrame(None, datetime_from_ns(start_ns), datetime_from_ns(end_ns), taken, trigger=trigger)
+
+    async with _pumped(source, READ_AHEAD, lambda item: (clock(), item)) as channel:
+        while True:
+            left_s = min((end_ns - clock()) / NS_PER_SECOND, CLOCK_CHECK_S) if items else None
+            arrival = await _take_within(channel, left_s)
+            if arrival is DRAINED:
+                break
+            if arrival is _Signal.TIMEOUT:
+                # What arrived in time is in the channel by then, so nothing of this window can follow.
+                if clock() >= end_ns and not len(channel):
+                    now_ns = max(now_ns, end_ns)
+                    yield closed("watermark")
+                continue
+            now_ns = max(now_ns, arrival[0])
+            if items and now_ns >= end_ns:
+                yield closed("watermark")
+            if not items:
+                start_ns, end_ns = windows.assign(now_ns)[0]
+            items.append(arrival[1])
+    if items:
+        yield closed("end")
+
+
+def buffer_async(source: AsyncIterable[T], capacity: int) -> AsyncIterator[T]:
+    """The same items, read up to ``capacity`` ahead of the reader, so that a slow source and a slow reader overlap.
+
+    Reading begins with the first ``anext``. Raises ``ValueError`` where the capacity is less than 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; expected 1 or more")
+    return _buffered(source, capacity)
+
+
+async def _buffered(source: AsyncIterable[T], capacity: int) -> AsyncGenerator[T, None]:
+    async with _pumped(source, capacity, _same) as channel:
+        async for item in channel:
+            yield item
+
+
+def filter_async(source: AsyncIterable[T], predicate: Callable[[T], object]) -> AsyncIterator[T]:
+    """The items for which ``predicate`` (plain or async) is true, in their order."""
+    return _filtered(source, predicate)
+
+
+async def _filtered(source: AsyncIterable[T], predicate: Callable[[T], object]) -> AsyncGenerator[T, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
+            if await _value(predicate(item)):
+                yield item
+
+
+@overload
+def map_async(
+    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R]], *, concurrency: int = 1
+) -> AsyncIterator[R]: ...
+@overload
+def map_async(source: AsyncIterable[T], fn: Callable[[T], R], *, concurrency: int = 1) -> AsyncIterator[R]: ...
+def map_async(
+    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], *, concurrency: int = 1
+) -> AsyncIterator[R]:
+    """``fn`` (plain or async) of each item, in the items' order, with up to ``concurrency`` calls at a time.
+
+    With more than one, results that are not read yet count as calls, so memory is bounded too. A call that fails raises
+    in its turn, after the results before it; calls that still run are cancelled when the stream ends or is closed.
+    Raises ``ValueError`` where ``concurrency`` is less than 1.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; expected 1 or more")
+    return _mapped(source, fn) if concurrency == 1 else _mapped_concurrently(source, fn, concurrency)
+
+
+async def _mapped(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R]) -> AsyncGenerator[R, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
+            yield await _value(fn(item))
+
+
+async def _mapped_concurrently(
+    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], concurrency: int
+) -> AsyncGenerator[R, None]:
+    running: set[asyncio.Task[R]] = set()
+
+    async def call(item: T) -> R:
+        return await _value(fn(item))
+
+    def begin(item: T) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(call(item))
+        running.add(task)
+        return task
+
+    try:
+        # One less in the channel: the call whose result is awaited here is out of it already.
+        async with _pumped(source, concurrency - 1, begin) as tasks:
+            async for task in tasks:
+                result = await task
+                running.discard(task)
+                yield result
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _value(result: Awaitable[R] | R) -> R:
+    """What a plain or async function returned."""
+    if inspect.isawaitable(result):
+        awaited: R = await result
+        return awaited
+    return result
+
+
+def _same(item: T) -> T:
+    return item
+
+
+@asynccontextmanager
+async def _pumped(source: AsyncIterable[T], capacity: int, make: Callable[[T], V]) -> AsyncIterator[Pipe[V]]:
+    """A channel with ``make(item)`` for each item of the source, fed by a task that ends with the block.
+
+    So waiting for an item can end early, as it must to watch the time, without cancelling the source half-way.
+    """
+    channel: Pipe[V] = Pipe(capacity)
+    pump = asyncio.get_running_loop().create_task(_pump(source, channel, make), name="workers.streams")
+
+    def on_done(_: asyncio.Task[None]) -> None:
+        if not channel.closed:  # cancelled by somebody else before its first step: nobody else would tell the reader
+            channel.fail(asyncio.CancelledError())
+
+    pump.add_done_callback(on_done)
+    try:
+        yield channel
+    finally:
+        channel.close()
+        pump.cancel()
+        await asyncio.wait({pump})
+        if not pump.cancelled():
+            pump.result()  # raises what the closing of the source raised
+
+
+async def _pump(source: AsyncIterable[T], channel: Pipe[V], make: Callable[[T], V]) -> None:
+    try:
+        async with OwnedSource(source) as items:
+            while True:
+                await channel.room()  # first, so that nothing lies between an item's arrival and its being in
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    break
+                await channel.put(make(item))
+    except BaseException as error:
+        if channel.closed:  # nobody reads it any more
+            raise
+        channel.fail(error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+    else:
+        channel.close()
+
+
+async def _take_within(
+    channel: Pipe[V], timeout_s: float | None
+) -> V | Literal[Drained.DRAINED] | Literal[_Signal.TIMEOUT]:
+    """The channel's next item, its end, or that neither came in time. What the channel failed with is raised."""
+    if timeout_s is None or len(channel):
+        return await channel.take()
+    timer = asyncio.timeout(timeout_s)
+    try:
+        async with timer:
+            return await channel.take()
+    except TimeoutError:
+        if timer.expired():
+            return _Signal.TIMEOUT
+        raise  # the source's own

@@ -1,0 +1,256 @@
+"""Reading the output topics as they grow: which records, and how a person is shown them.
+
+A reader of its own, without a group: it takes nothing from anybody and commits nothing. Only committed records are
+shown, all partitions at once, in the order in which they arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import orjson
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from workers.admin import admin_client, describe_topics
+from workers.connection import connecting, explain_connection_error
+from workers.ledger import REASON_HEADER
+from workers.settings import client_options
+from workers.times import NS_PER_MS, UNIT_NS, format_duration, format_instant
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail"]
+
+_POLL_MS: Final = 200
+_BATCH: Final = 2_000
+_ERRORS: Final = "__streams.errors."
+_SHOWN_VALUE: Final = 200
+_FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
+_NOT_RESULTS: Final = frozenset(
+    {"key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts", "vwap", "items"}
+)
+
+
+async def tail(
+    settings: Settings,
+    topic: str,
+    *,
+    stop: asyncio.Event,
+    from_beginning: bool = False,
+    idle_ns: int | None = None,
+    on_notice: Callable[[str], None] = lambda text: None,
+) -> AsyncGenerator[Sequence[ConsumerRecord], None]:
+    """The committed records of a topic in batches, until ``stop`` is set or nothing has come for ``idle_ns``.
+
+    Begins at the first record there is, or at the end as it is now. A topic that does not exist yet is waited for
+    (within ``idle_ns``), never created. Raises ``BrokerError`` where the cluster can't be reached at the start.
+    """
+    deadline = _Idle(idle_ns)
+    partitions = await _wait_for_topic(settings, topic, stop, deadline, on_notice)
+    if not partitions:
+        return
+    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        group_id=None,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        fetch_max_wait_ms=settings.kafka.fetch_max_wait_ms,
+    )
+    # Assigned before the start, which then waits for the topic's metadata: assigned without them, the consumer may
+    # never fetch anything.
+    consumer.assign(wanted)
+    try:
+        async with connecting(settings):
+            await consumer.start()
+        try:
+            await (consumer.seek_to_beginning(*wanted) if from_beginning else consumer.seek_to_end(*wanted))
+            deadline.restart()
+            while not stop.is_set() and not deadline.passed():
+                found = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_BATCH)
+                records = [record for batch in found.values() for record in batch]
+                if records:
+                    yield records
+                    deadline.restart()
+        except KafkaError as error:
+            raise explain_connection_error(error, settings) from error
+    finally:
+        await consumer.stop()
+
+
+class _Idle:
+    """A deadline that starts again whenever something comes; without a limit it never passes."""
+
+    def __init__(self, limit_ns: int | None) -> None:
+        self._limit_ns = limit_ns
+        self._since_ns = time.monotonic_ns()
+
+    def restart(self) -> None:
+        self._since_ns = time.monotonic_ns()
+
+    def passed(self) -> bool:
+        return self._limit_ns is not None and time.monotonic_ns() - self._since_ns >= self._limit_ns
+
+
+async def _wait_for_topic(
+    settings: Settings, topic: str, stop: asyncio.Event, deadline: _Idle, on_notice: Callable[[str], None]
+) -> int:
+    """Partitions of the topic once it is there; 0 where it never came."""
+    told = False
+    async with admin_client(settings) as admin:
+        while not stop.is_set() and not deadline.passed():
+            try:
+                state = (await describe_topics(admin)).get(topic)
+            except (KafkaError, TimeoutError) as error:
+                raise explain_connection_error(error, settings) from error
+            if state is not None and state.ready:
+                return state.partitions
+            if not told:
+                told = True
+                on_notice(f"topic {topic} does not exist yet; waiting for it")
+            try:
+                async with asyncio.timeout(0.5):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+    return 0
+
+
+# -- what a person sees -----------------------------------------------------------------------------------------------
+
+
+def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
+    """A frame in one line: partition, key, window, count and OHLCV, and its status where that is not plain final.
+
+    A record that is no frame is shown as it is. ``now_ns`` decides whether the day is worth showing.
+    """
+    frame = _object(record.value)
+    start, end, status = frame.get("start"), frame.get("end"), frame.get("status")
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(status, str):
+        return f"[p={record.partition}] {_excerpt(record.value)} (not a frame)"
+    parts = [f"[p={record.partition}]", str(frame.get("key")), _span(start, end, now_ns), f"count={frame.get('count')}"]
+    for name, value in frame.items():
+        if name not in _NOT_RESULTS:
+            parts.append(f"{_FRAME_FIELDS.get(name, name)}={_number(value)}")
+    if isinstance(frame.get("items"), list):
+        parts.append(f"items={len(frame['items'])}")  # type: ignore[arg-type]
+    if status == "provisional":
+        parts.append(f"provisional ({frame.get('trigger')})")
+    elif status != "final":
+        parts.append(status)
+    if frame.get("rev"):
+        parts.append(f"rev={frame['rev']}")
+    return " ".join(parts)
+
+
+def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
+    """A late tick in one line: its time, how late and why, the window it missed, where it was."""
+    late = _object(record.value)
+    ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
+    if not (isinstance(ts, int) and isinstance(start, int) and isinstance(end, int) and isinstance(late_by, int)):
+        return f"[p={record.partition}] {_excerpt(record.value)} (not a late tick)"
+    return (
+        f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} late by "
+        f"{format_duration(late_by)} ({late.get('reason')}), window {_span(start, end, now_ns)}, from "
+        f"{late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
+    )
+
+
+def dead_letter_line(record: ConsumerRecord) -> str:
+    """A rejected record in one line: why, where it was, its key, and how its value begins."""
+    headers = _headers(record)
+    return (
+        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(_ERRORS + 'topic')}"
+        f"[{headers.get(_ERRORS + 'partition')}] offset {headers.get(_ERRORS + 'offset')} key={_excerpt(record.key)}: "
+        f"{headers.get(_ERRORS + 'message', '')} | {_excerpt(record.value)}"
+    )
+
+
+def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
+    """A record as one line of JSON, without the line end.
+
+    The value itself where it is one line of JSON. With ``ledger`` (dead letters, whose values are anything), an object
+    with reason, message, place of origin, key and value; bytes that are no UTF-8 are escaped as ``\\xff``.
+    """
+    if not ledger:
+        return _one_line(record.value)
+    headers = _headers(record)
+    origin = {name: headers.get(_ERRORS + name) for name in ("topic", "partition", "offset")}
+    return orjson.dumps(
+        {
+            "reason": headers.get(REASON_HEADER),
+            "message": headers.get(_ERRORS + "message"),
+            "topic": origin["topic"],
+            "partition": _whole(origin["partition"]),
+            "offset": _whole(origin["offset"]),
+            "key": _text(record.key),
+            "value": _text(record.value),
+        }
+    )
+
+
+def _one_line(value: bytes | None) -> bytes:
+    try:
+        parsed = orjson.loads(value or b"null")
+    except orjson.JSONDecodeError:
+        return orjson.dumps(_text(value))
+    if value is None or b"\n" in value or b"\r" in value:
+        return orjson.dumps(parsed)
+    return value
+
+
+def _object(value: bytes | None) -> Mapping[str, object]:
+    try:
+        found = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _headers(record: ConsumerRecord) -> dict[str, str]:
+    return {name: _text(value) or "" for name, value in record.headers}
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def _excerpt(value: bytes | None) -> str:
+    if value is None:
+        return "null"
+    text = value[:_SHOWN_VALUE].decode("utf-8", "backslashreplace")
+    return text if len(value) <= _SHOWN_VALUE else f"{text}… ({len(value):,} bytes)"
+
+
+def _whole(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else text
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value) if isinstance(value, int | float | str) else orjson.dumps(value).decode()
+
+
+def _span(start_ms: int, end_ms: int, now_ns: int) -> str:
+    start_text, end_text = _instant(start_ms * NS_PER_MS, now_ns), _instant(end_ms * NS_PER_MS, now_ns)
+    day, _, _ = start_text.rpartition(" ")
+    return f"{start_text}..{end_text.removeprefix(day + ' ') if day else end_text}"
+
+
+def _instant(time_ns: int, now_ns: int) -> str:
+    """The time of day in UTC, after the date unless that is today's."""
+    try:
+        day, _, clock = format_instant(time_ns).removesuffix("Z").partition("T")
+    except OverflowError:
+        return f"{time_ns} ns"
+    today = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).date().isoformat()
+    return clock if day == today else f"{day} {clock}"
