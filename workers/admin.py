@@ -4,7 +4,7 @@
 |---|---|---|
 | ticks | ``topics.partitions`` | for ever: a replay of old data must not be deleted while it is read |
 | frames | ``topics.partitions`` | for ever: their timestamps are event times, and Kafka deletes by timestamp |
-| late, dead letters | ``topics.partitions`` | for ever: the ledger of what was not counted (whoever settles it shortens it) |
+| late, dead letters | ``topics.partitions`` | for ever: the ledger of what was not counted |
 | changelog | as many as ticks: partition i holds the state of input partition i | compacted |
 | feedback | 1, so that producers see one order of levels | compacted |
 

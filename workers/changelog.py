@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from workers.connection import stop_consumer
+
 __all__ = ["read_changelog"]
 
 log = structlog.get_logger(__name__)
@@ -45,7 +47,7 @@ async def read_changelog(
         }
     )
     entries: dict[bytes, bytes] = {}
-    started_s = reported_s = advanced_s = time.monotonic()
+    reported_s = advanced_s = time.monotonic()
     read = 0
     try:
         await consumer.start()
@@ -78,6 +80,5 @@ async def read_changelog(
                 )
             await asyncio.sleep(0)
     finally:
-        await consumer.stop()
-    log.debug("read changelog", partition=partition, records=read, seconds=round(time.monotonic() - started_s, 3))
+        await stop_consumer(consumer)
     return entries

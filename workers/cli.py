@@ -12,15 +12,23 @@ from typing import Annotated
 import typer
 
 from workers.commands import config as config
+from workers.commands import demo as demo
 from workers.commands import lag as lag
 from workers.commands import produce as produce
 from workers.commands import run as run
 from workers.commands import tail as tail
 from workers.commands import topics as topics
-from workers.commands.common import app, report
+from workers.commands.common import LOOKING, SETTING_UP, WORKING, app, report
 from workers.errors import WorkersError
 
 __all__ = ["main"]
+
+
+# Help lists commands in the order of the day's work, whatever the order of the imports.
+_PANELS = (WORKING, LOOKING, SETTING_UP)
+app.registered_commands.sort(
+    key=lambda command: _PANELS.index(str(panel)) if (panel := command.rich_help_panel) in _PANELS else len(_PANELS)
+)
 
 
 def main() -> None:
@@ -47,8 +55,10 @@ def _root(
 ) -> None:
     """Turn a Kafka topic of market ticks into trustworthy event-time window frames.
 
-    Start [bold]workers run[/bold] as often as you like: workers with the same application_id share the partitions.
+    Start [bold]workers run[/bold] as often as you like: workers with the same
+    application_id share the partitions.
 
-    Exit codes: 0 done or stopped on request, 1 failed, 2 wrong usage or configuration, 3 the broker can't be reached
-    or refuses the credentials, 130 interrupted.
+    Exit codes: 0 done or stopped on request, 1 failed, 2 wrong usage or
+    configuration, 3 the broker can't be reached or refuses the credentials,
+    130 interrupted.
     """

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
@@ -23,7 +24,7 @@ from workers.settings import client_options
 if TYPE_CHECKING:
     from workers.settings import Settings
 
-__all__ = ["admin_client", "connecting", "diagnose_connection_error", "explain_connection_error"]
+__all__ = ["admin_client", "connecting", "diagnose_connection_error", "explain_connection_error", "stop_consumer"]
 
 _CONNECT_TIMEOUT_S: Final = 15.0
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -65,6 +66,16 @@ async def connecting(settings: Settings) -> AsyncIterator[None]:
             yield
     except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
         raise await diagnose_connection_error(error, settings) from error
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer, however briefly it ran.
+
+    aiokafka 0.14 starts a task for a consumer without a group; stopped before that task's first step, the consumer
+    raises the task's ``CancelledError``, which looks as if the caller had been cancelled.
+    """
+    await asyncio.sleep(0)
+    await consumer.stop()
 
 
 async def diagnose_connection_error(error: BaseException, settings: Settings) -> WorkersError:

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from aiokafka.structs import TopicPartition
 
 from workers.admin import describe_topics
-from workers.connection import connecting, explain_connection_error
+from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.errors import BrokerError, TopicError
 from workers.settings import client_options
 
@@ -86,12 +86,12 @@ class LagReader:
             async with connecting(self._settings):
                 await self._consumer.start()
         except BaseException:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def read(self) -> GroupLag:
         """The lag now. Raises ``TopicError`` where there is no ticks topic, ``BrokerError`` where nobody answers."""

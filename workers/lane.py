@@ -23,7 +23,7 @@ from workers.snapshot import Counts, LaneMeta, check_fingerprint, read_state, wr
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.windows import LONG_AGO, Tumbling, WindowEngine, WindowRules
 
-__all__ = ["Effects", "Lane", "LaneSpec", "Input"]
+__all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
 _Name = TypeVar("_Name", str, tuple[str, str])
 

@@ -20,10 +20,13 @@ from workers.times import NS_PER_SECOND
 
 __all__ = ["Market", "arrivals", "symbol_names", "synthetic_ticks"]
 
-_KNOWN: Final = (  # the most traded ones first
-    "AAPL MSFT NVDA AMZN GOOGL META TSLA AVGO LLY JPM V XOM UNH MA COST HD PG JNJ WMT NFLX "
-    "BAC CRM ORCL CVX KO AMD PEP ADBE TMO LIN MCD CSCO ABT WFC DIS INTC QCOM GE IBM CAT"
-).split()
+# fmt: off
+_KNOWN: Final = (
+    "AAPL", "MSFT", "NVDA", "AMZN", "GOOGL", "META", "TSLA", "AVGO", "LLY", "JPM", "V", "XOM", "UNH", "MA", "COST",
+    "HD", "PG", "JNJ", "WMT", "NFLX", "BAC", "CRM", "ORCL", "CVX", "KO", "AMD", "PEP", "ADBE", "TMO", "LIN", "MCD",
+    "CSCO", "ABT", "WFC", "DIS", "INTC", "QCOM", "GE", "IBM", "CAT",
+)
+# fmt: on
 _BLOCK: Final = 512
 _CENTS: Final = 100
 

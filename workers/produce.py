@@ -29,6 +29,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeEr
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.admin import admin_client, ensure_topics
+from workers.compression import use_fast_lz4
 from workers.connection import connecting
 from workers.errors import BrokerError, WorkersError
 from workers.partitioning import partition_for
@@ -493,6 +494,7 @@ async def produce(
     where the topic can't be made, and what the source raises. An outage on the way is waited out.
     """
     partitions = await _prepare_topic(settings, topic)
+    use_fast_lz4()
     producer = AIOKafkaProducer(**_options(settings, partitions))
     began_ns = time.monotonic_ns()
     try:

@@ -143,8 +143,8 @@ def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tupl
         except (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError) as error:
             raise StateFormatError(
                 f"the changelog {where} holds a record that can't be read, key {key[:64]!r}: {error}. "
-                "It was written by another version or another program; use the version that wrote it, or start over with "
-                "`workers state reset`"
+                "It was written by another version or another program; use the version that wrote it, or start over "
+                "with `workers state reset`"
             ) from error
     if meta is None and windows:
         raise StateFormatError(

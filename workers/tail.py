@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.admin import admin_client, describe_topics
-from workers.connection import connecting, explain_connection_error
+from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.ledger import REASON_HEADER
 from workers.settings import client_options
 from workers.times import NS_PER_MS, UNIT_NS, format_duration, format_instant
@@ -83,7 +83,7 @@ async def tail(
         except KafkaError as error:
             raise explain_connection_error(error, settings) from error
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 class _Idle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -133,6 +134,17 @@ async def test_an_error_that_reads_as_an_end_does_not_end_the_stream_quietly(err
     with pytest.raises(WorkersError) as raised:
         await read_into([], channel)
     assert raised.value.__cause__ is error
+
+
+async def test_the_traceback_of_a_failure_does_not_grow_with_every_get() -> None:
+    channel: Channel[int] = Channel(2)
+    channel.fail(ZeroDivisionError())
+    depths = []
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError) as raised:
+            await channel.get()
+        depths.append(len(traceback.extract_tb(raised.value.__traceback__)))
+    assert depths == depths[:1] * 3
 
 
 async def test_a_channel_that_failed_with_channel_closed_does_not_end_quietly() -> None:
@@ -480,7 +492,8 @@ async def assert_every_reader_gets(parts: PartitionedChannel[int], error: type[B
     results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), WAIT_S)
     assert [type(result) for result in results] == [error] * len(parts.partitions())
     assert sorted(got) == list(range(items)), "what was read before the failure is delivered before the failure"
-    await within(parts.close())
+    await settle()
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "the source is not read any more"
 
 
 async def test_a_failing_source_raises_in_every_reader() -> None:

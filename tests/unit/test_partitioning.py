@@ -7,7 +7,8 @@ import sys
 
 import mmh3
 import pytest
-from hypothesis import given
+from aiokafka.partitioner import DefaultPartitioner
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers import PartitioningSpec
@@ -31,14 +32,14 @@ def test_murmur2_gives_the_values_of_kafkas_own_tests(key: bytes, signed: int) -
 
 
 @given(st.binary(max_size=60), st.integers(1, 10_000))
+@settings(deadline=None)
 def test_partitions_are_those_of_the_kafka_clients(key: bytes, partitions: int) -> None:
-    from aiokafka.partitioner import DefaultPartitioner
-
     everything = list(range(partitions))
     assert partition_for(key, partitions) == DefaultPartitioner()(key, everything, everything)
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_the_pure_murmur3_equals_mmh3(data: bytes) -> None:
     assert murmur3(data) == _pure_murmur3(data) == mmh3.hash(data, signed=False)
 
@@ -49,6 +50,7 @@ def test_the_well_known_symbols_have_their_lanes(symbol: str, lane: int) -> None
 
 
 @given(st.text(max_size=20), st.integers(1, 64))
+@settings(deadline=None)
 def test_a_string_and_its_bytes_share_a_lane_which_is_mmh3s(key: str, lanes: int) -> None:
     assert lane_for(key, lanes) == lane_for(key.encode(), lanes) == mmh3.hash(key, signed=False) % lanes
 
@@ -76,7 +78,7 @@ print([(warning.category.__name__, str(warning.message)) for warning in caught])
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("values", "message"),
     [
         ({"partitions": 0}, "partitions is 0"),
         ({"capacity": 0}, "capacity is 0"),
@@ -85,9 +87,9 @@ print([(warning.category.__name__, str(warning.message)) for warning in caught])
         ({"low_watermark": -0.1}, "0 <= low < high <= 1"),
     ],
 )
-def test_a_split_that_makes_no_sense_is_refused(settings: dict[str, float], message: str) -> None:
+def test_a_split_that_makes_no_sense_is_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PartitioningSpec(**settings)  # type: ignore[arg-type]
+        PartitioningSpec(**values)  # type: ignore[arg-type]
 
 
 def test_the_split_is_eight_lanes_of_2048_unless_said_otherwise() -> None:

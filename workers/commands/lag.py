@@ -44,7 +44,8 @@ def lag(
 ) -> None:
     """Show how many ticks the group has not committed yet, by partition.
 
-    Lag counts to the last commit, so while workers run it swings by what one commit interval brings.
+    Lag counts to the last commit, so while workers run it swings by what one
+    commit interval brings.
 
     [bold]Examples[/bold]
 

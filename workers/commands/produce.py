@@ -115,8 +115,9 @@ def produce(
 ) -> None:
     """Send ticks to the ticks topic, keyed by symbol.
 
-    JSON lines go through byte for byte; only their symbol is read. Lines without a readable symbol are not sent but
-    reported, and the exit code is then 1. Ctrl-C delivers what was read and stops.
+    JSON lines go through byte for byte; only their symbol is read.
+    Lines without a readable symbol are not sent but reported, and the exit
+    code is then 1. Ctrl-C delivers what was read and stops.
 
     [bold]Examples[/bold]
 

@@ -36,9 +36,12 @@ def run(
 ) -> None:
     """Run a worker: read ticks, close windows, write frames, until stopped.
 
-    Start as many as you like, on as many machines: those with the same application_id share the partitions, and take
-    over from one another. SIGTERM or Ctrl-C finishes and commits what is in hand; once more ends at once, which loses
-    nothing either: the next worker goes on from the last commit.
+    Start as many as you like, on as many machines: those with the same
+    application_id share the partitions, and take over from one another.
+
+    SIGTERM or Ctrl-C finishes and commits what is in hand. Once more ends at
+    once, which loses nothing either: the next worker goes on from the last
+    commit.
 
     [bold]Examples[/bold]
 

@@ -60,8 +60,8 @@ def tail(
 ) -> None:
     """Watch what comes out: frames, ticks dropped as late, or records rejected, each with its reason.
 
-    Only committed records are shown. A line says what differs from a plain final frame: provisional, closed (may be
-    revised), rev=2. Times are UTC.
+    Only committed records are shown. A frame's line says what differs from a
+    plain final one: provisional, closed (may be revised), rev=2. Times are UTC.
 
     [bold]Examples[/bold]
 

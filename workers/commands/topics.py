@@ -52,8 +52,8 @@ def create(
 ) -> None:
     """Make the topics that are missing, and check that those that exist fit together.
 
-    The changelog gets as many partitions as the ticks topic has. Choose the number with room to grow: adding partitions
-    later moves symbols to other partitions.
+    The changelog gets as many partitions as the ticks topic has. Choose the
+    number with room to grow: adding partitions later moves symbols to others.
 
     [bold]Examples[/bold]
 
@@ -122,7 +122,8 @@ def delete(
 ) -> None:
     """Delete what an application wrote: frames, late, dead letters, changelog and feedback. Stop its workers first.
 
-    The group's committed offsets stay; an application that is to begin again needs another application_id.
+    The group's committed offsets stay; an application that is to begin again
+    needs another application_id.
 
     [bold]Example[/bold]
 
