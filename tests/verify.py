@@ -103,9 +103,7 @@ async def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
         await consumer.stop()
 
 
-async def verify(
-    bootstrap: str, topics: Topics, config: oracle.Config, *, exactly_once: bool = True
-) -> Findings:
+async def verify(bootstrap: str, topics: Topics, config: oracle.Config, *, exactly_once: bool = True) -> Findings:
     """Compare what the topics hold with what the oracle makes of the ticks topic.
 
     Exactly once: per key the very sequence. At least once: the same, once repeats (which must be byte-identical and
@@ -151,7 +149,9 @@ def _check_frames(
 
 
 def _difference(key: str, expected: list[bytes], found: list[bytes]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
+    )
     want = expected[at].decode() if at < len(expected) else "nothing more"
     have = found[at].decode() if at < len(found) else "nothing more"
     return f"{key!r}: {len(found)} frames for {len(expected)}; frame {at}\n  expected {want}\n  found    {have}"

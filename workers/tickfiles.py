@@ -330,20 +330,20 @@ def open_ticks(
 
     ``.gz`` and ``.zst`` are unpacked. Raises ``ConfigError`` for a file that is not there or of an unknown kind.
     """
-    if str(path) == "-":
-        name, raw, size, suffixes = "standard input", sys.stdin.buffer, None, []
-    else:
-        name, suffixes = str(path), [suffix.lower() for suffix in path.suffixes]
-        try:
-            raw = path.open("rb")
-            size = path.stat().st_size if path.is_file() else None
-        except OSError as error:
-            raise ConfigError(f"--file {path}: {error.strerror}") from None
+    piped = str(path) == "-"
+    if not piped and not path.exists():
+        raise ConfigError(f"--file {path}: no such file")
+    suffixes = [] if piped else [suffix.lower() for suffix in path.suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
-    refused = Refused(name, say)
-    chosen = kind or _kind(path, suffixes)
-    parser: TickParser = (CsvParser if chosen == "csv" else NdjsonParser)(form, refused, field_renames(mapping, form))
-    return TickInput(name, parser, refused, raw, _unpacked(raw, packing), size)
+    refused = Refused("standard input" if piped else str(path), say)
+    parser_class = CsvParser if (kind or _kind(path, suffixes)) == "csv" else NdjsonParser
+    parser: TickParser = parser_class(form, refused, field_renames(mapping, form))
+    try:
+        raw: IO[bytes] = sys.stdin.buffer if piped else path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"--file {path}: {error.strerror}") from None
+    size = path.stat().st_size if not piped and path.is_file() else None
+    return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size)
 
 
 def _kind(path: Path, suffixes: Sequence[str]) -> Literal["ndjson", "csv"]:
@@ -352,7 +352,7 @@ def _kind(path: Path, suffixes: Sequence[str]) -> Literal["ndjson", "csv"]:
         return "csv"
     if last in (".ndjson", ".jsonl", ".json") or str(path) == "-":
         return "ndjson"
-    raise ConfigError(f"--file {path}: can't tell from its name what it is; say --format ndjson or --format csv")
+    raise ConfigError(f"--file {path}: its name does not say what it is; add --format ndjson or --format csv")
 
 
 class Blocks(Protocol):

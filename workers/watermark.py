@@ -83,7 +83,10 @@ class EventTimeClock(Generic[T]):
     def observe(self, item: T) -> None:
         """Advance the clock of the item's key to its event time; a clock never goes back."""
         key = self._get_key(item) if self._get_key is not None else None
-        self._max_ns[key] = max(self._max_ns.get(key, -(2**63)), datetime_to_ns(self._get_event_time(item)))
+        ts_ns = datetime_to_ns(self._get_event_time(item))
+        max_ns = self._max_ns.get(key)
+        if max_ns is None or ts_ns > max_ns:
+            self._max_ns[key] = ts_ns
 
     def watermark(self, key: Hashable = None) -> datetime | None:
         """The watermark of ``key`` (None: of the single clock), aware UTC; None before anything was observed."""

@@ -306,11 +306,13 @@ class WindowEngine(Generic[K, T]):
         self._unflushed.clear()
 
     def finish(self) -> None:
-        """The source has ended: emit every window that has not been, by key and start, and forget all."""
+        """The source has ended: emit every window that has not been, each key's by start. Nothing can be added after."""
         for state in self._keys.values():
             self._emit_rest(state, "end")
         self._keys.clear()
         self._due.clear()
+        self._expiry.clear()
+        self._idle_due.clear()
 
     def take_emissions(self) -> list[Emission[K]]:
         """What came out since the last call, in order."""
@@ -426,6 +428,8 @@ class WindowEngine(Generic[K, T]):
             return gone_ns
         del state.windows[window.start_ns]
         self._drop(window)
+        if not state.windows and self._rules.scope == "partition":
+            del self._keys[state.key]  # its clock is the partition's: nothing is left to remember
         return None
 
     def _expire_keys(self) -> None:
@@ -434,6 +438,8 @@ class WindowEngine(Generic[K, T]):
             return
         while self._expiry and self._partition_max_ns - self._expiry[0][0] > ttl_ns:
             pushed_ns, tie, state = heapq.heappop(self._expiry)
+            if self._keys.get(state.key) is not state:
+                continue
             if state.max_ns > pushed_ns:
                 heapq.heappush(self._expiry, (state.max_ns, tie, state))
                 continue

@@ -170,8 +170,8 @@ def _prepare(stack: contextlib.ExitStack) -> DockerContainer:
         raise BrokerUnavailableError(f"no Docker daemon answers: {error}") from error
     stack.callback(client.client.close)
     _ensure_image(client, testcontainers_config.hub_image_name_prefix + KAFKA_IMAGE)
-    if not testcontainers_config.ryuk_disabled:
-        _ensure_reaper(client, testcontainers_config.ryuk_image)
+    # testcontainers' own reaper is one more image to pull, and the guard removes what is started here all the same.
+    testcontainers_config.ryuk_disabled = True
     container = DockerContainer(KAFKA_IMAGE, docker_client_kw={"timeout": _CALL_TIMEOUT_S})
     stack.callback(container.get_docker_client().client.close)
     if client.get_connection_mode().use_mapped_port:
@@ -180,16 +180,6 @@ def _prepare(stack: contextlib.ExitStack) -> DockerContainer:
     else:
         container.with_exposed_ports(_KAFKA_PORT)
     return container
-
-
-def _ensure_reaper(client: DockerClient, image: str) -> None:
-    try:
-        _ensure_image(client, image)
-    except BrokerUnavailableError as error:
-        raise BrokerUnavailableError(
-            f"{error} (testcontainers' own reaper; TESTCONTAINERS_RYUK_DISABLED=true does without it, and containers "
-            "started here are removed all the same)"
-        ) from error
 
 
 def _knock(docker_host: str) -> None:

@@ -49,10 +49,12 @@ def show(
       WORKERS__WINDOW__SIZE=1m workers config show --json
     """
     from workers.settings import describe_settings
+    from workers.settings import reference as rows_of
 
     rows = describe_settings(load(config, sets, bootstrap_servers, application_id))
     if changed:
-        rows = [row for row in rows if row.source != "default"]
+        defaults = {row.key: row.default for row in rows_of()}  # a file may well spell the defaults out
+        rows = [row for row in rows if row.value != defaults[row.key]]
     with closed_output_is_an_end():
         if as_json:
             found = [{"key": row.key, "value": row.value, "source": row.source} for row in rows]

@@ -314,7 +314,7 @@ def _summary(produced: Produced, refused: int, *, endless: bool) -> int:
         f"in {seconds:.1f} s, {rate:,.0f}/s"
     )
     if refused:
-        say(f"{refused:,} lines refused: no readable symbol, so nothing was sent for them")
+        say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
     if produced.interrupted and not endless:

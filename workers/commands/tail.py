@@ -50,7 +50,7 @@ def tail(
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
     max_messages: Annotated[int | None, typer.Option("--max-messages", min=1, help="Stop after so many.")] = None,
     exit_when_idle: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Stop when nothing has come for so long, like 5s.")
+        str | None, typer.Option(metavar="SECONDS", help="Stop when nothing has come for so long: 5, or 500ms.")
     ] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -76,7 +76,10 @@ def tail(
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
     try:
-        idle_ns = parse_duration(exit_when_idle) if exit_when_idle is not None else None
+        # A plain number is seconds: that is what people type.
+        plain = exit_when_idle is not None and exit_when_idle.replace(".", "", 1).isdigit()
+        idle = f"{exit_when_idle}s" if plain else exit_when_idle
+        idle_ns = parse_duration(idle) if idle is not None else None
     except ValueError as error:
         raise ConfigError(f"--exit-when-idle: {error}") from None
     show = _renderer(what, settings, as_json=as_json)

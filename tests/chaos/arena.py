@@ -1,0 +1,258 @@
+"""The arena: one application's topics on a broker that may be harmed, and its workers as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from tests import oracle
+from tests.verify import Findings, Topics, end_offsets, verify
+from workers.broker import Broker
+from workers.broker.base import free_ports
+
+__all__ = ["PARTITIONS", "Arena", "WorkerProcess", "broker_config"]
+
+ROOT = Path(__file__).parents[2]
+PARTITIONS = 8
+MS = 1_000_000
+
+STOP_LIMIT_S = 40.0  # a worker that was asked to stop must be gone by then, whatever the broker does
+DONE_LIMIT_S = 90.0
+START_LIMIT_S = 40.0
+
+SUSPICIOUS = re.compile(
+    r"never retrieved|never awaited|Unclosed|Task was destroyed|Traceback|AssertionError|exception was never"
+)
+
+
+def broker_config() -> tuple[dict[str, str], int]:
+    """Server properties with a second listener that is advertised at a proxy's port; and that port.
+
+    A client that starts at the proxy is sent to the proxy for everything, so one link can be cut for one worker.
+    """
+    plain, behind, proxy = free_ports(3)
+    return {
+        "listeners": f"PLAINTEXT://127.0.0.1:{plain},PROXY://127.0.0.1:{behind}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},PROXY://127.0.0.1:{proxy}",
+        "listener.security.protocol.map": "PROXY:PLAINTEXT",
+    }, proxy
+
+
+class WorkerProcess:
+    """One worker as a process of its own, its log in a file."""
+
+    def __init__(self, number: int, settings: Mapping[str, object], log: Path, env: Mapping[str, str]) -> None:
+        self.number = number
+        self.log_path = log
+        self.frozen = False
+        self.expected_to_die = "CRASH_AT_STEP" in env
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-X", "dev", "-W", "default", "-m", "tests.chaos.worker_main", json.dumps(settings)]
+                if os.environ.get("CHAOS_DEV")
+                else [sys.executable, "-m", "tests.chaos.worker_main", json.dumps(settings)],
+                cwd=ROOT,
+                env={**os.environ, **env},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def rss_bytes(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def kill(self) -> None:
+        self.expected_to_die = True
+        self.process.kill()
+        self.process.wait(10)
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.process.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        self.process.terminate()
+        if self.frozen:
+            self.thaw()
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+
+class Arena:
+    """Workers of one application, started and harmed by number."""
+
+    def __init__(self, broker: Broker, proxy_port: int, logs: Path) -> None:
+        self.broker = broker
+        self.proxy_port = proxy_port
+        self.behind_proxy_port = int(broker.listeners["PROXY"].rpartition(":")[2])
+        self.bootstrap = broker.bootstrap_servers
+        self.workers: list[WorkerProcess] = []
+        self.configure()
+        self._logs = logs
+        self._logs.mkdir(parents=True, exist_ok=True)
+
+    def configure(
+        self, guarantee: str = "exactly_once", *, ticks: str | None = None, payload: str = "ohlcv", **more: object
+    ) -> None:
+        """Begin a new application: names of its own, and settings whose windows close often. ``more``: ``a__b=value``."""
+        app = f"chaos-{uuid.uuid4().hex[:8]}"
+        self.application_id = app
+        self.topics = Topics(ticks or f"{app}-ticks", f"{app}-frames", f"{app}-late", f"{app}-dead-letters", f"{app}-changelog")
+        self.exactly_once = guarantee == "exactly_once"
+        self.oracle = oracle.Config(
+            1_000 * MS, 500 * MS, 500 * MS, key_ttl_ns=60_000 * MS, payload=payload, partitions=PARTITIONS  # type: ignore[arg-type]
+        )
+        self.settings: dict[str, object] = {
+            "bootstrap_servers": self.bootstrap,
+            "application_id": app,
+            "processing_guarantee": guarantee,
+            "topics.ticks": self.topics.ticks,
+            "topics.frames": self.topics.frames,
+            "topics.partitions": PARTITIONS,
+            "window.size": "1s",
+            "window.lag": "500ms",
+            "window.allowed_lateness": "500ms",
+            "window.key_ttl": "60s",
+            "window.idle_after": "300ms",
+            "window.payload": payload,
+            "metrics.port": "off",
+            "backpressure.enabled": False,
+            "kafka.session.timeout.ms": 3_000,
+            "kafka.heartbeat.interval.ms": 800,
+            "kafka.rebalance.timeout.ms": 12_000,
+            "kafka.transaction.timeout.ms": 8_000,
+            **{name.replace("__", "."): value for name, value in more.items()},
+        }
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def start(self, *, proxied: bool = False, **env: object) -> WorkerProcess:
+        """One more worker; ``proxied`` ones reach the broker over the link alone, ``env`` are its switches."""
+        number = len(self.workers)
+        settings = dict(self.settings)
+        if proxied:
+            settings["bootstrap_servers"] = f"127.0.0.1:{self.proxy_port}"
+        log = self._logs / f"{self.application_id}-{number}.log"
+        found = WorkerProcess(number, settings, log, {name: str(value) for name, value in env.items()})
+        self.workers.append(found)
+        return found
+
+    def running(self) -> list[WorkerProcess]:
+        """Workers that live and are not frozen."""
+        return [worker for worker in self.workers if worker.alive and not worker.frozen]
+
+    async def stop_workers(self) -> None:
+        """SIGTERM to all; each must end by itself, in time and with success."""
+        alive = [worker for worker in self.workers if worker.alive]
+        for worker in alive:
+            worker.terminate()
+        for worker in alive:
+            await self.ended(worker)
+
+    async def ended(self, worker: WorkerProcess) -> None:
+        """Wait for a worker that was asked to stop."""
+        limit_s = time.monotonic() + STOP_LIMIT_S
+        while worker.alive:
+            if time.monotonic() > limit_s:
+                raise AssertionError(f"worker {worker.number} did not stop in {STOP_LIMIT_S} s\n{self._tail(worker)}")
+            await asyncio.sleep(0.05)
+        if not worker.expected_to_die and worker.process.returncode != 0:
+            raise AssertionError(
+                f"worker {worker.number} ended with {worker.process.returncode}\n{self._tail(worker)}"
+            )
+
+    def check(self) -> None:
+        """No worker may have ended by itself, nor complained of something that it should have dealt with."""
+        for worker in self.workers:
+            if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
+                raise AssertionError(f"worker {worker.number}: {worker.process.returncode}\n{self._tail(worker)}")
+            found = SUSPICIOUS.search(worker.log())
+            if found is not None:
+                around = worker.log()[max(0, found.start() - 1_500) : found.end() + 3_000]
+                raise AssertionError(f"worker {worker.number} logged {found[0]!r}:\n{around}")
+
+    @staticmethod
+    def _tail(worker: WorkerProcess) -> str:
+        return "\n".join(worker.log().splitlines()[-60:])
+
+    def close(self) -> None:
+        """Kill what still runs; bring the broker back if a test left it down."""
+        for worker in self.workers:
+            if worker.alive:
+                worker.kill()
+        if not self.broker.running():
+            self.broker.start()
+
+    # -- topics -------------------------------------------------------------------------------------------------------
+
+    async def create_topics(self) -> None:
+        """The ticks topic; workers make the others."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            topic = NewTopic(self.topics.ticks, PARTITIONS, 1, topic_configs={"retention.ms": "-1"})
+            await admin.create_topics([topic])
+        finally:
+            await admin.close()
+
+    async def committed(self) -> dict[int, int]:
+        """What the group has committed, by partition; empty while the coordinator does not say."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            wanted = [TopicPartition(self.topics.ticks, number) for number in range(PARTITIONS)]
+            offsets = await admin.list_consumer_group_offsets(self.application_id, partitions=wanted)
+            return {tp.partition: max(found.offset, 0) for tp, found in offsets.items()}
+        except KafkaError:
+            return {}
+        finally:
+            await admin.close()
+
+    async def until_committed(self, *, within_s: float = DONE_LIMIT_S) -> float:
+        """Wait until everything in the ticks topic is committed; the seconds that took."""
+        begun_s = time.monotonic()
+        ends = await end_offsets(self.bootstrap, self.topics.ticks)
+        committed: dict[int, int] = {}
+        while any(committed.get(number, 0) < end for number, end in ends.items()):
+            self.check()
+            if time.monotonic() - begun_s > within_s:
+                tails = "\n".join(f"-- worker {each.number}\n{self._tail(each)}" for each in self.workers if each.alive)
+                raise AssertionError(f"not done within {within_s} s: committed {committed} of {ends}\n{tails}")
+            await asyncio.sleep(0.2)
+            committed = await self.committed()
+        return time.monotonic() - begun_s
+
+    async def until_running(self, worker: WorkerProcess) -> None:
+        """Wait until the worker has its first partitions."""
+        limit_s = time.monotonic() + START_LIMIT_S
+        while "partition ready" not in worker.log():
+            self.check()
+            assert time.monotonic() < limit_s, self._tail(worker)
+            await asyncio.sleep(0.05)
+
+    async def verify(self, **options: object) -> Findings:
+        """What the independent verifier says."""
+        return await verify(self.bootstrap, self.topics, self.oracle, exactly_once=self.exactly_once, **options)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""Nothing is lost, repeated or changed, whatever happens to workers, broker and network. The seed reproduces it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+
+import pytest
+
+from tests.chaos.arena import PARTITIONS, Arena
+from tests.chaos.feed import Feed, produce
+from tests.chaos.link import Link
+from tests.chaos.schedule import make_schedule, play
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+TICKS_PER_SECOND = 2_500
+SESSION_S = 3.0
+SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else [20_231_114]
+SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_every_tick_counts_once_through_every_harm(arena: Arena, guarantee: str, seed: int) -> None:
+    await _survive(arena, guarantee, seed, SECONDS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+async def test_soak_with_new_seeds(arena: Arena) -> None:
+    end_s = time.monotonic() + SOAK_MINUTES * 60
+    rounds = 0
+    while time.monotonic() < end_s:
+        seed = int(os.environ.get("CHAOS_SEED", 0)) or random.SystemRandom().randrange(2**31)
+        guarantee = ("exactly_once", "at_least_once")[rounds % 2]
+        await _survive(arena, guarantee, seed, min(60.0, SOAK_MINUTES * 60))
+        rounds += 1
+    assert rounds
+
+
+async def _survive(arena: Arena, guarantee: str, seed: int, seconds: float) -> None:
+    events = make_schedule(seed, seconds, session_s=SESSION_S)
+    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}\n")
+    arena.configure(guarantee)
+    await arena.create_topics()
+    link = Link(arena.proxy_port, arena.behind_proxy_port)
+    await link.start()
+    try:
+        arena.start()
+        feed = Feed(seed, partitions=PARTITIONS)
+        feeding = asyncio.ensure_future(
+            produce(arena.bootstrap, arena.topics.ticks, feed, per_second=TICKS_PER_SECOND, seconds=seconds)
+        )
+        await play(arena, events, link)
+        sent = await feeding
+        if not arena.running():
+            arena.start()
+        waited_s = await arena.until_committed()
+        await arena.stop_workers()
+    finally:
+        await link.stop()
+    arena.check()
+    findings = await arena.verify()
+    sys.stdout.write(
+        f"{sent} records sent, {findings.frames} frames ({findings.repeated} repeats), {findings.late} late, "
+        f"{findings.rejected} rejected, {len(arena.workers)} workers; caught up {waited_s:.1f} s after the last harm\n"
+    )
+    assert not findings, f"seed {seed}: {findings}"
+    assert findings.ticks == sent
+    assert findings.frames > 100
+    assert findings.late > 10
+    assert findings.rejected > 10

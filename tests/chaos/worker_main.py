@@ -1,0 +1,98 @@
+"""The process under test: the real worker, and switches that no user has.
+
+    python -m tests.chaos.worker_main '{"application_id": "...", ...}'
+
+CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a commit, ...
+CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
+SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
+
+The switches replace functions of the package here, in this process; the package knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+
+import structlog
+from aiokafka import TopicPartition
+
+from workers import sink, worker
+from workers.commands.common import run_async
+from workers.errors import WorkersError
+from workers.logs import configure_logging
+from workers.settings import load_settings
+
+_PR_SET_PDEATHSIG = 1
+
+log = structlog.get_logger("chaos")
+
+
+def main() -> int:
+    if sys.platform == "linux":  # a killed test run leaves no workers behind
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    settings = load_settings(overrides=json.loads(sys.argv[1]), environ={})
+    configure_logging(settings.logging)
+    step = os.environ.get("CRASH_AT_STEP")
+    if step is not None:
+        _crash_at(int(step), int(os.environ.get("CRASH_ON_COMMIT", "1")))
+    order = os.environ.get("SPLIT_COMMIT")
+    if order is not None:
+        _split_commits(order)
+
+    async def run(stop: asyncio.Event) -> None:
+        await worker.run_worker(settings, stop=stop)
+
+    try:
+        run_async(run)
+    except WorkersError as error:
+        log.exception("worker failed", error=repr(error))
+        return 1
+    return 0
+
+
+def _crash_at(step: int, on_commit: int) -> None:
+    left = on_commit
+
+    def reached(number: int) -> None:
+        nonlocal left
+        left -= number == step
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sink.reached = reached
+
+
+def _split_commits(order: str) -> None:
+    async def commit(self: sink.PartitionSink, work: sink.Commit) -> None:
+        producer, spec = self._producer, self._spec
+        assert producer is not None
+
+        async def results() -> None:
+            await sink._acknowledged(await self._send_results(producer, work))
+
+        async def state() -> None:
+            await sink._acknowledged(
+                await self._send(producer, spec.changelog, work.changes, partition=self._partition)
+            )
+            offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
+            await producer.send_offsets_to_transaction(offsets, spec.group_id)
+
+        first, second = (results, state) if order == "results_first" else (state, results)
+        await producer.begin_transaction()
+        await first()
+        await producer.commit_transaction()
+        sink.reached(3)
+        await producer.begin_transaction()
+        await second()
+        await producer.commit_transaction()
+
+    sink.PartitionSink._commit = commit  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

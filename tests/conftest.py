@@ -1,0 +1,16 @@
+"""Fixtures for every test, and the profile of Hypothesis: a failure prints what reproduces it."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+from tests.fixtures_broker import broker, own_broker, topic_name
+
+__all__ = ["broker", "own_broker", "topic_name"]
+
+# Shared machines stall; a deadline would make slowness look like a wrong result.
+settings.register_profile("suite", deadline=None, print_blob=True)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

@@ -1,0 +1,63 @@
+"""Producers in other languages must put a key where this project does: Kafka's own Java producer is the judge."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from workers.admin import admin_client, ensure_topics
+from workers.broker import Broker
+from workers.broker.jars import kafka_jars
+from workers.broker.jvm import find_java
+from workers.errors import BrokerUnavailableError
+from workers.partitioning import partition_for
+from workers.settings import load_settings
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+SOURCE = Path(__file__).parents[1] / "java" / "ProduceKeys.java"
+
+
+def _keys() -> list[bytes]:
+    rng = random.Random(20210417)
+    ascii_keys = [f"SYM{number:05d}".encode() for number in range(600)]
+    lengths = [bytes(rng.randrange(256) for _ in range(size)) for size in range(200)]  # every remainder of 4, and empty
+    unicode_keys = [("".join(rng.choices("äöüßé日本株価€🚀Ω", k=rng.randrange(1, 12)))).encode() for _ in range(300)]
+    long_keys = [rng.randbytes(rng.randrange(1_000, 20_000)) for _ in range(20)]
+    return [b"AAPL", b"MSFT", b"", *ascii_keys, *lengths, *unicode_keys, *long_keys]
+
+
+@pytest.mark.parametrize("partitions", [1, 7, 32])
+async def test_the_java_producer_puts_every_key_on_the_partition_we_compute(
+    broker: Broker, topic_name: str, partitions: int
+) -> None:
+    try:
+        java, jars = find_java(), kafka_jars()
+    except BrokerUnavailableError as error:
+        pytest.skip(str(error))
+    settings = load_settings(
+        environ={"KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers},
+        overrides={"topics.ticks": topic_name, "topics.partitions": partitions, "topics.replication_factor": 1},
+    )
+    async with admin_client(settings) as admin:
+        await ensure_topics(admin, settings, create=True, only=["ticks"])
+    keys = _keys()
+    assert len(keys) >= 1_000
+
+    argv = [java, "-cp", f"{jars}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", str(SOURCE)]
+    done = subprocess.run(
+        [*argv, broker.bootstrap_servers, topic_name],
+        input="".join(f"{key.hex()}\n" for key in keys),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    theirs = [int(line) for line in done.stdout.split()]
+    assert theirs == [partition_for(key, partitions) for key in keys]
+    assert len(set(theirs)) == partitions

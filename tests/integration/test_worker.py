@@ -1,0 +1,176 @@
+"""The whole path on the real broker: what comes out is the oracle's, whatever goes in."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests import oracle
+from tests.integration.apps import App, committed_through, send, wait_until
+from tests.verify import read_topic, verify
+from workers.broker import Broker
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NOW_MS = 1_700_000_000_000
+SECOND_NS = 10**9
+CONFIG = oracle.Config(size_ns=5 * SECOND_NS, lag_ns=2 * SECOND_NS, allowed_lateness_ns=SECOND_NS)
+
+
+def market(count: int, *, symbols: int = 50, seed: int = 1) -> list[tuple[bytes | None, bytes | None, int | None]]:
+    """Ticks of a small market, out of order, some late; 2 ms apart."""
+    rng = random.Random(seed)
+    records: list[tuple[bytes | None, bytes | None, int | None]] = []
+    for number in range(count):
+        symbol = f"S{rng.randrange(symbols)}"
+        ts = NOW_MS + 2 * number - int(rng.expovariate(1 / 800))
+        tick = {"symbol": symbol, "ts": ts, "price": round(rng.uniform(1, 100), 2), "size": rng.randrange(1, 9)}
+        records.append((symbol.encode(), orjson.dumps(tick), None))
+    return records
+
+
+def tick(symbol: str = "AAPL", **changed: object) -> bytes:
+    return json.dumps({"symbol": symbol, "ts": NOW_MS, "price": 1.5, "size": 2, **changed}).encode()
+
+
+BAD_RECORDS: list[tuple[str, bytes | None, bytes | None]] = [
+    ("not JSON", b"AAPL", b"hello"),
+    ("truncated JSON", b"AAPL", tick()[:-5]),
+    ("an array", b"AAPL", b"[1, 2]"),
+    ("a number", b"AAPL", b"42"),
+    ("invalid UTF-8", b"AAPL", b'{"symbol": "\xff\xfe"}'),
+    ("no price", b"AAPL", b'{"symbol": "AAPL", "ts": 1, "size": 1}'),
+    ("price is a word", b"AAPL", tick(price="much")),
+    ("price is null", b"AAPL", tick(price=None)),
+    ("price is NaN", b"AAPL", b'{"symbol": "AAPL", "ts": 1, "price": NaN, "size": 1}'),
+    ("price is infinite", b"AAPL", tick(price="1e999")),
+    ("ts is a float", b"AAPL", tick(ts=1.5)),
+    ("ts is a date without offset", b"AAPL", tick(ts="2026-01-01T00:00:00")),
+    ("negative size", b"AAPL", tick(size=-1)),
+    ("no key", None, tick()),
+    ("another key", b"MSFT", tick("AAPL")),
+    ("tombstone", b"AAPL", None),
+    ("a megabyte of rubbish", b"AAPL", b"x" * 1_048_000),
+    ("a megabyte in a string", b"AAPL", b'{"symbol": "AAPL", "note": "' + b"x" * 1_047_000 + b'"}'),
+    ("far future", b"AAPL", tick(ts=4_000_000_000_000)),
+    ("beyond 64 bits", b"AAPL", tick(ts=10**17)),
+    ("deeply nested", b"AAPL", b"[" * 100_000),
+    ("empty value", b"AAPL", b""),
+]
+
+
+async def run_to_the_end(app: App, records: list[tuple[bytes | None, bytes | None, int | None]], log: Path) -> None:
+    assert app.run_command("topics", "create").returncode == 0
+    await send(app, records)
+    with app.worker(log) as worker:
+        await committed_through(app, process=worker)
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+async def test_frames_late_and_dead_letters_are_those_of_the_oracle(
+    broker: Broker, topic_name: str, tmp_path: Path, guarantee: str
+) -> None:
+    app = App(
+        broker.bootstrap_servers,
+        topic_name,
+        settings={"processing_guarantee": guarantee, "window.allowed_lateness": "1s"},
+    )
+    await run_to_the_end(app, market(20_000), tmp_path / "worker.log")
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings
+    assert findings.frames > 300
+    assert findings.late > 50
+
+
+async def test_a_worker_never_dies_of_a_record_and_says_what_was_wrong_with_it(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = App(broker.bootstrap_servers, topic_name, settings={"window.allowed_lateness": "1s"})
+    good = market(500)
+    records = [*good[:250], *((key, value, None) for _, key, value in BAD_RECORDS), *good[250:]]
+    await run_to_the_end(app, records, tmp_path / "worker.log")
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings
+    assert findings.rejected == len(BAD_RECORDS)
+
+
+async def test_late_and_dead_letters_hold_the_original_and_explain(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = App(broker.bootstrap_servers, topic_name, partitions=1)
+    late = tick(ts=NOW_MS - 60_000)
+    await run_to_the_end(
+        app, [(b"AAPL", tick(), None), (b"AAPL", late, None), (b"AAPL", b"rubbish", None)], tmp_path / "worker.log"
+    )
+    [entry] = [orjson.loads(each.value or b"") for each in (await read_topic(app.bootstrap, app.topics.late))[0]]
+    assert entry["tick"] == orjson.loads(late)
+    assert (entry["key"], entry["offset"], entry["reason"], entry["late_by_ns"]) == ("AAPL", 1, "watermark", 58 * 10**9)
+    shown = app.run_command("tail", "dead-letters", "--from-beginning", "--exit-when-idle", "2", "--json")
+    assert "malformed_json" in shown.stdout
+    assert "rubbish" in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["bybit-2021-04-17.ndjson", "coinbase-2021-04-17.ndjson"])
+async def test_real_trades_go_through_produce_run_and_tail(
+    broker: Broker, topic_name: str, tmp_path: Path, name: str
+) -> None:
+    """Symbols lag one another by up to 107 s, which one clock per partition would drop."""
+    trades = SHARED / name
+    if not trades.exists():
+        pytest.skip(f"no captured trades at {trades}")
+    app = App(broker.bootstrap_servers, topic_name, partitions=2)
+    produced = app.run_command("produce", "--file", str(trades))
+    assert produced.returncode == 0, produced.stderr
+    with app.worker(tmp_path / "worker.log") as worker:
+        await committed_through(app, process=worker)
+    tailed = app.run_command("tail", "frames", "--from-beginning", "--exit-when-idle", "2", "--json")
+    config = oracle.Config(size_ns=5 * SECOND_NS, lag_ns=2 * SECOND_NS)
+    expected = oracle.run_topic(config, await read_topic(app.bootstrap, app.topics.ticks))
+    found: dict[str, list[bytes]] = {}
+    for line in tailed.stdout.splitlines():
+        frame = orjson.loads(line)
+        if frame["status"] != "provisional":
+            found.setdefault(frame["key"], []).append(line.encode())
+    assert found == expected.wire()
+    assert not expected.late
+    findings = await verify(app.bootstrap, app.topics, config)
+    assert not findings, findings
+
+
+@pytest.mark.parametrize("batch_size", [1, 5_000])
+async def test_batch_size_changes_no_byte(broker: Broker, topic_name: str, tmp_path: Path, batch_size: int) -> None:
+    settings = {"window.allowed_lateness": "1s", "lane.batch_size": batch_size, "window.payload": "both"}
+    app = App(broker.bootstrap_servers, topic_name, settings=settings)
+    await run_to_the_end(app, market(3_000), tmp_path / "worker.log")
+    config = oracle.Config(CONFIG.size_ns, CONFIG.lag_ns, CONFIG.allowed_lateness_ns, payload="both")
+    findings = await verify(app.bootstrap, app.topics, config)
+    assert not findings, findings
+
+
+async def test_two_workers_give_the_frames_of_one(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = App(broker.bootstrap_servers, topic_name, settings={"window.allowed_lateness": "1s"})
+    assert app.run_command("topics", "create").returncode == 0
+    records = market(12_000)
+    with app.worker(tmp_path / "first.log") as first, app.worker(tmp_path / "second.log") as second:
+        for worker in (first, second):
+            await wait_until(lambda worker=worker: "partition ready" in worker.output(), "a worker has partitions")
+        for begin in range(0, len(records), 3_000):
+            await send(app, records[begin : begin + 3_000])
+        await committed_through(app, process=first)
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings
+
+
+async def test_a_full_lane_pauses_its_partition_and_loses_nothing(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    settings = {"window.allowed_lateness": "1s", "lane.capacity": 40, "lane.batch_size": 7}
+    app = App(broker.bootstrap_servers, topic_name, settings=settings)
+    await run_to_the_end(app, market(3_000), tmp_path / "worker.log")
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings

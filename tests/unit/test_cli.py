@@ -1,0 +1,228 @@
+"""The command line without a broker: help, exit codes, options, errors as text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from workers.cli import app
+from workers.commands.common import ExitCode, exit_code_for, load
+from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
+from workers.logs import configure_logging
+from workers.settings import LoggingSettings
+
+COMMANDS = ["run", "produce", "tail", "lag", "topics", "config"]
+
+
+def command(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "WORKERS_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "workers", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        env={**kept, **environ},
+        check=False,
+    )
+
+
+def test_help_names_the_commands_and_every_command_shows_examples() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert all(f" {name} " in shown for name in COMMANDS)
+    for arguments in (
+        ["run"],
+        ["produce"],
+        ["tail"],
+        ["lag"],
+        ["topics", "create"],
+        ["topics", "list"],
+        ["config", "show"],
+    ):
+        result = CliRunner().invoke(app, [*arguments, "--help"])
+        assert result.exit_code == 0
+        assert "Example" in result.output
+        assert f"workers {' '.join(arguments)}" in result.output
+
+
+def test_help_does_not_wait_for_the_kafka_client(tmp_path: Path) -> None:
+    code = (
+        "import sys; from workers.cli import app\n"
+        "heavy = {'aiokafka', 'pydantic', 'rich.progress', 'numba', 'structlog'} & set(sys.modules)\n"
+        "sys.exit(f'imported at start: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_colours_are_off_when_nobody_is_looking(tmp_path: Path) -> None:
+    assert "\x1b[" not in command("--help", cwd=tmp_path).stdout
+    assert "\x1b[" not in command("produce", "--nope", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--version"], 0, ""),
+        (["nonsense"], 2, "nonsense"),
+        (["produce"], 2, "either --file"),
+        (["produce", "--file", "a", "--synthetic"], 2, "either --file"),
+        (["produce", "--file", "nope.ndjson"], 2, "no such file"),
+        (["produce", "--synthetic", "--disorder", "5"], 2, "--disorder"),
+        (["produce", "--synthetic", "--start", "yesterday"], 2, "--start"),
+        (["produce", "--synthetic", "--speed", "2"], 2, "--speed"),
+        (["produce", "--synthetic", "--rate", "2", "--speed", "2", "--start", "2026-01-05T14:30:00Z"], 2, "--speed"),
+        (["tail", "frames", "--exit-when-idle", "5"], 2, "--exit-when-idle"),
+        (["lag", "--set", "window.size"], 2, "KEY=VALUE"),
+        (["lag", "--set", "window.sise=5s"], 2, "window.size"),
+        (["lag", "-b", "127.0.0.1:1"], 3, "connection refused"),
+        (["run", "-b", "127.0.0.1:1", "--set", "metrics.port=off"], 3, "127.0.0.1:1"),
+        (["topics", "delete"], 2, "--yes"),
+        (["config", "check", "--set", "kafka.acks=1"], 2, "exactly_once"),
+        (["config", "check"], 0, "possible"),
+    ],
+)
+def test_exit_codes_tell_what_kind_of_trouble_it_was(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = command("lag", "-b", "127.0.0.1:1", "--debug", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), ExitCode.USAGE),
+        (TopicError("x"), ExitCode.FAILED),
+        (BrokerError("x"), ExitCode.UNREACHABLE),
+        (BrokerUnavailableError("x"), ExitCode.UNREACHABLE),
+        (DataLossError("x"), ExitCode.FAILED),
+    ],
+)
+def test_every_error_has_an_exit_code(error: Exception, code: int) -> None:
+    assert exit_code_for(error) == code  # type: ignore[arg-type]
+
+
+def test_shortcuts_override_set_and_set_overrides_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('application_id = "file"\n[window]\nsize = "1s"\n[topics]\nticks = "t"\n')
+    settings = load(path, ["window.size=2s", "application_id=set"], "h:1", "flag", topics__create=None)
+    assert (settings.application_id, settings.window.size, settings.topics.ticks) == ("flag", 2_000_000_000, "t")
+    assert settings.bootstrap_servers == "h:1"
+
+
+def test_config_show_tells_sources_and_hides_secrets(tmp_path: Path) -> None:
+    done = command(
+        "config",
+        "show",
+        "--json",
+        "--set",
+        "window.size=1m",
+        "--set",
+        "kafka.security.protocol=SASL_SSL",
+        "--set",
+        "kafka.sasl.username=me",
+        cwd=tmp_path,
+        KAFKA_SASL_PASSWORD="hunter2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    rows = {row["key"]: (row["value"], row["source"]) for row in json.loads(done.stdout)}
+    assert rows["window.size"][0] == "1m"
+    assert rows["window.size"][1].startswith("flag")
+    assert rows["kafka.sasl.password"] == ("********", "env KAFKA_SASL_PASSWORD")
+    changed = command("config", "show", "--changed", "--set", "window.size=1m", cwd=tmp_path).stdout
+    assert [line.split()[0] for line in changed.splitlines()] == ["setting", "window.size"]
+
+
+def test_config_reference_finds_settings_by_word() -> None:
+    shown = CliRunner().invoke(app, ["config", "reference", "skew"]).output
+    assert shown.startswith("tick.max_future_skew = duration")
+
+
+def test_an_interrupted_command_ends_at_the_second_signal(tmp_path: Path) -> None:
+    code = (
+        "import asyncio; from workers.commands.common import run_async\n"
+        "async def main(stop):\n"
+        "    print('ready', flush=True)\n"
+        "    await stop.wait()\n"
+        "    await asyncio.sleep(60)\n"
+        "run_async(main, on_stop=lambda: print('stopping', flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert said.readline() == b"stopping\n"
+        began_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == ExitCode.INTERRUPTED
+        assert time.monotonic() - began_s < 5
+
+
+# -- logging -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, client = root.handlers[:], root.level, logging.getLogger("aiokafka").level
+    yield
+    root.handlers, root.level = handlers, level
+    logging.getLogger("aiokafka").setLevel(client)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_logs_are_json_lines_where_nobody_is_looking() -> None:
+    stream = StringIO()
+    configure_logging(LoggingSettings(), stream=stream)
+    structlog.get_logger("workers.test").info("assigned", partition=3)
+    structlog.get_logger("workers.test").debug("not shown")
+    logging.getLogger("aiokafka.client").info("chatter")
+    logging.getLogger("aiokafka.client").warning("no leader for %s", "ticks")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line["level"], line["logger"]) for line in lines] == [
+        ("assigned", "info", "workers.test"),
+        ("no leader for ticks", "warning", "aiokafka.client"),
+    ]
+    assert lines[0]["partition"] == 3
+    assert lines[0]["timestamp"].endswith("Z")
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_logs_are_text_where_asked_for_and_exceptions_show_no_local_variables() -> None:
+    stream = StringIO()
+    configure_logging(LoggingSettings(format="console"), stream=stream)
+    try:
+        password = "hunter2"
+        raise ValueError("broken" + password[:0])
+    except ValueError:
+        structlog.get_logger("workers.test").exception("failed", key="AAPL")
+    shown = stream.getvalue()
+    assert "failed" in shown
+    assert "key=AAPL" in shown
+    assert "ValueError: broken" in shown
+    assert "hunter2" not in shown.replace('password = "hunter2"', "")

@@ -1,0 +1,140 @@
+"""The pace of producing: by rate, by event time, and by what the group leaves to a producer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from workers.produce import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
+from workers.tickfiles import open_ticks
+from workers.ticks import TickFormat
+
+FORM = TickFormat()
+ENDLESS = itertools.repeat((b"A", b'{"symbol":"A","ts":0}'))
+
+
+async def timed(source: object, *, seconds: float) -> list[tuple[float, int]]:
+    """When, in seconds from the start, how many ticks were given out."""
+    taken, began_s = [], time.monotonic()
+    while time.monotonic() - began_s < seconds:
+        ticks: Ticks = await source.take(4_096)  # type: ignore[attr-defined]
+        if not ticks:
+            break
+        taken.append((time.monotonic() - began_s, len(ticks)))
+        await asyncio.sleep(0)
+    return taken
+
+
+async def test_a_rate_is_kept_on_average_and_the_first_tick_does_not_wait() -> None:
+    source = paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=2_000)
+    taken = await timed(source, seconds=1.0)
+    assert taken[0][0] < 0.05
+    assert 1_700 <= sum(count for _, count in taken) <= 2_300
+
+
+async def test_ticks_of_a_slow_stream_are_given_out_one_by_one_and_should_not_wait() -> None:
+    source = paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=20)
+    for _ in range(5):
+        assert len(await source.take(4_096)) == 1
+        assert source.idle
+
+
+async def test_a_rate_follows_the_scale_down_to_a_stop_and_up_again() -> None:
+    share, stop = 0.5, asyncio.Event()
+    source = paced(GeneratedSource(iter(ENDLESS)), FORM, stop, rate=2_000, scale=lambda: share)
+    halved = sum(count for _, count in await timed(source, seconds=0.6))
+    assert 450 <= halved <= 750
+    share = 0.0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.6):
+            while True:  # what was due before the stop may still come
+                await source.take(4_096)
+    share = 1.0
+    async with asyncio.timeout(2):
+        assert await source.take(4_096)
+
+
+async def test_a_pause_is_not_made_good_by_a_flood() -> None:
+    source = paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=1_000)
+    await source.take(1)
+    source._seen_ns -= 60 * 1_000_000_000  # type: ignore[attr-defined]  # a minute without a broker
+    assert len(await source.take(1_000_000)) <= 1_000
+
+
+async def test_an_unpaced_source_gives_up_the_share_of_its_time_that_it_is_asked_for() -> None:
+    class Working:
+        idle = False
+
+        async def take(self, limit: int) -> Ticks:
+            await asyncio.sleep(0.02)
+            return [(b"A", b"{}")]
+
+    stop = asyncio.Event()
+    full = len(await timed(Slowed(Working(), stop, lambda: 1.0), seconds=0.6))
+    half = len(await timed(Slowed(Working(), stop, lambda: 0.5), seconds=0.6))
+    assert 0.3 * full < half < 0.7 * full
+
+
+async def test_replay_follows_event_times_and_keeps_the_order_of_the_file() -> None:
+    values = [b'{"ts":1000}', b'{"ts":1200}', b'{"ts":900}', b'{"ts":"x"}', b'{"ts":"1970-01-01T00:00:01.600Z"}']
+    source = paced(GeneratedSource(iter([(b"A", value) for value in values])), FORM, asyncio.Event(), speed=2)
+    taken = await timed(source, seconds=5)
+    assert [count for _, count in taken] == [1, 3, 1]
+    due_s = [0.0, 0.1, 0.3]
+    assert all(due <= at < due + 0.15 for (at, _), due in zip(taken, due_s, strict=True))
+
+
+async def test_a_request_to_stop_ends_every_wait() -> None:
+    stop = asyncio.Event()
+    values = iter([(b"A", b'{"ts":0}'), (b"A", b'{"ts":3600000}')])
+    sources = [
+        paced(GeneratedSource(iter(ENDLESS)), FORM, stop, rate=0.001),
+        paced(GeneratedSource(values), FORM, stop, speed=1),
+        paced(GeneratedSource(iter(ENDLESS)), FORM, stop, rate=1, scale=lambda: 0.0),
+    ]
+    for source in sources[:2]:
+        assert len(await source.take(10)) == 1
+    await sources[2].take(10)
+    asyncio.get_running_loop().call_later(0.1, stop.set)
+    async with asyncio.timeout(3):
+        assert [await source.take(10) for source in sources] == [[], [], []]
+
+
+async def test_a_pipe_gives_out_what_it_has_and_says_that_it_is_idle() -> None:
+    reading, writing = os.pipe()
+    file = open_ticks(Path(f"/dev/fd/{reading}"), FORM, say=pytest.fail, kind="ndjson")
+    source = FileSource(file, asyncio.Event())
+    try:
+        os.write(writing, b'{"symbol":"A"}\n{"symbol":"B"}\n{"sym')
+        async with asyncio.timeout(5):
+            assert [key for key, _ in await source.take(10)] == [b"A", b"B"]
+            assert source.idle
+            os.write(writing, b'bol":"C"}')
+            os.close(writing)
+            writing = -1
+            assert [key for key, _ in await source.take(10)] == [b"C"]
+            assert await source.take(10) == []
+    finally:
+        if writing >= 0:
+            os.close(writing)
+        file.close()
+        os.close(reading)
+
+
+def test_a_pace_is_a_rate_or_a_speed() -> None:
+    with pytest.raises(ValueError, match="both"):
+        paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=1, speed=1)
+    with pytest.raises(ValueError, match="more than 0"):
+        paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=0)
+
+
+def test_event_times_are_read_in_the_configured_unit() -> None:
+    assert event_time_ns(b'{"T":"1970-01-01T00:00:01Z"}', TickFormat(ts="T")) == 1_000_000_000
+    assert event_time_ns(b'{"ts":5}', TickFormat(unit="us")) == 5_000
+    assert event_time_ns(b'{"ts":1.5}', FORM) is None
+    assert event_time_ns(b"[]", FORM) is None

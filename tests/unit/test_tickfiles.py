@@ -1,0 +1,186 @@
+"""Files of ticks: what passes through, what is renamed, what is refused and where it stood."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import orjson
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.errors import ConfigError, WorkersError
+from workers.tickfiles import MAX_TICK_BYTES, CsvParser, NdjsonParser, Refused, TickInput, TickParser, open_ticks
+from workers.ticks import TickFormat
+
+FORM = TickFormat()
+
+
+def refused() -> tuple[Refused, list[str]]:
+    said: list[str] = []
+    return Refused("f", said.append), said
+
+
+def parse(parser: TickParser, data: bytes, *, step: int = 1 << 20) -> list[tuple[bytes, bytes]]:
+    ticks = []
+    for position in range(0, len(data), step):
+        ticks += parser.feed(data[position : position + step])
+    return ticks + parser.finish()
+
+
+def read(file: TickInput) -> list[tuple[bytes, bytes]]:
+    ticks = []
+    while block := file.read_block():
+        ticks += file.parse(block)
+    ticks += file.parse(b"")
+    file.close()
+    return ticks
+
+
+# -- NDJSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_passes_byte_for_byte_and_its_symbol_is_the_key() -> None:
+    line = b'{ "ts":1, "x":[1,{"symbol":"no"}], "symbol" : "\\u00c4\xc3\x84", "price":1.50 }'
+    collector, said = refused()
+    assert parse(NdjsonParser(FORM, collector), line + b"\r\n") == [("ÄÄ".encode(), line)]
+    assert said == []
+
+
+def test_what_only_a_worker_can_judge_is_not_judged_here() -> None:
+    lines = b'{"symbol":"A"}\n{"symbol":"A","price":"NaN"}\n{"symbol":"","ts":true}\n'
+    collector, _ = refused()
+    assert [key for key, _ in parse(NdjsonParser(FORM, collector), lines)] == [b"A", b"A", b""]
+    assert collector.count == 0
+
+
+def test_lines_without_a_readable_symbol_are_refused_with_their_numbers() -> None:
+    data = b'{"symbol":"A"}\n\n{"symbol":1}\nnot json\n{"sym":"A"}\n[1]\n{"symbol":"\\ud800"}\n{"symbol":"B"}'
+    collector, said = refused()
+    assert [key for key, _ in parse(NdjsonParser(FORM, collector), data)] == [b"A", b"B"]
+    assert [text.split(":")[1] for text in said] == ["3", "4", "5", "6", "7"]
+    assert collector.count == 5
+
+
+def test_only_the_first_refusals_are_shown_but_all_are_counted() -> None:
+    collector, said = refused()
+    parse(NdjsonParser(FORM, collector), b"x\n" * 1_000)
+    assert collector.count == 1_000
+    assert len(said) == 21
+
+
+@given(
+    st.lists(st.sampled_from([b'{"symbol":"A"}', b"", b"x", b'{"symbol":"\xc3\xa9","p":1}\r', b" "])), st.integers(1, 9)
+)
+def test_where_blocks_end_changes_nothing(lines: list[bytes], step: int) -> None:
+    data = b"\n".join(lines)
+    (one, said_one), (other, said_other) = refused(), refused()
+    assert parse(NdjsonParser(FORM, one), data) == parse(NdjsonParser(FORM, other), data, step=step)
+    assert said_one == said_other
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    collector, _ = refused()
+    assert parse(NdjsonParser(FORM, collector), b'\xef\xbb\xbf{"symbol":"A"}\n') == [(b"A", b'{"symbol":"A"}')]
+
+
+def test_a_line_longer_than_any_tick_is_refused_without_being_held() -> None:
+    data = b'{"symbol":"A"}\n' + b"x" * (3 * MAX_TICK_BYTES) + b'\n{"symbol":"B"}\nx\n'
+    collector, said = refused()
+    ticks = parse(NdjsonParser(FORM, collector), data, step=100_000)
+    assert [key for key, _ in ticks] == [b"A", b"B"]
+    assert [text.split(":")[1] for text in said] == ["2", "4"]
+
+
+def test_renaming_moves_the_files_fields_to_the_configured_names() -> None:
+    collector, _ = refused()
+    form = TickFormat(symbol="s", ts="T", price="p", size="q")
+    parser = NdjsonParser(form, collector, {"sym": "s", "t": "T"})
+    [(key, value)] = parse(parser, b'{"sym":"A","t":5,"p":"1.10","q":2,"s":"old"}\n')
+    assert key == b"A"
+    assert orjson.loads(value) == {"s": "A", "T": 5, "p": "1.10", "q": 2}
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_numbers_keep_their_digits_and_symbols_stay_text() -> None:
+    data = b'symbol, ts,price,size,venue\n600519,1700000000000,1.50,0.10,"SSE, main"\r\nA,2026-01-05T14:30:00Z,,007,x\n'
+    collector, said = refused()
+    assert parse(CsvParser(FORM, collector), data, step=7) == [
+        (b"600519", b'{"symbol":"600519","ts":1700000000000,"price":1.50,"size":0.10,"venue":"SSE, main"}'),
+        (b"A", b'{"symbol":"A","ts":"2026-01-05T14:30:00Z","price":"","size":"007","venue":"x"}'),
+    ]
+    assert said == []
+
+
+def test_a_csv_line_that_does_not_fit_the_header_is_refused_alone() -> None:
+    data = b'symbol,ts,price,size\nA,1,2,3\nA,1,2\n"A,1,2,3\nA,1,2,3,4\nB,1,2,3\n\xff,1,2,3'
+    collector, said = refused()
+    assert [key for key, _ in parse(CsvParser(FORM, collector), data)] == [b"A", b"B"]
+    assert [text.split(":")[1] for text in said] == ["3", "4", "5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        (b"sym,t,price,size\nA,1,2,3\n", "symbol, ts; found sym, t, price, size"),
+        (b"symbol,ts,price,size,ts\n", "more than once"),
+        (b"", "no header"),
+    ],
+)
+def test_a_header_that_can_not_be_used_is_an_error_that_says_what_was_found(header: bytes, what: str) -> None:
+    collector, _ = refused()
+    with pytest.raises(ConfigError, match=what):
+        parse(CsvParser(FORM, collector), header)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+LINES = b"".join(b'{"symbol":"S%d","ts":%d}\n' % (number % 7, number) for number in range(50_000))
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst", "two frames.zst"])
+def test_packed_files_hold_the_same_ticks(tmp_path: Path, packing: str) -> None:
+    path = tmp_path / f"ticks.ndjson{packing.removeprefix('two frames')}"
+    half = len(LINES) // 2
+    zstd = zstandard.ZstdCompressor()
+    packed = {
+        "": LINES,
+        ".gz": gzip.compress(LINES),
+        ".zst": zstd.compress(LINES),
+        "two frames.zst": zstd.compress(LINES[:half]) + zstd.compress(LINES[half:]),
+    }
+    path.write_bytes(packed[packing])
+    ticks = read(open_ticks(path, FORM, say=pytest.fail))
+    assert b"".join(value + b"\n" for _, value in ticks) == LINES
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_packed_file_that_was_cut_off_is_noticed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"ticks.ndjson{suffix}"
+    packed = gzip.compress(LINES) if suffix == ".gz" else zstandard.ZstdCompressor().compress(LINES)
+    path.write_bytes(packed[: len(packed) // 2])
+    file = open_ticks(path, FORM, say=pytest.fail)
+    with pytest.raises(WorkersError, match="damaged"):
+        read(file)
+    file.close()
+
+
+def test_a_file_of_unknown_kind_or_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "ticks.bin"
+    with pytest.raises(ConfigError, match="no such file"):
+        open_ticks(path, FORM, say=pytest.fail)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="--format"):
+        open_ticks(path, FORM, say=pytest.fail)
+
+
+@pytest.mark.parametrize("mapping", ["ts", "ts=", "when=T", "ts=T,price=T", "ts=a,ts=b"])
+def test_a_field_map_that_says_nothing_clear_is_refused(tmp_path: Path, mapping: str) -> None:
+    path = tmp_path / "t.ndjson"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="--field-map"):
+        open_ticks(path, FORM, say=pytest.fail, mapping=mapping)
