@@ -9,6 +9,7 @@ from workers.aggregates import Aggregation
 from workers.channel import Channel, PartitionedChannel, Watermark, hash_partition
 from workers.errors import ChannelClosed, WorkersError
 from workers.frames import WindowFrame
+from workers.operators import Bar, deduplicate, resample_ohlc, router, throttle
 from workers.partitioning import PartitioningSpec
 from workers.streams import (
     WindowStream,
@@ -24,6 +25,7 @@ from workers.windows import Lateness, TumblingWindowSpec
 
 __all__ = [
     "Aggregation",
+    "Bar",
     "Channel",
     "ChannelClosed",
     "EventTimeClock",
@@ -39,9 +41,13 @@ __all__ = [
     "WorkersError",
     "__version__",
     "buffer_async",
+    "deduplicate",
     "filter_async",
     "hash_partition",
     "map_async",
+    "resample_ohlc",
+    "router",
+    "throttle",
     "tumbling_window",
     "tumbling_window_event_time",
 ]

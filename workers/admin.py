@@ -131,14 +131,12 @@ async def ensure_topics(
     roles = frozenset(only) if only is not None else None
     try:
         found = await describe_topics(admin)
-        ticks = found.get(settings.topics.ticks)
-        plans = planned_topics(settings, tick_partitions=ticks.partitions if ticks else None)
-        plans = [plan for plan in plans if roles is None or plan.role in roles]
+        plans = [plan for plan in planned_topics(settings) if roles is None or plan.role in roles]
         missing = [plan for plan in plans if plan.name not in found]
         if missing and not create:
             raise _missing_error(missing, settings)
         if missing:
-            await _create(admin, missing, settings.topics.replication_factor)
+            await _create_missing(admin, settings, plans, missing)
         found = await _until_ready(admin, plans)
         configs = await _configs(admin, [plan.name for plan in plans])
     except KafkaError as error:
@@ -178,7 +176,24 @@ async def delete_topics(admin: AIOKafkaAdminClient, names: list[str]) -> list[st
     return deleted
 
 
+async def _create_missing(
+    admin: AIOKafkaAdminClient, settings: Settings, plans: list[TopicPlan], missing: list[TopicPlan]
+) -> None:
+    """Make the ticks topic, then the others: the changelog needs to know how many partitions the ticks topic really
+    has, which somebody else may have made a moment ago."""
+    replication_factor = settings.topics.replication_factor
+    await _create(admin, [plan for plan in missing if plan.role == "ticks"], replication_factor)
+    ticks = [plan for plan in plans if plan.role == "ticks"]
+    found = await _until_ready(admin, ticks)
+    partitions = found[settings.topics.ticks].partitions if ticks else None
+    replanned = {plan.role: plan for plan in planned_topics(settings, tick_partitions=partitions)}
+    others = [replanned[plan.role] for plan in missing if plan.role != "ticks"]
+    await _create(admin, others, replication_factor)
+
+
 async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replication_factor: int) -> None:
+    if not plans:
+        return
     requests = []
     for plan in plans:
         request = NewTopic(plan.name, plan.partitions, 1, topic_configs=dict(plan.configs))

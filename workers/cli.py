@@ -16,6 +16,7 @@ from workers.commands import demo as demo
 from workers.commands import lag as lag
 from workers.commands import produce as produce
 from workers.commands import run as run
+from workers.commands import state as state
 from workers.commands import tail as tail
 from workers.commands import topics as topics
 from workers.commands.common import LOOKING, SETTING_UP, WORKING, app, report

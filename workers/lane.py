@@ -21,7 +21,7 @@ from workers.ledger import dead_letter, late_record
 from workers.partitioning import partition_for
 from workers.snapshot import Counts, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
-from workers.windows import LONG_AGO, Tumbling, WindowEngine, WindowRules
+from workers.windows import LONG_AGO, Tumbling, Window, WindowEngine, WindowRules
 
 __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
@@ -200,15 +200,22 @@ class Lane:
 
         Raises `StateFormatError` and `StateMismatchError`.
         """
-        load = self._aggregation.load if self._aggregation is not None else None
-        meta, windows = read_state(entries, load, where=where)
+        meta, windows = self.peek(entries, where=where)
         if meta is None:
             return None
-        check_fingerprint(meta, self._fingerprint, where=where)
+        self.check(meta, where=where)
         self._engine.load(windows, meta.partition_max_ns)
         self.position = meta.offset
         self.counts = meta.counts
         return meta
+
+    def peek(self, entries: Mapping[bytes, bytes], *, where: str) -> tuple[LaneMeta | None, list[Window[str]]]:
+        """What stored state holds, whatever settings it was made under. Raises `StateFormatError`."""
+        return read_state(entries, self._aggregation.load if self._aggregation is not None else None, where=where)
+
+    def check(self, meta: LaneMeta, *, where: str) -> None:
+        """Raises `StateMismatchError` where state was made under settings that this lane's contradict."""
+        check_fingerprint(meta, self._fingerprint, where=where)
 
     def _place(self, tick: Tick, effects: Effects) -> None:
         try:

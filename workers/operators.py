@@ -2,8 +2,8 @@
 
 They work on any async iterable, a `workers.Channel` included, under the rules of `workers.streams` (where `map_async`,
 `filter_async` and `buffer_async` are): a failure comes out where the stream is consumed, after everything that was
-complete before it; a stream owns and closes its source; nothing is read before the first ``anext``. Functions given to
-them may be plain or async.
+complete before it; a stream owns and closes its source; nothing is read before the first ``anext``. ``key_fn``,
+``route_key`` and ``on_late`` may be plain or async.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def resample_ohlc(
 
     async def add(item: T) -> None:
         nonlocal warned
-        symbol, ts_ns, price = get_symbol(item), _event_time_ns(get_time, item), get_price(item)
+        symbol, ts_ns, price = get_symbol(item), _event_time_ns(get_time, item, "get_time"), get_price(item)
         if not math.isfinite(price):
             raise ValueError(f"get_price returned {price!r} for {symbol!r}; expected a finite number")
         lateness = engine.add(symbol, ts_ns, (ts_ns, price))

@@ -69,6 +69,7 @@ __all__ = [
     "ReferenceRow",
     "SettingRow",
     "Settings",
+    "StoreSettings",
     "TickSettings",
     "TopicsSettings",
     "WindowSettings",
@@ -374,6 +375,43 @@ class BackpressureSettings(_Section):
     )
 
 
+class StoreSettings(_Section):
+    """Where `workers store` keeps frames, and the bounds of its queue."""
+
+    sqlite: str = Field(
+        default="frames.db",
+        min_length=1,
+        description="File that frames are stored in, unless `store.postgres` is set.",
+        json_schema_extra=_allowed("the path of a file"),
+    )
+    postgres: _Secret = Field(
+        default=None,
+        description="PostgreSQL database that frames are stored in, as a URI or name=value pairs. "
+        "Also `WORKERS_STORE_DSN`.",
+        json_schema_extra=_allowed("postgresql://user@host:5432/database"),
+    )
+    batch_size: int = Field(default=5_000, ge=1, le=1_000_000, description="Frames stored in one transaction at most.")
+    flush_interval: DurationNs = Field(
+        default=200 * NS_PER_MS, description="How long the first frame of a batch waits for the others."
+    )
+    queue_capacity: int = Field(
+        default=50_000, ge=1, le=100_000_000, description="Frames read but not yet stored that the queue may hold."
+    )
+    queue_bytes: int = Field(
+        default=128 * 1024 * 1024, ge=1_024, le=2**40, description="The same bound in bytes; whichever is met first."
+    )
+    high_watermark: _Portion = Field(
+        default=0.75, description="Fraction of the queue at which the level becomes HARD and reading pauses."
+    )
+    low_watermark: _Portion = Field(
+        default=0.25, description="Fraction of the queue at which reading goes on; SOFT begins half way to the other."
+    )
+    feedback: bool = Field(
+        default=True,
+        description="Publish the queue's level to producers; false for a store that catches up on history.",
+    )
+
+
 class MetricsSettings(_Section):
     """Where Prometheus finds the metrics."""
 
@@ -614,6 +652,7 @@ class Settings(_Section):
     window: WindowSettings = Field(default_factory=WindowSettings)
     lane: LaneSettings = Field(default_factory=LaneSettings)
     backpressure: BackpressureSettings = Field(default_factory=BackpressureSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     pipeline: tuple[SerializeAsAny[Operator], ...] = Field(
@@ -697,11 +736,15 @@ def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
 
 
 def _flow_conflicts(settings: Settings) -> Iterator[_Conflict]:
-    lane, pressure = settings.lane, settings.backpressure
+    lane, pressure, store = settings.lane, settings.backpressure, settings.store
     if lane.low_watermark >= lane.high_watermark:
         yield _Conflict(("lane.low_watermark", "lane.high_watermark"), "low must be below high")
     if lane.batch_size > lane.capacity:
         yield _Conflict(("lane.batch_size", "lane.capacity"), "a batch must fit in the lane")
+    if store.low_watermark >= store.high_watermark:
+        yield _Conflict(("store.low_watermark", "store.high_watermark"), "low must be below high")
+    if store.batch_size > store.queue_capacity:
+        yield _Conflict(("store.batch_size", "store.queue_capacity"), "a batch must fit in the queue")
     if pressure.soft_lag >= pressure.hard_lag:
         yield _Conflict(("backpressure.soft_lag", "backpressure.hard_lag"), "soft must be below hard")
     if pressure.rate_scale_hard > pressure.rate_scale_soft:
@@ -904,6 +947,8 @@ def _variables() -> dict[str, str]:
     kafka = [key for key in (*_WRITABLE, *_REFUSED) if key.startswith("kafka.")]
     names = {key.upper().replace(".", "_"): key for key in sorted(kafka)}
     names["KAFKA_BOOTSTRAP_SERVERS"] = "bootstrap_servers"
+    names["WORKERS_STORE_DSN"] = "store.postgres"
+    names["WORKERS_STORE_DSN_FILE"] = "store.postgres.file"
     for key in sorted([*_WRITABLE, *_REFUSED]):
         names["WORKERS__" + key.upper().replace(".", "__")] = key
         if key.startswith("kafka."):  # Kafka's dots may be single underscores too, as in KAFKA_SASL_USERNAME
@@ -1014,7 +1059,12 @@ def _leaves(data: Mapping[str, object], where: str, problems: list[str]) -> Iter
         elif name == "kafka":
             yield from _kafka_leaves(name, value)
         else:
-            yield from ((f"{name}.{key}", item) for key, item in value.items())
+            for key, item in value.items():
+                secret = _KEYS.get(f"{name}.{key}")
+                if secret is not None and secret.is_secret and isinstance(item, dict):
+                    yield from _kafka_leaves(f"{name}.{key}", item)  # postgres.file, which TOML takes for a table
+                else:
+                    yield f"{name}.{key}", item
 
 
 def _kafka_leaves(prefix: str, table: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -1061,7 +1111,7 @@ def _flag_layer(overrides: Mapping[str, object], problems: list[str]) -> _Layer:
         if value is None:
             continue  # a flag that was not given
         if name in _KEYS and _KEYS[name].is_secret:
-            variable = name.upper().replace(".", "_")
+            variable = "WORKERS_STORE_DSN" if name == "store.postgres" else name.upper().replace(".", "_")
             problems.append(f"{where}: secrets can't be flags, which every process can see; use {variable} or _FILE")
         elif name == "pipeline":
             problems.append(f"{where}: pipeline is a list of tables; set it in a file")

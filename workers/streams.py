@@ -164,13 +164,14 @@ async def _event_time_frames(
         yield frame_from_emission(emission)
 
 
-def _event_time_ns(get_event_time: Callable[[T], datetime], item: T) -> int:
+def _event_time_ns(get_event_time: Callable[[T], datetime], item: T, name: str = "get_event_time") -> int:
+    """The event time of an item; ``name`` is what the user calls the function, for errors."""
     found = get_event_time(item)
     if not isinstance(found, datetime):
-        raise TypeError(f"get_event_time returned {found!r} ({type(found).__name__}); expected a datetime")
+        raise TypeError(f"{name} returned {found!r} ({type(found).__name__}); expected a datetime")
     ts_ns = datetime_to_ns(found)
     if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
-        raise ValueError(f"get_event_time returned {found}, which does not fit 64-bit nanoseconds since 1970")
+        raise ValueError(f"{name} returned {found}, which does not fit 64-bit nanoseconds since 1970")
     return ts_ns
 
 

@@ -9,13 +9,14 @@ with file and line, and counted.
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import orjson
@@ -273,6 +274,19 @@ def field_renames(mapping: str | None, form: TickFormat) -> dict[str, str]:
     return renames
 
 
+class Blocks(Protocol):
+    """What is read of an open file: ``read1`` returns what there is, up to a size, and nothing at the end."""
+
+    def read1(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _Raw(Blocks, Protocol):
+    """The file itself, before unpacking."""
+
+    def tell(self) -> int: ...
+
+
 @dataclass(slots=True)
 class TickInput:
     """An open file of ticks. ``position`` and ``size`` are bytes of the file itself, so also of a compressed one."""
@@ -280,7 +294,7 @@ class TickInput:
     name: str
     parser: TickParser
     refused: Refused
-    raw: IO[bytes]
+    raw: _Raw
     stream: Blocks
     size: int | None  # None: a pipe, which has no size and whose next block may be long in coming
     _ended: bool = field(default=False, init=False)
@@ -312,10 +326,10 @@ class TickInput:
         return self.raw.tell() if self.size is not None else 0
 
     def close(self) -> None:
-        """Close the file; standard input is left open."""
-        if self.raw is not sys.stdin.buffer:
+        """Close the file; standard input itself is left open."""
+        if self.size is not None:  # what unpacks a pipe may be locked by a thread that waits for the pipe
             self.stream.close()
-            self.raw.close()
+        self.raw.close()
 
 
 def open_ticks(
@@ -339,10 +353,11 @@ def open_ticks(
     parser_class = CsvParser if (kind or _kind(path, suffixes)) == "csv" else NdjsonParser
     parser: TickParser = parser_class(form, refused, field_renames(mapping, form))
     try:
-        raw: IO[bytes] = sys.stdin.buffer if piped else path.open("rb")
+        regular = not piped and path.is_file()
+        raw: _Raw = path.open("rb") if regular else _PipeBlocks(None if piped else path)
+        size = path.stat().st_size if regular else None
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from None
-    size = path.stat().st_size if not piped and path.is_file() else None
     return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size)
 
 
@@ -355,17 +370,35 @@ def _kind(path: Path, suffixes: Sequence[str]) -> Literal["ndjson", "csv"]:
     raise ConfigError(f"--file {path}: its name does not say what it is; add --format ndjson or --format csv")
 
 
-class Blocks(Protocol):
-    """What is read of an open file: ``read1`` returns what there is, up to a size, and nothing at the end."""
+class _PipeBlocks:
+    """A pipe, or standard input, without Python's buffer: held by a thread that waits for input, its lock would hang
+    whoever closes it and abort the process at its end."""
 
-    def read1(self, size: int, /) -> bytes: ...
-    def close(self) -> None: ...
+    def __init__(self, path: Path | None) -> None:
+        self._owned = path is not None
+        self._descriptor = os.open(path, os.O_RDONLY) if path is not None else sys.stdin.fileno()
+
+    def read1(self, size: int) -> bytes:
+        """What there is, up to ``size`` bytes; waits for the first."""
+        return os.read(self._descriptor, size)
+
+    read = read1  # what gzip calls
+
+    def tell(self) -> int:
+        """A pipe has no position."""
+        return 0
+
+    def close(self) -> None:
+        """Close the pipe; standard input is not ours to close."""
+        if self._owned:
+            self._owned = False
+            os.close(self._descriptor)
 
 
 class _ZstdBlocks:
     """Unpacks zstd frames one after the other; unlike the library's reader it notices a file that was cut off."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: _Raw) -> None:
         self._raw = raw
         self._context = zstandard.ZstdDecompressor()
         self._frame = self._context.decompressobj()
@@ -374,7 +407,7 @@ class _ZstdBlocks:
 
     def read1(self, size: int) -> bytes:
         while True:
-            packed = self._pending or self._raw.read1(size // 4)  # type: ignore[attr-defined]
+            packed = self._pending or self._raw.read1(size // 4)
             self._pending = b""
             if not packed:
                 if self._begun:
@@ -392,9 +425,9 @@ class _ZstdBlocks:
         """Nothing of its own to close; the file belongs to whoever opened it."""
 
 
-def _unpacked(raw: IO[bytes], packing: str) -> Blocks:
+def _unpacked(raw: _Raw, packing: str) -> Blocks:
     if packing == ".gz":
-        return gzip.GzipFile(fileobj=raw, mode="rb")
+        return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[arg-type]  # it only reads
     if packing == ".zst":
         return _ZstdBlocks(raw)
-    return raw  # type: ignore[return-value]  # every binary file opened for reading has read1
+    return raw

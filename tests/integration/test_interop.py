@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 from pathlib import Path
@@ -48,7 +49,8 @@ async def test_the_java_producer_puts_every_key_on_the_partition_we_compute(
     assert len(keys) >= 1_000
 
     argv = [java, "-cp", f"{jars}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", str(SOURCE)]
-    done = subprocess.run(
+    done = await asyncio.to_thread(
+        subprocess.run,
         [*argv, broker.bootstrap_servers, topic_name],
         input="".join(f"{key.hex()}\n" for key in keys),
         capture_output=True,

@@ -217,7 +217,7 @@ def test_logs_are_text_where_asked_for_and_exceptions_show_no_local_variables() 
     stream = StringIO()
     configure_logging(LoggingSettings(format="console"), stream=stream)
     try:
-        password = "hunter2"
+        password = "".join(reversed("2retnuh"))
         raise ValueError("broken" + password[:0])
     except ValueError:
         structlog.get_logger("workers.test").exception("failed", key="AAPL")
@@ -225,4 +225,4 @@ def test_logs_are_text_where_asked_for_and_exceptions_show_no_local_variables() 
     assert "failed" in shown
     assert "key=AAPL" in shown
     assert "ValueError: broken" in shown
-    assert "hunter2" not in shown.replace('password = "hunter2"', "")
+    assert "hunter2" not in shown

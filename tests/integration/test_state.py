@@ -1,0 +1,128 @@
+"""Stored state: shown, refused under other settings, dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from tests.integration.apps import App, committed_through, send
+from tests.integration.test_worker import CONFIG, market, run_to_the_end
+from tests.verify import read_topic, verify
+from workers.broker import Broker
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+
+
+def app_of(broker: Broker, name: str) -> App:
+    return App(broker.bootstrap_servers, name, partitions=2, settings={"window.allowed_lateness": "1s"})
+
+
+async def test_a_restarted_worker_goes_on_where_the_last_one_committed(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = app_of(broker, topic_name)
+    records = market(4_000)
+    await run_to_the_end(app, records[:2_500], tmp_path / "first.log")
+    await send(app, records[2_500:])
+    with app.worker(tmp_path / "second.log") as worker:
+        await committed_through(app, process=worker)
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings
+
+
+async def test_state_show_tells_what_is_stored(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(1_000), tmp_path / "worker.log")
+    shown = app.run_command("state", "show", "--json")
+    assert shown.returncode == 0, shown.stderr
+    states = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert sum(state["counts"]["records"] for state in states) == 1_000
+    assert all(state["offset"] == state["committed"] for state in states)
+    of_symbol = app.run_command("state", "show", "--symbol", "S1")
+    assert " S1 2023-11-14T22:13:2" in of_symbol.stdout
+
+
+@pytest.mark.parametrize("setting", [{"window__size": "10s"}, {"window__lag": "3s"}, {"window__payload": "items"}])
+async def test_other_window_settings_over_existing_state_are_refused_and_explained(
+    broker: Broker, topic_name: str, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(500), tmp_path / "worker.log")
+    refused = app.run_command("run", **setting)
+    assert refused.returncode == 2
+    assert "made under other settings" in refused.stderr
+    assert "workers state reset" in refused.stderr
+    shown = app.run_command("state", "show", **setting)
+    assert shown.returncode == 1
+    assert "would be refused" in shown.stdout
+
+
+async def test_state_of_a_newer_format_is_refused_not_misread(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(500), tmp_path / "worker.log")
+    changelog = await read_topic(app.bootstrap, app.topics.changelog)
+    [meta] = [record.value for record in changelog[0] if record.key == b"m" and record.value is not None][-1:]
+    newer = json.dumps({**json.loads(meta), "format": 99}).encode()
+    producer = AIOKafkaProducer(bootstrap_servers=app.bootstrap)
+    await producer.start()
+    try:
+        await producer.send_and_wait(app.topics.changelog, newer, key=b"m", partition=0)
+    finally:
+        await producer.stop()
+    refused = app.run_command("run")
+    assert refused.returncode == 1
+    assert "format is 99" in refused.stderr
+
+
+async def test_reset_drops_state_and_the_next_worker_begins_as_new(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(1_500), tmp_path / "worker.log")
+    first = await read_topic(app.bootstrap, app.topics.frames)
+    assert app.run_command("state", "reset").returncode == 2  # it asks, and there is nobody to answer
+    done = app.run_command("state", "reset", "--yes")
+    assert done.returncode == 0, done.stderr
+    shown = [json.loads(line) for line in app.run_command("state", "show", "--json").stdout.splitlines()]
+    assert [state["offset"] for state in shown] == [None, None]
+    with app.worker(tmp_path / "again.log") as worker:
+        await committed_through(app, process=worker)
+    again = await read_topic(app.bootstrap, app.topics.frames)
+    for partition, records in again.items():
+        values = [record.value for record in records]
+        half = len(first[partition])
+        assert values[:half] == values[half:]
+
+
+async def test_reset_is_refused_while_workers_run(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = app_of(broker, topic_name)
+    assert app.run_command("topics", "create").returncode == 0
+    await send(app, market(100))
+    with app.worker(tmp_path / "worker.log") as worker:
+        await committed_through(app, process=worker)
+        refused = app.run_command("state", "reset", "--yes")
+    assert refused.returncode == 1
+    assert "stop its workers first" in refused.stderr
+
+
+async def test_offsets_changed_apart_from_the_state_are_noticed(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(500), tmp_path / "worker.log")
+    tp = TopicPartition(app.topics.ticks, 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=app.bootstrap, group_id=app.name, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign([tp])
+        await consumer.commit({tp: 3})
+    finally:
+        await consumer.stop()
+    refused = app.run_command("run")
+    assert refused.returncode == 2
+    assert "has committed 3" in refused.stderr

@@ -1,0 +1,159 @@
+"""``workers state``: what is stored for recovery, and how to drop it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workers.commands.common import (
+    SETTING_UP,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    ExitCode,
+    SetOption,
+    app,
+    closed_output_is_an_end,
+    load,
+    printable,
+    quiet_clients,
+    run_async,
+    say,
+)
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workers.state import PartitionState
+    from workers.windows import Window
+
+__all__: list[str] = []
+
+state_app = typer.Typer(no_args_is_help=True, help="Show the state stored for recovery, or drop it.")
+app.add_typer(state_app, name="state", rich_help_panel=SETTING_UP)
+
+
+@state_app.command()
+def show(
+    symbol: Annotated[str | None, typer.Option(help="The windows of this symbol, one a line.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a partition, or a window.")] = False,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Show what each partition's state reflects, and whether a worker with these settings would take it.
+
+    Exit code 1 where it would not.
+
+    [bold]Examples[/bold]
+
+      workers state show
+
+      workers state show --symbol AAPL
+    """
+    from workers.state import show_state
+
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id)
+    states = run_async(lambda _stop: show_state(settings))
+    with closed_output_is_an_end():
+        for state in states:
+            if symbol is not None:
+                for window in sorted(state.windows, key=lambda each: each.start_ns):
+                    if window.key == symbol:
+                        sys.stdout.write(_window(state.partition, window, as_json=as_json))
+            else:
+                sys.stdout.write(_json(state) if as_json else _line(state))
+    if any(state.problem for state in states):
+        sys.exit(ExitCode.FAILED)
+
+
+@state_app.command()
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Drop the state and the group's offsets: workers then begin as new, by default at the log's first tick.
+
+    Frames that were published stay in their topic, and those of ticks still in the log are published again. To keep
+    both apart, use another application_id and frames topic instead. Stop all workers first.
+
+    [bold]Example[/bold]
+
+      workers state reset --application-id bars-1m
+    """
+    from workers.state import reset_state
+
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("state reset asks before it drops state; without a terminal, say --yes")
+        typer.confirm(
+            f"Drop the state of {settings.application_id} at {settings.bootstrap_servers}?", abort=True, err=True
+        )
+
+    def told(partition: int, records: int) -> None:
+        say(f"partition {partition}: {records:,} records dropped")
+
+    run_async(lambda _stop: reset_state(settings, on_partition=told))
+
+
+def _json(state: PartitionState) -> str:
+    meta = state.meta
+    found: dict[str, object] = {
+        "partition": state.partition,
+        "offset": meta.offset if meta else None,
+        "committed": state.committed,
+        "end": state.end,
+        "keys": len({window.key for window in state.windows}),
+        "windows": len(state.windows),
+        "problem": state.problem,
+    }
+    if meta is not None:
+        found["counts"] = {name: getattr(meta.counts, name) for name in meta.counts.__slots__}
+        found["settings"] = dict(meta.fingerprint)
+    return json.dumps(found) + "\n"
+
+
+def _line(state: PartitionState) -> str:
+    if state.meta is None:
+        return f"partition {state.partition}: no state\n"
+    keys = len({window.key for window in state.windows})
+    text = (
+        f"partition {state.partition}: offset {state.meta.offset:,} of {state.end:,}, {keys:,} keys, "
+        f"{len(state.windows):,} windows, {state.meta.counts.records:,} records so far\n"
+    )
+    return text if state.problem is None else f"{text}  would be refused: {state.problem}\n"
+
+
+def _window(partition: int, window: Window[str], *, as_json: bool) -> str:
+    from workers.times import format_instant
+
+    if as_json:
+        found = {
+            "partition": partition,
+            "key": window.key,
+            "start_ns": window.start_ns,
+            "end_ns": window.end_ns,
+            "rev": window.rev,
+            "closed": window.closed,
+            "count": window.count,
+            "first_ns": window.first_ns,
+            "last_ns": window.last_ns,
+        }
+        return json.dumps(found) + "\n"
+    return (
+        f"[p={partition}] {printable(window.key)} {format_instant(window.start_ns)}..{format_instant(window.end_ns)} "
+        f"count={window.count} rev={window.rev} {'closed' if window.closed else 'open'}, "
+        f"last tick {format_instant(window.last_ns)}\n"
+    )

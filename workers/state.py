@@ -1,0 +1,123 @@
+"""Looking at stored state, and dropping it, from outside the workers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiokafka.errors import KafkaError
+
+from workers.admin import admin_client, describe_topics, ensure_topics
+from workers.changelog import read_changelog
+from workers.connection import explain_connection_error
+from workers.errors import StateMismatchError, TopicError, WorkersError
+from workers.frames import OutRecord
+from workers.group import LagReader
+from workers.lane import Input, Lane
+from workers.settings import Settings, consumer_options, producer_options
+from workers.sink import Commit, OutTopic, PartitionSink, SinkSpec
+from workers.snapshot import LaneMeta
+from workers.windows import Window
+from workers.worker import DEFAULT_MAX_MESSAGE_BYTES, lane_spec
+
+__all__ = ["PartitionState", "reset_state", "show_state"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionState:
+    """The stored state of one input partition; ``meta`` is None where there is none, ``problem`` says why a worker with
+    these settings would refuse it."""
+
+    partition: int
+    records: int
+    meta: LaneMeta | None
+    windows: tuple[Window[str], ...]
+    committed: int | None
+    end: int
+    problem: str | None
+
+
+async def show_state(settings: Settings) -> list[PartitionState]:
+    """Read the state of every partition as a worker would, with the offsets beside it.
+
+    Raises `TopicError` where there is no changelog, `StateFormatError` where it can't be read.
+    """
+    async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
+        changelog = (await describe_topics(admin)).get(settings.topics.changelog)
+        if changelog is None:
+            raise TopicError(f"there is no topic {settings.topics.changelog}: no worker of this application ever ran")
+        lag = await reader.read()
+    options = consumer_options(settings)
+    found = []
+    for offsets in lag.partitions:
+        if offsets.partition >= changelog.partitions:
+            break
+        where = f"{settings.topics.changelog}[{offsets.partition}]"
+        entries = await read_changelog(settings.topics.changelog, offsets.partition, options)
+        lane = Lane(lane_spec(settings), Input(settings.topics.ticks, offsets.partition, len(lag.partitions)))
+        meta, windows = lane.peek(entries, where=where)
+        problem = None
+        if meta is not None:
+            try:
+                lane.check(meta, where=where)
+            except StateMismatchError as error:
+                problem = str(error)
+            if problem is None and offsets.committed != meta.offset:
+                problem = f"the state reflects offset {meta.offset}, the group has committed {offsets.committed}"
+        found.append(
+            PartitionState(
+                offsets.partition, len(entries), meta, tuple(windows), offsets.committed, offsets.end, problem
+            )
+        )
+    return found
+
+
+async def reset_state(
+    settings: Settings, *, on_partition: Callable[[int, int], None] = lambda number, keys: None
+) -> None:
+    """Drop the state of every partition and set the group's offsets back, so that workers begin as new.
+
+    Each partition's transactional id is taken over first, so that a worker that still runs unnoticed can't write state
+    back. Interrupted, it can simply be run again. ``on_partition`` is told partition and records dropped.
+    Raises `WorkersError` while the group has members.
+    """
+    async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
+        lag = await reader.read()
+        if lag.members:
+            raise WorkersError(
+                f"the group {settings.application_id!r} has {lag.members} members; stop its workers first"
+            )
+        layout = await ensure_topics(admin, settings, create=False, only=["ticks", "changelog"])
+        for offsets in lag.partitions[: layout.changelog]:
+            on_partition(offsets.partition, await _drop(settings, offsets.partition, layout.changelog, offsets.begin))
+
+
+async def _drop(settings: Settings, partition: int, partitions: int, begin: int) -> int:
+    """Delete a partition's state and set the group's offset to the log's begin, in one transaction."""
+    topics = settings.topics
+
+    def out(name: str) -> OutTopic:
+        return OutTopic(name, partitions, DEFAULT_MAX_MESSAGE_BYTES)
+
+    spec = SinkSpec(
+        topics.ticks,
+        settings.application_id,
+        out(topics.frames),
+        out(topics.late),
+        out(topics.dead_letters),
+        out(topics.changelog),
+        exactly_once=True,
+        producer_options=producer_options(settings),
+    )
+    sink = PartitionSink(spec, partition, None)
+    try:
+        await sink.open()
+        entries = await read_changelog(topics.changelog, partition, consumer_options(settings))
+        await sink.commit(Commit(begin, changes=[OutRecord(key, None) for key in entries]))
+        return len(entries)
+    except KafkaError as error:
+        raise explain_connection_error(error, settings) from error
+    finally:
+        with contextlib.suppress(KafkaError):
+            await sink.close()
