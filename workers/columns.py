@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from workers.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, compiled, inlined, load64
@@ -39,6 +38,7 @@ from workers.tables import (
     V_PRICE,
     V_SIZE,
     Bytes,
+    Floats,
     Ints,
     U,
     find_key,
@@ -50,8 +50,6 @@ from workers.tables import (
 )
 
 __all__ = ["decode"]
-
-Floats = npt.NDArray[np.float64]
 
 # A row per record batch of the payload.
 B_BEGIN, B_END, B_OFFSET, B_TIMESTAMP, B_FIXED_TIMESTAMP, B_COUNT, B_START_OFFSET, B_SIZE = range(8)
@@ -245,7 +243,7 @@ def _value(data: Bytes, position: int, end: int, field: int, cores: Ints) -> int
         if stop == NONE or (quoted and (stop >= end or data[stop] != 34)):
             return NONE
         if field != NONE:
-            if field == TS and stop - begin > 0 and decimals > 0:
+            if field == TS and decimals > 0:
                 return NONE
             cores[4 * field + 2], cores[4 * field + 3] = mantissa, decimals
     if field != NONE:

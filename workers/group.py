@@ -31,24 +31,40 @@ __all__ = ["GroupLag", "LagReader", "PartitionLag"]
 _NO_OFFSET: Final = -1
 _COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
 _REQUEST_TIMEOUT_S: Final = 30.0
+_LOOK_AGAIN_S: Final = 30.0
 _PASSING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """One partition: offsets, and the records between them. ``committed`` is None before the group's first commit;
-    then everything the partition holds is still to be done."""
+    """One partition: offsets, and the records between them.
+
+    ``committed`` is None before the group's first commit; then everything the partition holds is still to be done, or
+    everything since ``first_seen_end`` where a group begins at the end (``auto.offset.reset = latest``).
+    """
 
     partition: int
     begin: int
     committed: int | None
     end: int
+    first_seen_end: int | None = None
+
+    @property
+    def next_offset(self) -> int:
+        """The offset of the first record that is still to be done.
+
+        A commit beyond the end is of another life of the topic (deleted and made again), so it says nothing of this one.
+        """
+        if self.committed is not None and self.committed <= self.end:
+            return max(self.committed, self.begin)
+        if self.committed is None and self.first_seen_end is not None:
+            return max(self.first_seen_end, self.begin)
+        return self.begin
 
     @property
     def lag(self) -> int:
-        """Records not yet committed; never negative, though the two offsets are not read at the same instant."""
-        start = self.begin if self.committed is None else max(self.committed, self.begin)
-        return max(self.end - start, 0)
+        """Records not yet committed."""
+        return max(self.end - self.next_offset, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,9 @@ class LagReader:
     def __init__(self, settings: Settings, admin: AIOKafkaAdminClient) -> None:
         self._settings = settings
         self._admin = admin
+        self._known_partitions = 0
+        self._looked_s = 0.0
+        self._first_seen_ends: dict[int, int] = {}
         # Ends are the last stable offsets, as the worker reads: an open transaction is not yet there to be processed.
         self._consumer = AIOKafkaConsumer(
             **client_options(settings), group_id=None, isolation_level=settings.kafka.isolation_level
@@ -98,21 +117,36 @@ class LagReader:
         topic, group = self._settings.topics.ticks, self._settings.application_id
         try:
             async with asyncio.timeout(_COORDINATOR_TIMEOUT_S + _REQUEST_TIMEOUT_S):
-                found = (await describe_topics(self._admin)).get(topic)
-                if found is None or not found.partitions:
-                    raise TopicError(
-                        f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is nothing "
-                        "to be behind of"
-                    )
-                wanted = [TopicPartition(topic, partition) for partition in range(found.partitions)]
+                wanted = [TopicPartition(topic, partition) for partition in range(await self._partitions(topic))]
                 committed = await self._committed(group, wanted)
                 state, members = await self._members(group)
                 begins = await self._consumer.beginning_offsets(wanted)
-                ends = await self._consumer.end_offsets(wanted)
+                ends = await self._consumer.end_offsets(wanted)  # last, so that no commit is beyond them
         except (KafkaError, TimeoutError) as error:
             raise explain_connection_error(error, self._settings) from error
-        partitions = tuple(PartitionLag(tp.partition, begins[tp], committed[tp], ends[tp]) for tp in wanted)
+        if self._settings.kafka.auto_offset_reset == "latest":
+            for tp in wanted:
+                self._first_seen_ends.setdefault(tp.partition, ends[tp])
+        partitions = tuple(
+            PartitionLag(
+                tp.partition, begins[tp], committed[tp], ends[tp], self._first_seen_ends.get(tp.partition)
+            )
+            for tp in wanted
+        )
         return GroupLag(group, topic, state, members, partitions)
+
+    async def _partitions(self, topic: str) -> int:
+        """How many partitions the topic has, looked up now and then: the answer lists every topic of the cluster."""
+        now_s = time.monotonic()
+        if not self._known_partitions or now_s - self._looked_s > _LOOK_AGAIN_S:
+            found = (await describe_topics(self._admin)).get(topic)
+            if found is None or not found.partitions:
+                raise TopicError(
+                    f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is nothing "
+                    "to be behind of"
+                )
+            self._known_partitions, self._looked_s = found.partitions, now_s
+        return self._known_partitions
 
     async def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[TopicPartition, int | None]:
         """Committed offsets. The client overlooks the answer's own error, on which partitions asked for are missing."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from workers.digits import FLOAT_BYTES, put_float, put_int
@@ -123,6 +122,7 @@ from workers.tables import (
     W_START,
     W_TIE,
     Bytes,
+    Floats,
     Ints,
     U,
     find_key,
@@ -134,8 +134,6 @@ from workers.tables import (
 )
 
 __all__ = ["KINDS", "flush", "format_frames", "load_windows", "run", "settle", "timeout", "write_changes"]
-
-Floats = npt.NDArray[np.float64]
 
 KINDS: Final = (
     ("closed", "watermark"),
@@ -831,7 +829,7 @@ def format_frames(
         position = put_int(out, _put_text(out, position, T_START), start // NS_PER_MS)
         position = put_int(out, _put_text(out, position, T_END), end_ms)
         position = put_int(out, _put_text(out, position, T_REV), emissions[index, E_REV])
-        position = _put_text(out, position, T_KIND + emissions[index, E_KIND] - 1)
+        position = _put_text(out, position, T_KIND + emissions[index, E_KIND])
         for column in range(F_VOLUME + 1):
             position = put_float(out, _put_text(out, position, T_OPEN + column), emitted[index, column])
         volume = emitted[index, F_VOLUME]
@@ -853,7 +851,6 @@ FORMAT: Final = 1
 STORED_CLOSED, STORED_CHANGED = 1, 2
 WINDOW_KEY_BYTES: Final = 9  # "w" and the start, before the symbol
 WINDOW_VALUE_BYTES: Final = 42 + 64
-_SUMS: Final = np.array([F_OPEN, F_HIGH, F_LOW, F_CLOSE, F_VOLUME, F_NOTIONAL])
 
 
 @inlined
@@ -861,6 +858,24 @@ def _swap(word: np.uint64) -> np.uint64:
     word = ((word & U(0x00FF00FF00FF00FF)) << U(8)) | ((word >> U(8)) & U(0x00FF00FF00FF00FF))
     word = ((word & U(0x0000FFFF0000FFFF)) << U(16)) | ((word >> U(16)) & U(0x0000FFFF0000FFFF))
     return (word << U(32)) | (word >> U(32))
+
+
+@inlined
+def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Bytes, position: int) -> None:
+    flags = windows[row, W_FLAGS]
+    out[position] = FORMAT
+    out[position + 1] = (STORED_CLOSED if flags & CLOSED else 0) | (STORED_CHANGED if flags & CHANGED else 0)
+    store64(out, position + 2, U(windows[row, W_REV]))  # four bytes of it; the count comes over the rest
+    store64(out, position + 6, U(windows[row, W_COUNT]))
+    store64(out, position + 14, U(windows[row, W_START] + params[P_SIZE_NS]))
+    store64(out, position + 22, U(windows[row, W_FIRST]))
+    store64(out, position + 30, U(windows[row, W_LAST]))
+    for index in range(38, 42):
+        out[position + index] = 0
+    store64(out, position + 42, U(windows[row, W_OPENED]))
+    store64(out, position + 50, U(windows[row, W_CLOSED]))
+    for index in range(F_SIZE):
+        store64(out, position + 58 + 8 * index, bits_of(sums[row, index]))
 
 
 @compiled(INTS, INTS, INTS2, BYTES, INTS2, FLOATS2, INTS, BYTES, INTS, returns=types.int64)
@@ -906,24 +921,6 @@ def write_changes(
         bounds[2 * written + 2] = position
         written += 1
     return written
-
-
-@inlined
-def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Bytes, position: int) -> None:
-    flags = windows[row, W_FLAGS]
-    out[position] = FORMAT
-    out[position + 1] = (STORED_CLOSED if flags & CLOSED else 0) | (STORED_CHANGED if flags & CHANGED else 0)
-    store64(out, position + 2, U(windows[row, W_REV]))  # four bytes of it; the count comes over the rest
-    store64(out, position + 6, U(windows[row, W_COUNT]))
-    store64(out, position + 14, U(windows[row, W_START] + params[P_SIZE_NS]))
-    store64(out, position + 22, U(windows[row, W_FIRST]))
-    store64(out, position + 30, U(windows[row, W_LAST]))
-    for index in range(38, 42):
-        out[position + index] = 0
-    store64(out, position + 42, U(windows[row, W_OPENED]))
-    store64(out, position + 50, U(windows[row, W_CLOSED]))
-    for index in range(F_SIZE):
-        store64(out, position + 58 + 8 * index, bits_of(sums[row, _SUMS[index]]))
 
 
 @compiled(
@@ -987,7 +984,7 @@ def load_windows(
         windows[row, W_OPENED] = np.int64(load64(stored, at + 42))
         windows[row, W_CLOSED] = np.int64(load64(stored, at + 50))
         for column in range(F_SIZE):
-            sums[row, _SUMS[column]] = float_of(load64(stored, at + 58 + 8 * column))
+            sums[row, column] = float_of(load64(stored, at + 58 + 8 * column))
         keys[key, K_MAX] = max(keys[key, K_MAX], windows[row, W_LAST])
         keys[key, K_RECENT] = keys[key, K_NEWEST]
         opened = keys[key, K_OPEN]

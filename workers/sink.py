@@ -11,27 +11,26 @@ aborted, or can't go on at all. So every error discards the producer; the lane i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from workers.client import abandon
 from workers.errors import BrokerError, FencedError
 from workers.frames import OutRecord
 from workers.ledger import shrink_dead_letter, shrink_frame, shrink_late
 from workers.partitioning import partition_for
 
-__all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "abandon", "reached"]
+__all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "reached"]
 
 log = structlog.get_logger(__name__)
 
 RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
-ABANDON_TIMEOUT_S = 3.0
 
 
 class OversizedError(BrokerError):
@@ -78,28 +77,37 @@ class Commit:
 
 
 class PartitionSink:
-    """The producer of one input partition. ``open`` fences whoever owned the partition before."""
+    """The producers of one input partition. ``open`` fences whoever owned the partition before.
 
-    def __init__(self, spec: SinkSpec, partition: int, results_producer: AIOKafkaProducer | None) -> None:
-        """``results_producer`` is the process's plain producer, for at-least-once; None for exactly-once."""
-        assert spec.exactly_once == (results_producer is None)
+    At least once, results go out through a plain producer beside the transactional one. It belongs to this partition
+    alone: a refused batch spoils the producer that sent it, and must not hold up other partitions.
+    """
+
+    def __init__(self, spec: SinkSpec, partition: int) -> None:
         self._spec = spec
         self._partition = partition
-        self._results_producer = results_producer
+        self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
     async def open(self) -> None:
         """Start the producer and initialise its transactional id; the previous owner can commit nothing after this."""
-        producer = AIOKafkaProducer(
-            **self._spec.producer_options,
-            transactional_id=f"{self._spec.group_id}-{self._spec.input_topic}-{self._partition}",
-        )
+        options = self._spec.producer_options
+        transactional_id = f"{self._spec.group_id}-{self._spec.input_topic}-{self._partition}"
+        self._producer = await self._started(AIOKafkaProducer(**options, transactional_id=transactional_id))
+        if not self._spec.exactly_once:
+            try:
+                self._results_producer = await self._started(AIOKafkaProducer(**options))
+            except BaseException:
+                await self.close()
+                raise
+
+    async def _started(self, producer: AIOKafkaProducer) -> AIOKafkaProducer:
         try:
             await asyncio.wait_for(producer.start(), self._spec.commit_timeout_s)
         except BaseException:
             await abandon(producer)
             raise
-        self._producer = producer
+        return producer
 
     async def commit(self, work: Commit) -> None:
         """Make ``work`` visible, in numbered steps. After any exception the sink must be discarded.
@@ -180,8 +188,11 @@ class PartitionSink:
                 to = partition_for(record.key, topic.partitions)
             headers = list(record.headers)  # the C builder takes nothing else
             batch = open_batches.get(to)
-            if batch is not None and batch.append(
-                timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers
+            # The broker measures batches, not records: several that fit alone can be too large together.
+            if (
+                batch is not None
+                and batch.size() + _size(record) <= topic.max_record_bytes
+                and batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers)
             ):
                 continue
             if batch is not None:
@@ -195,10 +206,10 @@ class PartitionSink:
         return futures
 
     async def close(self) -> None:
-        """Let go of the producer; whatever was not committed is not."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await abandon(producer)
+        """Let go of the producers; whatever was not committed is not."""
+        producers = (self._producer, self._results_producer)
+        self._producer = self._results_producer = None
+        await asyncio.gather(*(abandon(producer) for producer in producers if producer is not None))
 
 
 async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
@@ -208,25 +219,6 @@ async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
-
-
-async def abandon(producer: AIOKafkaProducer) -> None:
-    """Stop a producer within a bounded time, by force if need be: with the broker away ``stop`` waits for ever."""
-    stopping = asyncio.ensure_future(producer.stop())
-    done, _ = await asyncio.wait([stopping], timeout=ABANDON_TIMEOUT_S)
-    if done:
-        if not stopping.cancelled() and (error := stopping.exception()) is not None:
-            log.debug("producer stopped with an error", error=repr(error))
-        return
-    stopping.cancel()
-    with contextlib.suppress(asyncio.CancelledError, KafkaError):
-        await stopping
-    sender_task = getattr(producer._sender, "_sender_task", None)
-    if sender_task is not None:
-        sender_task.cancel()
-        await asyncio.wait([sender_task], timeout=ABANDON_TIMEOUT_S)
-    with contextlib.suppress(asyncio.TimeoutError, KafkaError):
-        await asyncio.wait_for(producer.client.close(), ABANDON_TIMEOUT_S)
 
 
 def fit(work: Commit, spec: SinkSpec) -> int:

@@ -17,12 +17,17 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import CoordinatorLoadInProgressError
 
+from workers.client import stop_consumer
+from workers.errors import BrokerError, FencedError
 from workers.ticks import Record
 
 __all__ = ["Source"]
 
 log = structlog.get_logger(__name__)
+
+NO_OFFSET = -1
 
 PartitionsCallback = Callable[[set[int]], Awaitable[None]]
 
@@ -42,6 +47,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._topic = topic
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
+        self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
         self._reading: set[int] = set()
         # The assignor keeps what it was assigned on the class: a class for each consumer, or two would share it.
         assignor = type("OwnStickyAssignor", (StickyPartitionAssignor,), {})
@@ -61,23 +67,49 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
-        """Leave the group; the revoked callback is not called."""
-        await self._consumer.stop()
+        """Leave the group, within a few seconds; the revoked callback is not called."""
+        await stop_consumer(self._consumer)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """aiokafka's callback before a rebalance."""
         self._reading.clear()
+        self._assigned.clear()
         await self._on_revoked({tp.partition for tp in revoked})
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """aiokafka's callback after a rebalance; no heartbeats run until it returns."""
         self._consumer.pause(*assigned)
         self._reading.clear()
-        await self._on_assigned({tp.partition for tp in assigned})
+        self._assigned = {tp.partition for tp in assigned}
+        await self._on_assigned(set(self._assigned))
 
     def owns(self, partition: int) -> bool:
         """Whether the partition is assigned to this consumer now."""
-        return self._tp(partition) in self._consumer.assignment()
+        return partition in self._assigned
+
+    def check(self) -> None:
+        """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
+        one of its tasks has ended, without which it would stand still for ever and say nothing."""
+        coordinator = self._consumer._coordinator
+        for what, task in (
+            ("membership", coordinator._coordination_task),
+            ("heartbeats", coordinator._heartbeat_task),
+            ("offsets", coordinator._commit_refresh_task),
+            ("fetching", self._consumer._fetcher._fetch_task),
+            ("metadata", self._consumer._client._sync_task),
+        ):
+            if task is not None and task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
+        coordinator.check_errors()
+
+    async def confirm_membership(self, partition: int) -> None:
+        """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
+
+        One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
+        that fences whoever has it now.
+        """
+        if not await self._consumer._coordinator._do_heartbeat() or not self.owns(partition):
+            raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""
@@ -114,9 +146,17 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         return {tp.partition: records for tp, records in found.items() if tp.partition in self._reading}
 
     async def committed(self, partition: int) -> int | None:
-        """The group's committed offset."""
-        offset: int | None = await self._consumer.committed(self._tp(partition))
-        return offset
+        """The group's committed offset; None where it has none.
+
+        Raises ``CoordinatorLoadInProgressError`` where there was no answer: the client's own ``committed`` says None
+        then, too, as it does not look at the error of the answer as a whole.
+        """
+        tp = self._tp(partition)
+        offsets = await self._consumer._coordinator.fetch_committed_offsets([tp])
+        if tp not in offsets:
+            raise CoordinatorLoadInProgressError(f"no committed offset of {self._topic}[{partition}] told yet")
+        offset: int = offsets[tp].offset
+        return None if offset == NO_OFFSET else offset
 
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""

@@ -110,7 +110,7 @@ async def _drop(settings: Settings, partition: int, partitions: int, begin: int)
         exactly_once=True,
         producer_options=producer_options(settings),
     )
-    sink = PartitionSink(spec, partition, None)
+    sink = PartitionSink(spec, partition)
     try:
         await sink.open()
         entries = await read_changelog(topics.changelog, partition, consumer_options(settings))

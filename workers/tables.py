@@ -13,7 +13,7 @@ finds no room returns before it changed anything, and the caller makes room and 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ from numba import types
 
 from workers.jit import BYTES, INTS, INTS2, READ_BYTES, compiled, inlined, load64
 
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
+# What is in an array's cells is declared by the signature it is compiled for; mypy would see numpy scalars everywhere.
+Ints = npt.NDArray[Any]
+Floats = npt.NDArray[Any]
+Bytes = npt.NDArray[Any]
 U: Final = np.uint64
 
 NONE: Final = -1

@@ -20,11 +20,10 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
 
 import structlog
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     KafkaError,
@@ -35,12 +34,13 @@ from aiokafka.errors import (
 
 from workers.admin import ensure_topics
 from workers.changelog import read_changelog
+from workers.client import repair_client
 from workers.connection import admin_client, connecting
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.metrics import Metrics
 from workers.settings import Settings, consumer_options, producer_options
-from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, abandon, fit
+from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.source import Source
 from workers.ticks import Record, TickFormat
 
@@ -52,7 +52,8 @@ POLL_TIMEOUT_MS = 50
 MAX_BACKOFF_S = 5.0
 RESTORES_AT_ONCE = 4
 DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions are given back
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
+CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
 
@@ -116,10 +117,10 @@ class OwnedPartition:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, *, after_s: float = 0.0) -> None:
         """Make producer and lane in a task, then start reading; repeated until it works or the partition is lost."""
         self.phase = Phase.OPENING
-        self._start(self._open_until_done())
+        self._start(self._open_until_done(after_s))
 
     def suspend(self) -> None:
         """A rebalance took the partition away, perhaps only for a moment."""
@@ -144,7 +145,7 @@ class OwnedPartition:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
         await self._discard()
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
@@ -174,16 +175,20 @@ class OwnedPartition:
         if sink is not None:
             await sink.close()
 
-    async def _open_until_done(self) -> None:
+    async def _open_until_done(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         backoff_s = 0.1
         while self.phase is Phase.OPENING:
+            if not self._worker.source.owns(self.number):
+                await asyncio.sleep(POLL_TIMEOUT_MS / 1000)  # a rebalance is under way, whose end decides
+                continue
             try:
                 async with self._worker.restoring():
                     await self._open_once()
                 return
-            except _FATAL:
+            except (*_FATAL, TopicError):
                 raise
-            except (KafkaError, TimeoutError, OSError, FencedError) as error:
+            except (KafkaError, TimeoutError, OSError, AssertionError, FencedError, BrokerError) as error:
                 await self._discard()
                 log.warning(
                     "cannot open the partition; trying again",
@@ -197,9 +202,11 @@ class OwnedPartition:
     async def _open_once(self) -> None:
         worker = self._worker
         started_s = time.monotonic()
+        await worker.source.confirm_membership(self.number)
+        await worker.refresh_limits()
         sink = worker.make_sink(self.number)
-        await sink.open()  # fences the previous owner, so what is read next is the last that was committed
         self.sink = sink
+        await sink.open()  # fences the previous owner, so what is read next is the last that was committed
         lane = Lane(worker.lane_spec, Input(worker.topic, self.number, worker.input_partitions))
         changelog = worker.settings.topics.changelog
         counter = worker.metrics.restored_records.labels(worker.topic, str(self.number))
@@ -353,7 +360,10 @@ class OwnedPartition:
         if isinstance(error, OversizedError):
             await self._worker.refresh_limits()
         if running:
-            self.open()
+            # Fenced, this worker was most likely taken for dead: the next heartbeat tells, and opening at once would
+            # only fence the rightful owner in turn.
+            heartbeat_s = self._worker.settings.kafka.heartbeat_interval_ms / 1000
+            self.open(after_s=2 * heartbeat_s if isinstance(error, FencedError) else 0.0)
 
     def _count(self, effects: Effects, oversized: int, seconds: float) -> None:
         metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))
@@ -369,6 +379,7 @@ class OwnedPartition:
             metrics.ticks_rejected.labels(*labels, reason).inc(number)
         for (status, trigger), number in effects.emitted.items():
             metrics.frames.labels(*labels, status, trigger).inc(number)
+        self._worker.warn_of_short_retention(effects)
         if self.lane is not None:
             metrics.keys.labels(*labels).set(self.lane.key_count)
             if self.lane.partition_max_ns is not None:
@@ -392,10 +403,12 @@ class Worker:
         self.sink_spec: SinkSpec
         self.source: Source
         self.partitions: dict[int, OwnedPartition] = {}
-        self._results_producer: AIOKafkaProducer | None = None
+        self.limits_changed = False
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
+        self._frames_retention_ms: int | None = None
+        self._warned_of_retention = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then commit, leave the group and close.
@@ -408,11 +421,10 @@ class Worker:
             self.topic,
             self.settings.application_id,
             self.consumer_options,
-            on_revoked=self._revoked,
-            on_assigned=self._assigned,
+            on_revoked=self._or_fail(self._revoked),
+            on_assigned=self._or_fail(self._assigned),
         )
         try:
-            await self._start_results_producer()
             async with connecting(self.settings):
                 await self.source.start()
             log.info(
@@ -451,10 +463,11 @@ class Worker:
             for number, partition in self.partitions.items()
             if partition.phase is Phase.RUNNING and not partition.paused
         ]
-        if not ready:
-            await asyncio.sleep(0.001 if backlog else POLL_TIMEOUT_MS / 1000)
-            return
         try:
+            self.source.check()
+            if not ready:
+                await asyncio.sleep(0.001 if backlog else POLL_TIMEOUT_MS / 1000)
+                return
             fetched = await self.source.poll(
                 ready, timeout_ms=0 if backlog else POLL_TIMEOUT_MS, max_records=self.settings.lane.batch_size
             )
@@ -492,15 +505,27 @@ class Worker:
             self._in_background(partition.close())
         for number in sorted(assigned):
             known = self.partitions.get(number)
-            if known is not None and known.phase is Phase.SUSPENDED and known.lane is not None:
+            if known is not None and known.phase in (Phase.SUSPENDED, Phase.RUNNING) and known.lane is not None:
                 known.continue_reading()
             elif known is None or known.phase is not Phase.OPENING:
                 if known is not None:
+                    known.phase = Phase.CLOSED
                     self._in_background(known.close())
                 self.partitions[number] = OwnedPartition(number, self)
                 self.partitions[number].open()
         self.metrics.partitions_owned.set(len(assigned))
         log.info("partitions assigned", partitions=sorted(assigned))
+
+    def _or_fail(self, callback: Callable[[set[int]], Awaitable[None]]) -> Callable[[set[int]], Awaitable[None]]:
+        """The callback, an error of which ends the worker: the client would log it and go on without partitions."""
+
+        async def call(partitions: set[int]) -> None:
+            try:
+                await callback(partitions)
+            except Exception as error:
+                self.fail(error)
+
+        return call
 
     def _check_partitions(self, assigned: set[int]) -> None:
         if assigned and max(assigned) >= self.input_partitions:
@@ -521,7 +546,7 @@ class Worker:
         for task in late:
             log.warning("commit not done in time; giving the partition up", partition=commits[task].number)
             task.cancel()
-            await commits[task].close()
+        await asyncio.gather(*(commits[task].close() for task in late))
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.fail(error)
@@ -540,16 +565,33 @@ class Worker:
 
     def make_sink(self, partition: int) -> PartitionSink:
         """A new producer for a partition, not yet open."""
-        return PartitionSink(self.sink_spec, partition, self._results_producer)
+        return PartitionSink(self.sink_spec, partition)
 
     async def refresh_limits(self) -> None:
-        """Ask the topics again how large a record may be."""
-        await self._prepare_topics()
+        """Ask the topics again how large a record may be, if one was found too large."""
+        if self.limits_changed:
+            await self._prepare_topics()
+            self.limits_changed = False
 
     def fail(self, error: BaseException) -> None:
         """End ``run`` with this error, unless another came first."""
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
+
+    def warn_of_short_retention(self, effects: Effects) -> None:
+        """Say once that the frames topic deletes frames this old: it goes by their timestamps, the windows' ends."""
+        keeps_ms = self._frames_retention_ms
+        if self._warned_of_retention or keeps_ms is None or keeps_ms < 0 or not effects.frames:
+            return
+        oldest_ms = min(frame.timestamp_ms or 0 for frame in effects.frames)
+        if oldest_ms < time.time() * 1000 - keeps_ms:
+            self._warned_of_retention = True
+            log.warning(
+                "the frames topic deletes frames as old as those written now; set its retention.ms to -1",
+                topic=self.settings.topics.frames,
+                retention_ms=keeps_ms,
+                window_end_ms=oldest_ms,
+            )
 
     # -- start and end ------------------------------------------------------------------------------------------------
 
@@ -563,6 +605,7 @@ class Worker:
             return OutTopic(name, partitions, layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES))
 
         self.input_partitions = layout.ticks
+        self._frames_retention_ms = layout.frames_retention_ms
         self.sink_spec = SinkSpec(
             self.topic,
             self.settings.application_id,
@@ -574,12 +617,6 @@ class Worker:
             self.producer_options,
         )
 
-    async def _start_results_producer(self) -> None:
-        if self.settings.processing_guarantee == "at_least_once":
-            self._results_producer = AIOKafkaProducer(**self.producer_options)
-            async with connecting(self.settings):
-                await self._results_producer.start()
-
     def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._background.add(task)
@@ -590,12 +627,12 @@ class Worker:
         partitions = list(self.partitions.values())
         for partition in partitions:
             partition.suspend()
-        await self._commit_all(partitions, STOP_TIMEOUT_S / 2)
-        with contextlib.suppress(KafkaError, TimeoutError):
-            await asyncio.wait_for(self.source.stop(), STOP_TIMEOUT_S / 2)
-        await asyncio.gather(*(partition.close() for partition in partitions), *self._background)
-        if self._results_producer is not None:
-            await abandon(self._results_producer)
+        await self._commit_all(partitions, STOP_TIMEOUT_S)
+        await self.source.stop()
+        for partition in self.partitions.values():
+            self._in_background(partition.close())
+        if self._background:
+            await asyncio.wait(self._background, timeout=2 * CLOSE_TIMEOUT_S)
         if self._failure is not None and self._failure.done():
             self._failure.exception()  # it was raised by the loop, or came after it
         log.info("worker stopped")

@@ -120,10 +120,17 @@ class Arena:
         """Begin a new application: names of its own, and settings whose windows close often. ``more``: ``a__b=value``."""
         app = f"chaos-{uuid.uuid4().hex[:8]}"
         self.application_id = app
-        self.topics = Topics(ticks or f"{app}-ticks", f"{app}-frames", f"{app}-late", f"{app}-dead-letters", f"{app}-changelog")
+        self.topics = Topics(
+            ticks or f"{app}-ticks", f"{app}-frames", f"{app}-late", f"{app}-dead-letters", f"{app}-changelog"
+        )
         self.exactly_once = guarantee == "exactly_once"
         self.oracle = oracle.Config(
-            1_000 * MS, 500 * MS, 500 * MS, key_ttl_ns=60_000 * MS, payload=payload, partitions=PARTITIONS  # type: ignore[arg-type]
+            1_000 * MS,
+            500 * MS,
+            500 * MS,
+            key_ttl_ns=60_000 * MS,
+            payload=payload,
+            partitions=PARTITIONS,  # type: ignore[arg-type]
         )
         self.settings: dict[str, object] = {
             "bootstrap_servers": self.bootstrap,
@@ -180,9 +187,7 @@ class Arena:
                 raise AssertionError(f"worker {worker.number} did not stop in {STOP_LIMIT_S} s\n{self._tail(worker)}")
             await asyncio.sleep(0.05)
         if not worker.expected_to_die and worker.process.returncode != 0:
-            raise AssertionError(
-                f"worker {worker.number} ended with {worker.process.returncode}\n{self._tail(worker)}"
-            )
+            raise AssertionError(f"worker {worker.number} ended with {worker.process.returncode}\n{self._tail(worker)}")
 
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""

@@ -34,7 +34,9 @@ class Event:
     argument: int
 
     def __str__(self) -> str:
-        return f"{self.at_s:5.1f} s  {self.kind:<6} victim {self.victim}, {self.lasts_s:.1f} s, argument {self.argument}"
+        return (
+            f"{self.at_s:5.1f} s  {self.kind:<6} victim {self.victim}, {self.lasts_s:.1f} s, argument {self.argument}"
+        )
 
 
 def make_schedule(seed: int, seconds: float, *, session_s: float) -> list[Event]:

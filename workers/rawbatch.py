@@ -1,0 +1,107 @@
+"""Record batches as they were fetched: the records of one are left packed until somebody needs them.
+
+What the batch path reads is the payload: Kafka's record format v2, each record as length, attributes, timestamp delta,
+offset delta, key, value and headers, integers as zigzag varints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+__all__ = ["RawBatch", "RawRecord", "read_record"]
+
+Payload = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A record taken out of a batch: what a `workers.ticks.Record` must have. ``timestamp`` is in ms, -1 for none."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+@dataclass(slots=True)
+class RawBatch:
+    """A record batch of format v2 whose payload is still packed, and compressed until `payload` is called.
+
+    Records below ``start_offset`` are no longer wanted (a seek into the batch). ``first_timestamp`` and
+    ``max_timestamp`` are ms since the epoch; with ``timestamp_type`` 1 (log append time) every record has the latter.
+    ``len()`` is the number of records, the unwanted included.
+    """
+
+    base_offset: int
+    next_offset: int
+    count: int
+    first_timestamp: int
+    max_timestamp: int
+    timestamp_type: int
+    start_offset: int
+    packed: Payload = field(repr=False)
+    unpack: Callable[[Payload], Payload] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def payload(self) -> Payload:
+        """The decompressed records, end to end. Decompressed anew by every call: a backlog stays small."""
+        return self.packed if self.unpack is None else self.unpack(self.packed)
+
+    def records(self) -> Iterator[RawRecord]:
+        """The wanted records one by one. Raises ``ValueError`` where the payload is not what the format says."""
+        payload = memoryview(self.payload())
+        position = 0
+        for _ in range(self.count):
+            record, position = read_record(payload, position, self)
+            if record.offset >= self.start_offset:
+                yield record
+        if position != len(payload):
+            raise ValueError(f"{len(payload) - position} bytes follow the last record of the batch at {self.base_offset}")
+
+
+def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[RawRecord, int]:
+    """The record at a position of a payload, and the position after it.
+
+    Raises ``ValueError`` where there is no whole record.
+    """
+    try:
+        length, position = _varint(payload, position)
+        end = position + length
+        delta_ms, position = _varint(payload, position + 1)  # behind the attributes
+        offset_delta, position = _varint(payload, position)
+        key, position = _bytes(payload, position)
+        value, position = _bytes(payload, position)
+        number, position = _varint(payload, position)
+        headers: list[tuple[str, bytes | None]] = []
+        for _ in range(number):
+            name, position = _bytes(payload, position)
+            content, position = _bytes(payload, position)
+            headers.append(((name or b"").decode(), content))
+    except IndexError:
+        raise ValueError(f"the batch at offset {batch.base_offset} ends within a record") from None
+    if position != end or end > len(payload):
+        raise ValueError(f"a record of the batch at offset {batch.base_offset} says {length} bytes, but has others")
+    timestamp = batch.max_timestamp if batch.timestamp_type else batch.first_timestamp + delta_ms
+    return RawRecord(batch.base_offset + offset_delta, timestamp, key, value, tuple(headers)), end
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        result |= (byte & 127) << shift
+        if byte < 128:
+            return result >> 1 ^ -(result & 1), position
+        shift += 7
+
+
+def _bytes(data: memoryview, position: int) -> tuple[bytes | None, int]:
+    length, position = _varint(data, position)
+    if length < 0:
+        return None, position
+    return bytes(data[position : position + length]), position + length
