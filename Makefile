@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_LIMIT ?= 20m
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check format bench soak broker clean
+.PHONY: help demo test check format bench soak broker readme clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ soak: $(READY)  ## chaos for SOAK_MINUTES, with new seeds; each is printed
 
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
 	@$(BIN)/python -m workers.broker
+
+readme: $(READY)  ## write the settings' tables into README.md
+	$(BIN)/python docs/update_readme.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

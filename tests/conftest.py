@@ -7,8 +7,9 @@ import os
 from hypothesis import settings
 
 from tests.fixtures_broker import broker, own_broker, topic_name
+from tests.fixtures_postgres import own_postgres, postgres, postgres_dsn
 
-__all__ = ["broker", "own_broker", "topic_name"]
+__all__ = ["broker", "own_broker", "own_postgres", "postgres", "postgres_dsn", "topic_name"]
 
 # Shared machines stall; a deadline would make slowness look like a wrong result.
 settings.register_profile("suite", deadline=None, print_blob=True)

@@ -18,6 +18,7 @@ from tests import oracle
 __all__ = ["Findings", "Topics", "end_offsets", "read_topic", "verify"]
 
 READ_LIMIT_S = 60.0
+OVERSIZED_MARGIN_BYTES = 1_200  # of a batch's and record's own, key and headers included
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Findings:
     rejected: int = 0
     ticks: int = 0
     repeated: int = 0
+    oversized: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.problems)
@@ -103,16 +105,29 @@ async def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
         await consumer.stop()
 
 
-async def verify(bootstrap: str, topics: Topics, config: oracle.Config, *, exactly_once: bool = True) -> Findings:
+async def verify(
+    bootstrap: str,
+    topics: Topics,
+    config: oracle.Config,
+    *,
+    exactly_once: bool = True,
+    largest_frame_bytes: int | None = None,
+) -> Findings:
     """Compare what the topics hold with what the oracle makes of the ticks topic.
 
     Exactly once: per key the very sequence. At least once: the same, once repeats (which must be byte-identical and
     start at a frame already seen) are taken out.
+
+    ``largest_frame_bytes`` is what the frames topic takes: larger frames must be dead letters, without their items, and
+    nothing else may be; frames within `OVERSIZED_MARGIN_BYTES` of it may be either, for a batch has a frame of its own.
+    Without it no frame may be found too large.
     """
     ticks = await read_topic(bootstrap, topics.ticks)
     expected = oracle.run_topic(config, ticks)
     findings = Findings(ticks=sum(map(len, ticks.values())))
-    _check_frames(findings, expected.wire(), await read_topic(bootstrap, topics.frames), exactly_once)
+    wanted = expected.wire()
+    await _check_oversized(findings, wanted, bootstrap, topics.dead_letters, largest_frame_bytes, exactly_once)
+    _check_frames(findings, wanted, await read_topic(bootstrap, topics.frames), exactly_once)
     await _check_late(findings, expected, bootstrap, topics.late, exactly_once)
     await _check_dead_letters(findings, expected, bootstrap, topics.dead_letters, exactly_once)
     _check_counts(findings, expected, await read_topic(bootstrap, topics.changelog))
@@ -146,6 +161,44 @@ def _check_frames(
             sequence = distinct
         if sequence != expected.get(key, []):
             findings.problems.append(_difference(key, expected.get(key, []), sequence))
+
+
+async def _check_oversized(
+    findings: Findings,
+    wanted: dict[str, list[bytes]],
+    bootstrap: str,
+    topic: str,
+    limit_bytes: int | None,
+    exactly_once: bool,
+) -> None:
+    """Frames among the dead letters: each must be one that was due and too large; it is then no longer wanted."""
+    found: list[bytes] = []
+    for records in (await _read(bootstrap, topic)).values():
+        reasons = [dict(record.headers)["workers.reason"] for record in records]  # type: ignore[attr-defined]
+        found += [
+            record.value  # type: ignore[attr-defined]
+            for record, reason in zip(records, reasons, strict=True)
+            if reason == b"frame_too_large"
+        ]
+    if not exactly_once:
+        findings.repeated += len(found) - len(set(found))
+        found = list(dict.fromkeys(found))
+    findings.oversized = len(found)
+    due = {_without_items(frame): (key, frame) for key, frames in wanted.items() for frame in frames}
+    for value in found:
+        key, frame = due.pop(value, (None, b""))
+        if key is None:
+            findings.problems.append(f"a frame too large that was not due, or twice: {value[:200]!r}")
+        elif limit_bytes is None or len(frame) <= limit_bytes - OVERSIZED_MARGIN_BYTES:
+            findings.problems.append(f"a frame of {len(frame)} bytes is a dead letter; the limit is {limit_bytes}")
+        else:
+            wanted[key].remove(frame)
+
+
+def _without_items(frame: bytes) -> bytes:
+    fields = orjson.loads(frame)
+    fields.pop("items", None)
+    return orjson.dumps(fields)
 
 
 def _difference(key: str, expected: list[bytes], found: list[bytes]) -> str:

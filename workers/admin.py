@@ -6,6 +6,7 @@
 | frames | ``topics.partitions`` | for ever: their timestamps are event times, and Kafka deletes by timestamp |
 | late, dead letters | ``topics.partitions`` | for ever: the ledger of what was not counted |
 | changelog | as many as ticks: partition i holds the state of input partition i | compacted |
+| where operators route ticks to | ``topics.partitions`` | for ever |
 | feedback | 1, so that producers see one order of levels | compacted |
 
 "For ever" is what is created here; a topic that exists keeps its own configuration.
@@ -81,11 +82,15 @@ class TopicLayout:
     feedback: int
     frames_retention_ms: int | None = None
     max_message_bytes: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where it isn't told
+    routed: Mapping[str, int] = field(default_factory=dict)  # by topic name
     created: tuple[str, ...] = field(default=(), compare=False)
 
 
 def planned_topics(settings: Settings, *, tick_partitions: int | None = None) -> list[TopicPlan]:
-    """The six topics as they would be created; ``tick_partitions`` is what an existing ticks topic has."""
+    """The six topics as they would be created, and those that operators route ticks to.
+
+    ``tick_partitions`` is what an existing ticks topic has.
+    """
     topics = settings.topics
     # A dead letter is the original record and its headers, a late record quotes its tick: both may exceed the largest
     # tick, and a record that can't be written would stop its partition.
@@ -113,7 +118,12 @@ def planned_topics(settings: Settings, *, tick_partitions: int | None = None) ->
         TopicPlan("dead_letters", topics.dead_letters, partitions, kept),
         TopicPlan("changelog", topics.changelog, tick_partitions or partitions, compacted),
         TopicPlan("feedback", topics.feedback, 1, compacted),
+        *(TopicPlan("routed", name, partitions, kept) for name in _routed_topics(settings)),
     ]
+
+
+def _routed_topics(settings: Settings) -> list[str]:
+    return sorted({name for operator in settings.pipeline for name in operator.topics()})
 
 
 async def ensure_topics(
@@ -186,8 +196,8 @@ async def _create_missing(
     ticks = [plan for plan in plans if plan.role == "ticks"]
     found = await _until_ready(admin, ticks)
     partitions = found[settings.topics.ticks].partitions if ticks else None
-    replanned = {plan.role: plan for plan in planned_topics(settings, tick_partitions=partitions)}
-    others = [replanned[plan.role] for plan in missing if plan.role != "ticks"]
+    replanned = {plan.name: plan for plan in planned_topics(settings, tick_partitions=partitions)}
+    others = [replanned[plan.name] for plan in missing if plan.role != "ticks"]
     await _create(admin, others, replication_factor)
 
 
@@ -257,6 +267,7 @@ def _layout(
         max_message_bytes={
             name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
         },
+        routed={name: partitions(name) for name in _routed_topics(settings)},
         created=created,
     )
 

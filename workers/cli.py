@@ -17,6 +17,7 @@ from workers.commands import lag as lag
 from workers.commands import produce as produce
 from workers.commands import run as run
 from workers.commands import state as state
+from workers.commands import store as store
 from workers.commands import tail as tail
 from workers.commands import topics as topics
 from workers.commands.common import LOOKING, SETTING_UP, WORKING, app, report

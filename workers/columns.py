@@ -13,6 +13,8 @@ and a record that has the same text in the same places needs no parsing beyond i
 
 from __future__ import annotations
 
+# Compiled: the declared signatures give every cell and variable a width, which Python's annotations don't know.
+# mypy: disable-error-code="arg-type, assignment, call-arg, no-any-return, return-value, var-annotated"
 from typing import Final
 
 import numpy as np
@@ -232,7 +234,7 @@ def _value(data: Bytes, position: int, end: int, field: int, cores: Ints) -> int
         return _literal_end(data, position, end) if field == NONE else NONE
     quoted = byte == 34
     begin = position + 1 if quoted else position
-    if quoted and (field == NONE or field == SYMBOL):
+    if quoted and field in (NONE, SYMBOL):
         stop = _string_end(data, begin, end, 126 if field == NONE else 255)
         if stop == NONE:
             return NONE
@@ -320,7 +322,7 @@ def _match(
 
 @compiled(
     *(READ_BYTES, INTS2, INTS, INTS, BYTES, INTS, INTS, INTS, INTS),
-    *(INTS, INTS2, BYTES, INTS, INTS, INTS2, FLOATS2, INTS),
+    *(INTS, INTS2, BYTES, INTS, INTS, INTS2, FLOATS2, INTS, INTS),
     returns=types.int64,
 )
 def decode(
@@ -341,9 +343,9 @@ def decode(
     columns: Ints,
     values: Floats,
     flagged: Ints,
+    cores: Ints,
 ) -> int:
     """Decode on from ``state`` into as many rows as there are; the rows filled. ``D_STATUS`` says why it stopped."""
-    cores = np.empty(4 * FIELDS, np.int64)
     limit = columns.shape[0]
     size = data.shape[0]
     filled = 0

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.settings import client_options
@@ -140,14 +141,18 @@ async def _first_failure(settings: Settings) -> BaseException | None:
     failure: BaseException | None = None
     not_there: BaseException = kafka_errors.NodeNotReadyError()
     for host, port in _addresses(settings):
+        connection = None
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 connection = await create_conn(host, port, **options)
+                # A listener that wants a login answers the handshake without one, and hangs up at the next request.
+                await connection.send(MetadataRequest([]))
+            return not_there
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
             failure = failure or error
-        else:
-            connection.close()
-            return not_there
+        finally:
+            if connection is not None:
+                connection.close()
     return failure
 
 

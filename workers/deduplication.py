@@ -2,7 +2,7 @@
 
 Time is the symbol's own: the greatest event time of its ticks seen here. An id first seen at event time ``t`` is
 remembered until that clock reaches ``t + ttl``; repeats don't prolong it. So what is a duplicate depends on the log
-alone, and with a ``ttl`` of at least lag and allowed lateness no repeat of a tick can join a window that still takes it.
+alone, and with a ``ttl`` of at least lag and allowed lateness no repeat of a tick joins a window that still takes it.
 
     first seen        repeat                    repeat
     ────┼───────────────┼─────────────────────────┼──────▶ the symbol's greatest event time

@@ -6,6 +6,8 @@ a 128-bit power of ten, rounded to odd, tells the candidates apart).
 
 from __future__ import annotations
 
+# Compiled: the declared signatures give every cell and variable a width, which Python's annotations don't know.
+# mypy: disable-error-code="arg-type, assignment, call-arg, no-any-return, return-value, var-annotated"
 from typing import Final
 
 import numpy as np
@@ -138,7 +140,7 @@ def put_float(out: npt.NDArray[np.uint8], position: int, value: float) -> int:
         rest = digits // _10
     length = _length(digits)
     point = length + power  # where the decimal point is, counted from the first digit
-    if 0 <= power and point <= 16:
+    if power >= 0 and point <= 16:
         _put_digits(out, position, digits, length)
         for place in range(position + length, position + point):
             out[place] = 48
@@ -180,7 +182,7 @@ def _put_scientific(out: npt.NDArray[np.uint8], position: int, digits: np.uint64
 
 @compiled(types.Array(types.float64, 1, "C"), BYTES, returns=types.int64)
 def write_floats(values: npt.NDArray[np.float64], out: npt.NDArray[np.uint8]) -> int:
-    """All values as a JSON array; the bytes written. ``out`` needs `FLOAT_BYTES` and one more for each value, and two."""
+    """All values as a JSON array; the bytes written. ``out`` needs `FLOAT_BYTES` + 1 for each value, and two."""
     out[0] = 91
     position = 1
     for index in range(values.shape[0]):

@@ -53,7 +53,7 @@ class PartitionLag:
     def next_offset(self) -> int:
         """The offset of the first record that is still to be done.
 
-        A commit beyond the end is of another life of the topic (deleted and made again), so it says nothing of this one.
+        A commit beyond the end is of another life of the topic (deleted and made again) and says nothing of this one.
         """
         if self.committed is not None and self.committed <= self.end:
             return max(self.committed, self.begin)
@@ -86,15 +86,18 @@ class GroupLag:
 class LagReader:
     """Reads the lag of the application's group on its ticks topic, without being a member.
 
-    Use as ``async with LagReader(settings, admin) as reader``; ``admin`` must be started.
+    Use as ``async with LagReader(settings, admin) as reader``; ``admin`` must be started. ``first_seen_ends`` carries
+    over, from one reader to the next, where partitions ended that a group beginning at the end has not committed.
     """
 
-    def __init__(self, settings: Settings, admin: AIOKafkaAdminClient) -> None:
+    def __init__(
+        self, settings: Settings, admin: AIOKafkaAdminClient, *, first_seen_ends: dict[int, int] | None = None
+    ) -> None:
         self._settings = settings
         self._admin = admin
         self._known_partitions = 0
         self._looked_s = 0.0
-        self._first_seen_ends: dict[int, int] = {}
+        self._first_seen_ends = first_seen_ends if first_seen_ends is not None else {}
         # Ends are the last stable offsets, as the worker reads: an open transaction is not yet there to be processed.
         self._consumer = AIOKafkaConsumer(
             **client_options(settings), group_id=None, isolation_level=settings.kafka.isolation_level
@@ -128,9 +131,7 @@ class LagReader:
             for tp in wanted:
                 self._first_seen_ends.setdefault(tp.partition, ends[tp])
         partitions = tuple(
-            PartitionLag(
-                tp.partition, begins[tp], committed[tp], ends[tp], self._first_seen_ends.get(tp.partition)
-            )
+            PartitionLag(tp.partition, begins[tp], committed[tp], ends[tp], self._first_seen_ends.get(tp.partition))
             for tp in wanted
         )
         return GroupLag(group, topic, state, members, partitions)

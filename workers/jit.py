@@ -42,7 +42,7 @@ READ_BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``NUMBA_CACHE_DIR`` if set, else under the user's cache folder, else a temporary one.
+    """Where compiled code is kept: ``NUMBA_CACHE_DIR`` if set, else the user's cache, else a temporary folder.
 
     A temporary folder is private to the user: what is loaded from it is executed.
     """
@@ -88,6 +88,7 @@ def compiled(*signature: object, returns: object) -> Callable[[F], F]:
                 nogil=True,
                 error_model="numpy",
                 boundscheck=False,
+                _nrt=False,
             )(function)
         return made
 
@@ -96,7 +97,7 @@ def compiled(*signature: object, returns: object) -> Callable[[F], F]:
 
 def inlined(function: F) -> F:
     """A helper of compiled functions: compiled with, and into, each of them."""
-    made: F = numba.njit(inline="never", error_model="numpy", nogil=True, boundscheck=False, no_cpython_wrapper=True)(
+    made: F = numba.njit(error_model="numpy", nogil=True, boundscheck=False, no_cpython_wrapper=True, _nrt=False)(
         function
     )
     return made

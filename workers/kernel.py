@@ -10,6 +10,8 @@ not, having changed nothing of the record at hand; the caller makes room and cal
 
 from __future__ import annotations
 
+# Compiled: the declared signatures give every cell and variable a width, which Python's annotations don't know.
+# mypy: disable-error-code="arg-type, assignment, call-arg, no-any-return, return-value, var-annotated"
 from typing import Final
 
 import numpy as np
@@ -83,10 +85,8 @@ from workers.tables import (
     NEED_EMISSIONS,
     NEED_EXPIRY,
     NEED_IDLE,
-    NEED_KEYS,
     NEED_LATE,
     NEED_MISROUTED,
-    NEED_NAMES,
     NEED_NOTHING,
     NEED_OVERDUE,
     NEED_UNFLUSHED,
@@ -150,7 +150,7 @@ NS_PER_MS: Final = 1_000_000
 NEAR: Final = 8  # windows looked at one by one, before the hash table is asked
 
 
-# -- heaps of (time, tie, row), the smallest first ----------------------------------------------------------------------
+# -- heaps of (time, tie, row), the smallest first --------------------------------------------------------------------
 
 
 @inlined
@@ -194,7 +194,7 @@ def _pop(heap: Ints, length: int) -> None:
         _sink(heap, last, heap[last, 0], heap[last, 1], heap[last, 2])
 
 
-# -- windows of a key ---------------------------------------------------------------------------------------------------
+# -- windows of a key -------------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -333,7 +333,7 @@ def _drop(row: int, params: Ints, head: Ints, keys: Ints, windows: Ints, table: 
         _free_row(row, head, keys, windows, unused)
 
 
-# -- changes ------------------------------------------------------------------------------------------------------------
+# -- changes ----------------------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -366,7 +366,7 @@ def _forget_change(row: int, head: Ints, windows: Ints) -> None:
     head[H_CHANGES] -= 1
 
 
-# -- emissions ----------------------------------------------------------------------------------------------------------
+# -- emissions --------------------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -455,7 +455,7 @@ def _expire(
     return True
 
 
-# -- ticks --------------------------------------------------------------------------------------------------------------
+# -- ticks ------------------------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -631,7 +631,7 @@ def run(
     return end
 
 
-# -- windows that would wait --------------------------------------------------------------------------------------------
+# -- windows that would wait ------------------------------------------------------------------------------------------
 
 
 @compiled(types.int64, types.int64, INTS, INTS, INTS2, FLOATS2, INTS2, INTS2, INTS2, FLOATS2, returns=types.int64)
@@ -706,9 +706,7 @@ def timeout(budget: int, params: Ints, head: Ints, windows: Ints, idle: Ints) ->
 
 
 @compiled(types.int64, INTS, INTS2, FLOATS2, INTS2, INTS2, FLOATS2, returns=types.int64)
-def flush(
-    budget: int, head: Ints, windows: Ints, sums: Floats, unflushed: Ints, out: Ints, out_sums: Floats
-) -> int:
+def flush(budget: int, head: Ints, windows: Ints, sums: Floats, unflushed: Ints, out: Ints, out_sums: Floats) -> int:
     """Emit open windows that changed, looking at no more than ``budget``; what is left of that."""
     head[H_NEED] = NEED_NOTHING
     while head[H_UNFLUSHED_DONE] < head[H_UNFLUSHED] and budget > 0:
@@ -729,7 +727,7 @@ def flush(
     return budget
 
 
-# -- frames -------------------------------------------------------------------------------------------------------------
+# -- frames -----------------------------------------------------------------------------------------------------------
 
 
 def _texts(*texts: bytes) -> tuple[Bytes, Ints]:
@@ -755,9 +753,8 @@ _LABELS = (
 _LABEL_BYTES, _LABEL_BOUNDS = _texts(
     *_LABELS, *(f',"status":"{status}","trigger":"{trigger}"'.encode() for status, trigger in KINDS)
 )
-T_KEY, T_START, T_END, T_REV, T_OPEN, T_HIGH, T_LOW, T_CLOSE, T_VOLUME, T_VWAP, T_COUNT, T_FIRST, T_LAST, T_KIND = range(
-    14
-)
+T_KEY, T_START, T_END, T_REV, T_OPEN, T_HIGH, T_LOW, T_CLOSE, T_VOLUME, T_VWAP = range(10)
+T_COUNT, T_FIRST, T_LAST, T_KIND = range(10, 14)
 FRAME_BYTES: Final = len(b"".join(_LABELS)) + 2 + 48 + 6 * FLOAT_BYTES + 6 * 20
 """The most that a frame takes beside its key, which takes seven times its length: as it is, and escaped."""
 
@@ -807,7 +804,7 @@ def format_frames(
     bounds: Ints,
     timestamps: Ints,
 ) -> int:
-    """Write key and frame of each emission from ``begin`` on; where room ended. ``bounds`` gets where each of them ends.
+    """Write key and frame of each emission from ``begin`` on; where room ended. ``bounds`` gets where each ends.
 
     Byte for byte what `workers.frames.FrameEncoder` writes.
     """
@@ -845,7 +842,7 @@ def format_frames(
     return end
 
 
-# -- stored state: the records of `workers.snapshot` --------------------------------------------------------------------
+# -- stored state: the records of `workers.snapshot` ------------------------------------------------------------------
 
 FORMAT: Final = 1
 STORED_CLOSED, STORED_CHANGED = 1, 2
@@ -946,7 +943,7 @@ def load_windows(
     idle: Ints,
     unflushed: Ints,
 ) -> int:
-    """Take over stored windows, whose keys and values of one length stand end to end; where it stopped for ``H_NEED``."""
+    """Take over stored windows, keys and values (of one length) standing end to end; where it stopped for ``H_NEED``."""
     head[H_NEED] = NEED_NOTHING
     size = params[P_SIZE_NS]
     for index in range(begin, end):

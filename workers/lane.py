@@ -1,9 +1,9 @@
 """A lane: one input partition's records in, effects out. Pure: no I/O, no clock; time enters as an argument.
 
-    records ─▶ decode ─▶ lateness ─▶ windows ─▶ aggregate ─▶ frames
-                 │           │
-                 ▼           ▼
-            dead letters    late
+    records ─▶ decode ─▶ pipeline ─▶ lateness ─▶ windows ─▶ aggregate ─▶ frames
+                 │           │           │
+                 ▼           ▼           ▼
+            dead letters  late, routed  late
 
 The lane is the reference: one record at a time, readable, any aggregation. What is faster is proved equal to it.
 """
@@ -19,7 +19,9 @@ from workers.errors import CallbackError
 from workers.frames import FrameEncoder, OutRecord, kept_bytes
 from workers.ledger import dead_letter, late_record
 from workers.partitioning import partition_for
+from workers.pipeline import OperatorSpec, Pipeline, describe
 from workers.snapshot import Counts, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
+from workers.stages import SequenceGap
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.windows import LONG_AGO, Tumbling, Window, WindowEngine, WindowRules
 
@@ -28,11 +30,12 @@ __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 _Name = TypeVar("_Name", str, tuple[str, str])
 
 MISROUTED_KEYS_REMEMBERED = 10_000
+_TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """What a lane does with its partition; durations in nanoseconds."""
+    """What a lane does with its partition; durations in nanoseconds. ``pipeline``: what ticks pass before windows."""
 
     tick: TickFormat = field(default_factory=TickFormat)
     size_ns: int = 5_000_000_000
@@ -45,6 +48,7 @@ class LaneSpec:
     payload: Literal["ohlcv", "items", "both"] = "ohlcv"
     scope: Literal["key", "partition"] = "key"
     aggregation: str = "ohlcv"
+    pipeline: tuple[OperatorSpec, ...] = ()
 
     def rules(self) -> WindowRules:
         """The rules of the windows. Raises ``ValueError`` for durations that can't be."""
@@ -70,6 +74,7 @@ class LaneSpec:
             "window.watermark_scope": self.scope,
             "window.aggregation": f"{self.aggregation} v{aggregation.version}" if aggregation else "none",
             "input partitions": partitions,
+            **({"pipeline": describe(self.pipeline)} if self.pipeline else {}),
         }
 
 
@@ -89,10 +94,14 @@ class Effects:
     frames: list[OutRecord] = field(default_factory=list)
     late: list[OutRecord] = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
+    routed: dict[str, list[OutRecord]] = field(default_factory=dict)  # topic -> records, as they came
     emitted: dict[tuple[str, str], int] = field(default_factory=dict)  # (status, trigger) -> frames
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> records
     late_by_reason: dict[str, int] = field(default_factory=dict)
     misrouted_keys: list[str] = field(default_factory=list)  # seen for the first time
+    taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
+    noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
+    gaps: list[SequenceGap] = field(default_factory=list)
     records: int = 0
     aggregated: int = 0
 
@@ -105,6 +114,11 @@ class Effects:
         _add_up(self.rejected, other.rejected)
         _add_up(self.late_by_reason, other.late_by_reason)
         self.misrouted_keys += other.misrouted_keys
+        for topic, records in other.routed.items():
+            self.routed.setdefault(topic, []).extend(records)
+        _add_up(self.taken_out, other.taken_out)
+        _add_up(self.noticed, other.noticed)
+        self.gaps += other.gaps
         self.records += other.records
         self.aggregated += other.aggregated
 
@@ -127,6 +141,7 @@ class Lane:
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
         self._misrouted: set[str] = set()
+        self._pipeline = self._new_pipeline()
         self.position = 0
         self.counts = Counts()
 
@@ -139,10 +154,23 @@ class Lane:
             track_changes=True,
         )
 
+    def _new_pipeline(self) -> Pipeline | None:
+        spec, source = self._spec, self._source
+        if not spec.pipeline:
+            return None
+        return Pipeline(
+            spec.pipeline,
+            form=spec.tick,
+            key_ttl_ns=spec.key_ttl_ns,
+            topic=source.topic,
+            partition=source.partition,
+        )
+
     def process(self, records: Sequence[Record]) -> Effects:
         """Take the next records of the partition, in log order.
 
-        Raises `CallbackError` where the user's aggregation raised; the lane must then be discarded.
+        Raises `CallbackError` where the user's aggregation or a function of the pipeline raised; the lane must then be
+        discarded.
         """
         effects = Effects()
         for record in records:
@@ -156,9 +184,14 @@ class Lane:
                 self.counts.rejected += 1
                 effects.rejected[decoded.reason] = effects.rejected.get(decoded.reason, 0) + 1
                 effects.dead_letters.append(dead_letter(decoded, self._source.topic, self._source.partition))
-            else:
+            elif self._pipeline is None:
                 self._place(decoded, effects)
+            else:
+                for tick in self._pipeline.push(decoded, record, effects):
+                    self._place(tick, effects)
         effects.records = len(records)
+        if self._pipeline is not None:
+            self._count_operators(self._pipeline, effects)
         self._engine.settle()
         return self._emit(effects)
 
@@ -191,6 +224,8 @@ class Lane:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""
         dump = self._aggregation.dump if self._aggregation is not None else None
         records = write_windows(self._engine.take_changes(), dump)
+        if self._pipeline is not None:
+            records += self._pipeline.take_changes()
         meta = LaneMeta(self.position, self._engine.partition_max_ns, self._fingerprint, self.counts)
         records.append(write_meta(meta))
         return records
@@ -205,6 +240,8 @@ class Lane:
             return None
         self.check(meta, where=where)
         self._engine.load(windows, meta.partition_max_ns)
+        if self._pipeline is not None:
+            self._pipeline.restore(entries, where=where)
         self.position = meta.offset
         self.counts = meta.counts
         return meta
@@ -237,6 +274,14 @@ class Lane:
         effects.late.append(
             late_record(tick, lateness, window, self._spec.tick.unit_ns, source.topic, source.partition)
         )
+
+    def _count_operators(self, pipeline: Pipeline, effects: Effects) -> None:
+        counts = self.counts
+        for (reason, _), number in effects.taken_out.items():
+            name = _TAKEN_OUT[reason]
+            setattr(counts, name, getattr(counts, name) + number)
+        counts.routed_away += sum(map(len, effects.routed.values()))
+        counts.held = pipeline.held
 
     def _check_route(self, tick: Tick, record: Record, effects: Effects) -> Tick | Rejection:
         expected = partition_for(tick.symbol.encode(), self._source.partitions)

@@ -1,6 +1,9 @@
-"""The ledger of what did not join a window: late ticks and rejected records, each with why and where from."""
+"""The ledger of what did not join a window: late ticks, those that operators dropped, and rejected records, each with
+why and where from."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import orjson
 
@@ -12,9 +15,12 @@ from workers.windows import Lateness
 __all__ = [
     "FRAME_TOO_LARGE",
     "REASON_HEADER",
+    "ROUTED_TOO_LARGE",
     "TRUNCATED_HEADER",
     "dead_letter",
+    "dropped_record",
     "late_record",
+    "oversized_routed",
     "shrink_dead_letter",
     "shrink_frame",
     "shrink_late",
@@ -23,6 +29,7 @@ __all__ = [
 REASON_HEADER = "workers.reason"
 TRUNCATED_HEADER = "workers.truncated"
 FRAME_TOO_LARGE = "frame_too_large"
+ROUTED_TOO_LARGE = "routed_too_large"
 _ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
 
 
@@ -49,6 +56,28 @@ def late_record(
     }
     headers = ((REASON_HEADER, lateness.reason.encode()),)
     return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, headers)
+
+
+def dropped_record(
+    tick: Tick, reason: str, stage: str, detail: Mapping[str, object], unit_ns: int, topic: str, partition: int
+) -> OutRecord:
+    """The late topic's record of a tick that an operator dropped: which stage, why, and where it came from.
+
+    ``reason`` is ``duplicate``, ``throttled`` or ``filtered``; a reader tells them from late ticks by it, or by
+    ``stage``, which those don't have. ``ts`` and what ``detail`` says of times are in the tick's unit.
+    """
+    entry = {
+        "key": tick.symbol,
+        "ts": tick.ts_ns // unit_ns,
+        "reason": reason,
+        "stage": stage,
+        "detail": detail,
+        "topic": topic,
+        "partition": partition,
+        "offset": tick.offset,
+        "tick": orjson.Fragment(tick.value),
+    }
+    return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, ((REASON_HEADER, reason.encode()),))
 
 
 def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
@@ -81,6 +110,18 @@ def shrink_frame(frame: OutRecord, limit_bytes: int) -> OutRecord:
         (_ERRORS + "message", message.encode()),
     )
     return OutRecord(frame.key, orjson.dumps(fields), frame.timestamp_ms, headers)
+
+
+def oversized_routed(record: OutRecord, topic: str, limit_bytes: int) -> OutRecord:
+    """The dead letter for a tick that is too large for the topic it was routed to."""
+    message = f"routed to {topic}, which takes records of {limit_bytes} bytes; raise its max.message.bytes"
+    headers = (
+        *record.headers,
+        (REASON_HEADER, ROUTED_TOO_LARGE.encode()),
+        (_ERRORS + "exception", b"workers.sink.OversizedError"),
+        (_ERRORS + "message", message.encode()),
+    )
+    return OutRecord(record.key, record.value, record.timestamp_ms, headers)
 
 
 def shrink_late(record: OutRecord) -> OutRecord:

@@ -22,7 +22,7 @@ class RawRecord:
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -60,7 +60,8 @@ class RawBatch:
             if record.offset >= self.start_offset:
                 yield record
         if position != len(payload):
-            raise ValueError(f"{len(payload) - position} bytes follow the last record of the batch at {self.base_offset}")
+            excess = len(payload) - position
+            raise ValueError(f"{excess} bytes follow the last record of the batch at offset {self.base_offset}")
 
 
 def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[RawRecord, int]:
@@ -76,11 +77,11 @@ def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[Ra
         key, position = _bytes(payload, position)
         value, position = _bytes(payload, position)
         number, position = _varint(payload, position)
-        headers: list[tuple[str, bytes | None]] = []
+        headers: list[tuple[str, bytes]] = []
         for _ in range(number):
             name, position = _bytes(payload, position)
             content, position = _bytes(payload, position)
-            headers.append(((name or b"").decode(), content))
+            headers.append(((name or b"").decode(), content))  # type: ignore[arg-type]  # null: as aiokafka has it
     except IndexError:
         raise ValueError(f"the batch at offset {batch.base_offset} ends within a record") from None
     if position != end or end > len(payload):

@@ -25,13 +25,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import ssl
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Final, Literal, NamedTuple, get_args, get_origin
@@ -53,6 +55,17 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from workers.errors import ConfigError
+from workers.pipeline import (
+    TO_WINDOWS,
+    Conflate,
+    Deduplicate,
+    Filter,
+    Map,
+    OperatorSpec,
+    Route,
+    Router,
+    Throttle,
+)
 from workers.times import NS_PER_MS, NS_PER_SECOND, TimestampUnit, format_duration, parse_duration, timedelta_to_ns
 
 __all__ = [
@@ -60,16 +73,22 @@ __all__ = [
     "METRICS_OFF",
     "OPERATORS",
     "BackpressureSettings",
+    "DeduplicateSettings",
     "DurationNs",
+    "FilterSettings",
     "KafkaSettings",
     "LaneSettings",
     "LoggingSettings",
+    "MapSettings",
     "MetricsSettings",
     "Operator",
     "ReferenceRow",
+    "RouterSettings",
+    "RuleSettings",
     "SettingRow",
     "Settings",
     "StoreSettings",
+    "ThrottleSettings",
     "TickSettings",
     "TopicsSettings",
     "WindowSettings",
@@ -77,6 +96,7 @@ __all__ = [
     "consumer_options",
     "describe_settings",
     "load_settings",
+    "operator_reference",
     "producer_options",
     "reference",
 ]
@@ -226,6 +246,18 @@ _DERIVED_TOPICS: Final = {
     "changelog": "changelog",
     "feedback": "feedback",
 }
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_JsonFields = Annotated[
+    tuple[_JsonField, ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1, json_schema_extra=_allowed("a list of names of JSON fields")),
+]
+_Function = Annotated[str, Field(pattern=_PLACE.pattern + "$", json_schema_extra=_allowed("package.module:name"))]
 
 
 class TopicsSettings(_Section):
@@ -444,8 +476,213 @@ class LoggingSettings(_Section):
 class Operator(_Section):
     """Base of a pipeline operator's options; a subclass is made known by ``OPERATORS[name] = subclass``."""
 
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        """The same for the lane, which knows nothing of settings."""
+        raise NotImplementedError
 
-OPERATORS: Final[dict[str, type[Operator]]] = {}
+    def conflicts(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What can't be together with other settings: their keys, and why."""
+        yield from ()
+
+    def topics(self) -> frozenset[str]:
+        """The topics that this operator writes to."""
+        return frozenset()
+
+
+class DeduplicateSettings(Operator):
+    """Drop a tick whose id its symbol had before, within ``ttl`` of event time."""
+
+    id: _JsonField | None = Field(
+        default=None,
+        description="JSON field of the id. Instead: `fields`.",
+        json_schema_extra=_allowed("the name of a JSON field"),
+    )
+    fields: _JsonFields | None = Field(
+        default=None,
+        description="JSON fields that make the id together, where one is not enough.",
+        json_schema_extra=_allowed("a list of names of JSON fields"),
+    )
+    ttl: DurationNs = Field(
+        default=600 * _SECOND_NS,
+        ge=1,
+        description="How long an id is remembered, in event time of its symbol since it was first seen.",
+    )
+    gaps: bool = Field(
+        default=False, description="The id counts up by 1 per symbol: count and log the ids that are skipped."
+    )
+    max_ids: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Ids of one symbol remembered at most; beyond it the oldest is forgotten early, and counted.",
+    )
+    ledger: bool = Field(default=True, description="Write each duplicate to the late topic, with reason duplicate.")
+
+    @model_validator(mode="after")
+    def _one_id(self) -> DeduplicateSettings:
+        if (self.id is None) == (self.fields is None):
+            raise ValueError("expected either id or fields")
+        if self.gaps and self.id is None:
+            raise ValueError("gaps needs id, the one field that counts up")
+        return self
+
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        names = (self.id,) if self.id is not None else self.fields or ()
+        return Deduplicate(names, self.ttl, self.gaps, self.max_ids, self.ledger)
+
+    def conflicts(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+        needed = settings.window.lag + settings.window.allowed_lateness
+        if self.ttl < needed:
+            why = (
+                f"ttl {format_duration(self.ttl)} must be at least lag + allowed_lateness = {format_duration(needed)}, "
+                "or a repeat could join a window when its first is forgotten"
+            )
+            yield ("window.lag", "window.allowed_lateness"), why
+
+
+class ThrottleSettings(Operator):
+    """Let fewer ticks through, by event time: so many per second, or the latest of each interval."""
+
+    mode: Literal["drop", "conflate"] = Field(
+        default="drop",
+        description="drop: what exceeds `rate` is dropped; conflate: of each `interval` the latest goes on.",
+    )
+    rate: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="drop: ticks per second of event time.",
+        json_schema_extra=_allowed("number above 0, at most 1000000000"),
+    )
+    burst: int = Field(
+        default=1, ge=1, le=1_000_000, description="drop: ticks that may come at once after a quiet time."
+    )
+    per: Literal["symbol", "partition"] = Field(
+        default="symbol", description="drop: whose rate it is, each symbol's or all of a partition together."
+    )
+    interval: Annotated[DurationNs, Field(ge=1)] | None = Field(
+        default=None,
+        description="conflate: length of an interval; they begin at multiples of it.",
+        json_schema_extra=_allowed("duration 1ns to 366d"),
+    )
+    ledger: bool = Field(default=True, description="Write each tick dropped to the late topic, with reason throttled.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ThrottleSettings:
+        given, other = ("rate", "interval") if self.mode == "drop" else ("interval", "rate")
+        if getattr(self, given) is None:
+            raise ValueError(f"mode {self.mode} needs {given}")
+        useless = {other, *(("burst", "per") if self.mode == "conflate" else ())} & self.model_fields_set
+        if useless:
+            raise ValueError(f"{', '.join(sorted(useless))} means nothing with mode {self.mode}")
+        if self.rate is not None and self.burst * self._spacing_ns() > _MAX_DURATION_NS:
+            raise ValueError("burst / rate must be at most 366 days")
+        return self
+
+    def _spacing_ns(self) -> int:
+        return math.ceil(_SECOND_NS / Fraction(str(self.rate)))  # rounded up: never above the rate
+
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        if self.interval is not None:
+            # A shared clock judges held ticks by other symbols' progress: none may wait beyond its interval's end.
+            margin_ns = window.lag if window.watermark_scope == "key" else 0
+            return Conflate(self.interval, margin_ns, self.ledger)
+        return Throttle(self._spacing_ns(), self.burst, self.per == "symbol", self.ledger)
+
+    def conflicts(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+        window = settings.window
+        if self.interval is None or window.watermark_scope == "key":
+            return
+        if self.interval > window.lag + window.allowed_lateness:
+            keys = ("window.watermark_scope", "window.lag", "window.allowed_lateness")
+            yield (
+                keys,
+                "interval must be at most lag + allowed_lateness, or the partition's clock makes what is held late",
+            )
+
+
+class RuleSettings(_Section):
+    """A rule of a router: which ticks, and where to. Both conditions hold where both are given."""
+
+    to: _TopicName = Field(description="Topic that the ticks are written to, as they came; window: on to the windows.")
+    symbol: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Pattern of the symbol: * any text, ? any character, [ab] one of these; case matters.",
+        json_schema_extra=_allowed("a pattern"),
+    )
+    field: _JsonField | None = Field(
+        default=None,
+        description="JSON field to compare with `equals`.",
+        json_schema_extra=_allowed("the name of a JSON field"),
+    )
+    equals: str | int | float | bool | None = Field(
+        default=None, description="What the field is.", json_schema_extra=_allowed("text, number, true or false")
+    )
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> RuleSettings:
+        if (self.field is None) != (self.equals is None):
+            raise ValueError("field and equals go together")
+        if self.symbol is None and self.field is None:
+            raise ValueError("expected symbol, or field and equals; for all other ticks there is default")
+        return self
+
+
+class RouterSettings(Operator):
+    """Send ticks to other topics; the first rule that applies decides."""
+
+    rules: Annotated[tuple[RuleSettings, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(),
+        description="Rules, in order: tables with `to` and `symbol`, or `field` and `equals`, or all.",
+        json_schema_extra=_allowed("a list of tables"),
+    )
+    default: _TopicName = Field(
+        default=TO_WINDOWS, description="Where ticks go to that no rule applies to; window: on to the windows."
+    )
+
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        routes = tuple(Route(rule.to, rule.symbol, rule.field, rule.equals) for rule in self.rules)
+        return Router(routes, self.default)
+
+    def topics(self) -> frozenset[str]:
+        return frozenset({self.default, *(rule.to for rule in self.rules)} - {TO_WINDOWS})
+
+    def conflicts(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+        for role in ("ticks", "frames", *_DERIVED_TOPICS):
+            for name in self.topics():
+                if getattr(settings.topics, role).replace(".", "_") == name.replace(".", "_"):
+                    yield (f"topics.{role}",), f"ticks can't be routed to {name}, which has another use"
+
+
+class FilterSettings(Operator):
+    """Keep the ticks that a function of yours says yes to."""
+
+    function: _Function = Field(
+        description="Function of a `workers.Tick`; true keeps it. It must depend on the tick alone.",
+    )
+    ledger: bool = Field(default=True, description="Write each tick dropped to the late topic, with reason filtered.")
+
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        return Filter(self.function, self.ledger)
+
+
+class MapSettings(Operator):
+    """Replace each tick by what a function of yours makes of it."""
+
+    function: _Function = Field(
+        description="Function of a `workers.Tick`; returns a tick, or a mapping of the JSON fields to change. "
+        "It must depend on the tick alone, and leave the symbol.",
+    )
+
+    def spec(self, window: WindowSettings) -> OperatorSpec:
+        return Map(self.function)
+
+
+OPERATORS: Final[dict[str, type[Operator]]] = {
+    "deduplicate": DeduplicateSettings,
+    "throttle": ThrottleSettings,
+    "router": RouterSettings,
+    "filter": FilterSettings,
+    "map": MapSettings,
+}
 """Operators that ``[[pipeline]]`` knows, by name. The only place to extend for a new one."""
 
 
@@ -455,13 +692,33 @@ def _operator(position: int, table: object) -> Operator:
         return table
     name = table.get("operator") if isinstance(table, Mapping) else None
     if not isinstance(table, Mapping) or not isinstance(name, str) or name not in OPERATORS:
-        known = " | ".join(sorted(OPERATORS)) or "none yet"
-        raise ValueError(f"entry {position}: no operator of that name ({_quoted(name)}); known: {known}")
+        known = " | ".join(sorted(OPERATORS))
+        hint = _like(name, OPERATORS) if isinstance(name, str) else ""
+        raise ValueError(f"entry {position}: no operator of that name ({_quoted(name)}){hint}; known: {known}")
     try:
         return OPERATORS[name].model_validate({key: item for key, item in table.items() if key != "operator"})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        wrong = "; ".join(
+            _explain_option(OPERATORS[name], item["loc"], item["type"], item["msg"]) for item in error.errors()
+        )
         raise ValueError(f"entry {position} ({name}): {wrong}") from None
+
+
+def _explain_option(options: type[_Section], place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """What is wrong with one option of an operator, or of a router's rule."""
+    if len(place) > 2:
+        options = RuleSettings
+    where = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        hint = _like(str(place[-1]), options.model_fields)
+        return f"{where}: no option of that name{hint}; known: {' | '.join(options.model_fields)}"
+    message = message.removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _like(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _kafka_name(field_name: str) -> str:
@@ -825,6 +1082,13 @@ def _login_conflicts(settings: Settings) -> Iterator[_Conflict]:
         yield _Conflict(keys, f"the JAAS text logs in by {module}, the mechanism is another")
 
 
+def _pipeline_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    for position, operator in enumerate(settings.pipeline, 1):
+        name = next(name for name, kind in OPERATORS.items() if isinstance(operator, kind))
+        for keys, why in operator.conflicts(settings):
+            yield _Conflict(keys, f"pipeline entry {position} ({name}): {why}")
+
+
 _CHECKS: Final[tuple[Callable[[Settings], Iterator[_Conflict]], ...]] = (
     _topic_conflicts,
     _tick_conflicts,
@@ -833,6 +1097,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterator[_Conflict]], ...]] = (
     _kafka_conflicts,
     _tls_conflicts,
     _login_conflicts,
+    _pipeline_conflicts,
 )
 
 
@@ -1274,6 +1539,25 @@ class ReferenceRow(NamedTuple):
     allowed: str
     default: str
     description: str
+
+
+def operator_reference() -> list[ReferenceRow]:
+    """Every option of every operator, as ``pipeline.<operator>.<option>``; a router's rules as ``rules.<option>``."""
+    rows = []
+    for name, options in OPERATORS.items():
+        rows += _option_rows(f"pipeline.{name}", options)
+        if options is RouterSettings:
+            rows += _option_rows(f"pipeline.{name}.rules", RuleSettings)
+    return rows
+
+
+def _option_rows(prefix: str, options: type[_Section]) -> list[ReferenceRow]:
+    rows = []
+    for name, option in options.model_fields.items():
+        key = _Key(f"{prefix}.{name}", "", name, option, _bare_type(option.annotation))
+        default = "" if option.is_required() or option.default in (None, ()) else key.show(option.default)
+        rows.append(ReferenceRow(key.name, key.allowed(), default, " ".join((option.description or "").split())))
+    return rows
 
 
 def describe_settings(settings: Settings) -> list[SettingRow]:

@@ -23,7 +23,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from workers.client import abandon
 from workers.errors import BrokerError, FencedError
 from workers.frames import OutRecord
-from workers.ledger import shrink_dead_letter, shrink_frame, shrink_late
+from workers.ledger import oversized_routed, shrink_dead_letter, shrink_frame, shrink_late
 from workers.partitioning import partition_for
 
 __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "reached"]
@@ -62,6 +62,7 @@ class SinkSpec:
     changelog: OutTopic
     exactly_once: bool
     producer_options: Mapping[str, object]
+    routed: Mapping[str, OutTopic] = field(default_factory=dict)  # where operators send ticks, by name
     commit_timeout_s: float = 30.0
 
 
@@ -73,6 +74,7 @@ class Commit:
     frames: list[OutRecord] = field(default_factory=list)
     late: list[OutRecord] = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
+    routed: dict[str, list[OutRecord]] = field(default_factory=dict)
     changes: list[OutRecord] = field(default_factory=list)
 
 
@@ -162,6 +164,7 @@ class PartitionSink:
             (self._spec.frames, work.frames),
             (self._spec.late, work.late),
             (self._spec.dead_letters, work.dead_letters),
+            *((self._spec.routed[name], records) for name, records in work.routed.items()),
         ):
             sent += await self._send(producer, topic, records)
         return sent
@@ -224,7 +227,8 @@ async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
 def fit(work: Commit, spec: SinkSpec) -> int:
     """Replace the records that their topics would refuse as too large; how many frames were replaced.
 
-    A frame becomes a dead letter without its items, a late tick or dead letter loses the end of the original value.
+    A frame becomes a dead letter without its items, a routed tick becomes a dead letter, a late tick loses its tick and
+    a dead letter the end of the original value.
     """
     replaced = 0
     kept: list[OutRecord] = []
@@ -235,6 +239,10 @@ def fit(work: Commit, spec: SinkSpec) -> int:
         work.dead_letters.append(shrink_frame(frame, spec.frames.max_record_bytes))
         replaced += 1
     work.frames = kept
+    for name, records in work.routed.items():
+        limit = spec.routed[name].max_record_bytes
+        work.dead_letters += [oversized_routed(record, name, limit) for record in records if _size(record) > limit]
+        work.routed[name] = [record for record in records if _size(record) <= limit]
     work.late = [record if _size(record) <= spec.late.max_record_bytes else shrink_late(record) for record in work.late]
     limit = spec.dead_letters.max_record_bytes
     work.dead_letters = [

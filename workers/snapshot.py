@@ -6,6 +6,7 @@ A changelog partition holds, compacted,
     b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
     b"w" start symbol           one window: flags, rev, count, times, then the aggregation's own bytes
     b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits
+    b"o" stage ...              state of a pipeline stage (`workers.stages`)
 
 with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
 (tombstone) when the window is dropped, so a commit costs what changed, not what is kept. Keys' clocks need no record of
@@ -39,7 +40,10 @@ _CLOSED, _CHANGED = 1, 2
 
 @dataclass(slots=True)
 class Counts:
-    """What became of every record since the state began; ``records == aggregated + late + rejected + operators``."""
+    """What became of every record since the state began; ``records`` is the sum of the others.
+
+    ``held`` are the ticks that a conflating operator holds back at the moment: they will be counted elsewhere.
+    """
 
     records: int = 0
     aggregated: int = 0
@@ -49,6 +53,7 @@ class Counts:
     throttled: int = 0
     filtered: int = 0
     routed_away: int = 0
+    held: int = 0
 
     def balance(self) -> int:
         """Records unaccounted for; anything but 0 is a bug."""
@@ -60,6 +65,7 @@ class Counts:
             + self.throttled
             + self.filtered
             + self.routed_away
+            + self.held
         )
 
 
@@ -138,7 +144,7 @@ def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tupl
                 windows.append(_read_window(key, value, load, entries))
             elif key == META_KEY:
                 meta = _read_meta(value)
-            elif kind != b"i":
+            elif kind not in (b"i", b"o"):
                 raise StateFormatError(f"unknown kind of record {kind!r}")
         except (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError) as error:
             raise StateFormatError(

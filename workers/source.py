@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import CoordinatorLoadInProgressError
+from aiokafka.errors import NoError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
 
 from workers.client import stop_consumer
 from workers.errors import BrokerError, FencedError
@@ -28,6 +29,7 @@ __all__ = ["Source"]
 log = structlog.get_logger(__name__)
 
 NO_OFFSET = -1
+NO_PARTITION = 2**31 - 1
 
 PartitionsCallback = Callable[[set[int]], Awaitable[None]]
 
@@ -132,6 +134,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """Fetch again."""
         self._consumer.resume(self._tp(partition))
 
+    async def stay(self) -> None:
+        """Show that this member is alive while it fetches nothing: one that doesn't ask for ``max.poll.interval.ms``
+        leaves the group. Asks for a partition that can't exist, which touches nothing that was fetched."""
+        await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
+
     async def poll(
         self, partitions: Collection[int], *, timeout_ms: int, max_records: int
     ) -> dict[int, Sequence[Record]]:
@@ -148,15 +155,18 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none.
 
-        Raises ``CoordinatorLoadInProgressError`` where there was no answer: the client's own ``committed`` says None
-        then, too, as it does not look at the error of the answer as a whole.
+        Asked for here and not by the client's ``committed``, which overlooks the error of an answer as a whole: it
+        says None while the coordinator loads, too. Raises ``KafkaError``, then as well.
         """
-        tp = self._tp(partition)
-        offsets = await self._consumer._coordinator.fetch_committed_offsets([tp])
-        if tp not in offsets:
-            raise CoordinatorLoadInProgressError(f"no committed offset of {self._topic}[{partition}] told yet")
-        offset: int = offsets[tp].offset
-        return None if offset == NO_OFFSET else offset
+        coordinator = self._consumer._coordinator
+        request = OffsetFetchRequest(coordinator.group_id, [(self._topic, [partition])])
+        response = await coordinator._send_req(request)
+        ((_, ((_, offset, _, code),)),) = response.topics or ((None, ((None, NO_OFFSET, None, 0),)),)
+        for found in (getattr(response, "error_code", 0), code):
+            error = for_code(found)
+            if error is not NoError:
+                raise error(f"the committed offset of {self._topic}[{partition}]")
+        return None if offset == NO_OFFSET else int(offset)
 
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""

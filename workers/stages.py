@@ -132,7 +132,7 @@ class Stage(ABC):
         """The changelog records that bring this stage's stored state up to date."""
         return []
 
-    def restore(self, entries: Mapping[bytes, bytes]) -> None:
+    def restore(self, entries: Mapping[bytes, bytes]) -> None:  # noqa: B027 - stateless stages have none
         """Take over stored state. Raises ``ValueError`` or a subclass where it is damaged."""
 
     def _drop(self, passage: Passage, reason: str, departures: Departures, detail: Mapping[str, object]) -> None:

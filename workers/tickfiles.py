@@ -427,7 +427,8 @@ class _ZstdBlocks:
 
 def _unpacked(raw: _Raw, packing: str) -> Blocks:
     if packing == ".gz":
-        return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[arg-type]  # it only reads
+        stream: Blocks = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[call-overload]  # it only reads
+        return stream
     if packing == ".zst":
         return _ZstdBlocks(raw)
     return raw

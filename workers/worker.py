@@ -39,10 +39,14 @@ from workers.connection import admin_client, connecting
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.metrics import Metrics
+from workers.pace import ReadingPace
+from workers.reporting import GroupReporter
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.source import Source
+from workers.stages import SequenceGap
 from workers.ticks import Record, TickFormat
+from workers.vitals import serving
 
 __all__ = ["Worker", "lane_spec", "run_worker"]
 
@@ -56,6 +60,7 @@ STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is 
 CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
+GAPS_LOGGED_AT_ONCE = 5  # of one batch; all are counted
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
@@ -83,6 +88,7 @@ def lane_spec(settings: Settings) -> LaneSpec:
         payload=window.payload,
         scope=window.watermark_scope,
         aggregation=window.aggregation,
+        pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
     )
 
 
@@ -114,6 +120,11 @@ class OwnedPartition:
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def serving(self) -> bool:
+        """Whether its records are being processed."""
+        return self.phase is Phase.RUNNING
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -309,11 +320,29 @@ class OwnedPartition:
         self.pending.extend(effects)
         for key in effects.misrouted_keys:
             log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
+        self._report_gaps(effects.gaps)
         if effects.frames:
             self._dirty.set()
 
+    def _report_gaps(self, gaps: Sequence[SequenceGap]) -> None:
+        for gap in gaps[:GAPS_LOGGED_AT_ONCE]:
+            log.warning(
+                "ids are missing",
+                symbol=gap.symbol[:80],
+                first=gap.first,
+                last=gap.last,
+                missing=gap.missing,
+                before_offset=gap.offset,
+                partition=self.number,
+                stage=gap.stage,
+            )
+        if len(gaps) > GAPS_LOGGED_AT_ONCE:
+            log.warning("more ids are missing", gaps=len(gaps) - GAPS_LOGGED_AT_ONCE, partition=self.number)
+
     def _results_waiting(self) -> int:
-        return len(self.pending.frames) + len(self.pending.late) + len(self.pending.dead_letters)
+        pending = self.pending
+        routed = sum(map(len, pending.routed.values()))
+        return len(pending.frames) + len(pending.late) + len(pending.dead_letters) + routed
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +364,14 @@ class OwnedPartition:
             self._dirty.clear()
             self._last_commit_s = time.monotonic()
             effects, self.pending = self.pending, Effects()
-            work = Commit(lane.position, effects.frames, effects.late, effects.dead_letters, lane.take_changes())
+            work = Commit(
+                lane.position,
+                effects.frames,
+                effects.late,
+                effects.dead_letters,
+                dict(effects.routed),
+                lane.take_changes(),
+            )
             oversized = fit(work, self._worker.sink_spec)
             try:
                 await sink.commit(work)
@@ -379,11 +415,29 @@ class OwnedPartition:
             metrics.ticks_rejected.labels(*labels, reason).inc(number)
         for (status, trigger), number in effects.emitted.items():
             metrics.frames.labels(*labels, status, trigger).inc(number)
+        self._count_operators(effects)
         self._worker.warn_of_short_retention(effects)
         if self.lane is not None:
             metrics.keys.labels(*labels).set(self.lane.key_count)
+            metrics.ticks_held.labels(*labels).set(self.lane.counts.held)
             if self.lane.partition_max_ns is not None:
                 metrics.partition_time.labels(*labels).set(self.lane.partition_max_ns / 1e9)
+
+    def _count_operators(self, effects: Effects) -> None:
+        metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))
+        counters = {
+            "duplicate": metrics.ticks_deduplicated,
+            "throttled": metrics.ticks_throttled,
+            "filtered": metrics.ticks_filtered,
+        }
+        for (reason, stage), number in effects.taken_out.items():
+            counters[reason].labels(*labels, stage).inc(number)
+        for name, records in effects.routed.items():
+            metrics.ticks_routed_away.labels(*labels, name).inc(len(records))
+        for gap in effects.gaps:
+            metrics.sequence_missing.labels(*labels, gap.stage).inc(gap.missing)
+        for (what, stage), number in effects.noticed.items():
+            metrics.stage_notices.labels(*labels, stage, what).inc(number)
 
 
 class Worker:
@@ -409,6 +463,11 @@ class Worker:
         self._background: set[asyncio.Future[None]] = set()
         self._frames_retention_ms: int | None = None
         self._warned_of_retention = False
+        self.joined = False  # in the group, with no rebalance under way
+        self.turned_s: float | None = None  # when the loop last turned, monotonic
+        self._pace = ReadingPace(settings, self.metrics)
+        self._reporter = GroupReporter(settings, self.metrics)
+        repair_client()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then commit, leave the group and close.
@@ -433,7 +492,8 @@ class Worker:
                 topic=self.topic,
                 guarantee=self.settings.processing_guarantee,
             )
-            await self._loop(stop)
+            async with self._pace:
+                await self._loop(stop)
         finally:
             await self._shut_down()
 
@@ -442,6 +502,7 @@ class Worker:
         flush_s = self.settings.window.flush_interval / 1e9
         next_flush_s = 0.0
         while not stop.is_set() and not self._failure.done():
+            self.turned_s = time.monotonic()
             await self._fetch()
             for partition in list(self.partitions.values()):
                 if partition.step():
@@ -457,6 +518,11 @@ class Worker:
             self._failure.result()
 
     async def _fetch(self) -> None:
+        if await self._pace.held(self.source):
+            now_s = time.monotonic()
+            for owned in self.partitions.values():
+                owned.heard_s = now_s  # nothing came because nothing was asked for: that is no silence
+            return
         backlog = any(partition.backlog for partition in self.partitions.values())
         ready = [
             number
@@ -493,6 +559,7 @@ class Worker:
         """Commit what was processed, within the time the group allows; what can't be committed is dropped here."""
         for number in revoked & self.partitions.keys():
             self.partitions[number].suspend()
+        self.joined = False
         limit_s = self.settings.kafka.rebalance_timeout_ms / 1000 * DRAIN_SHARE
         await self._commit_all([self.partitions[number] for number in revoked & self.partitions.keys()], limit_s)
 
@@ -502,7 +569,7 @@ class Worker:
         for number in self.partitions.keys() - assigned:
             partition = self.partitions.pop(number)
             partition.phase = Phase.CLOSED
-            self._in_background(partition.close())
+            self._in_background(self._give_up(partition))
         for number in sorted(assigned):
             known = self.partitions.get(number)
             if known is not None and known.phase in (Phase.SUSPENDED, Phase.RUNNING) and known.lane is not None:
@@ -514,7 +581,15 @@ class Worker:
                 self.partitions[number] = OwnedPartition(number, self)
                 self.partitions[number].open()
         self.metrics.partitions_owned.set(len(assigned))
+        self._reporter.owns(assigned)
+        self.joined = True
         log.info("partitions assigned", partitions=sorted(assigned))
+
+    async def _give_up(self, partition: OwnedPartition) -> None:
+        """Close a partition that another worker owns now, and show nothing of it any more."""
+        await partition.close()
+        if partition.number not in self.partitions:
+            self.metrics.forget_partition(self.topic, partition.number)
 
     def _or_fail(self, callback: Callable[[set[int]], Awaitable[None]]) -> Callable[[set[int]], Awaitable[None]]:
         """The callback, an error of which ends the worker: the client would log it and go on without partitions."""
@@ -573,6 +648,12 @@ class Worker:
             await self._prepare_topics()
             self.limits_changed = False
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended ``run``, or is about to."""
+        done = self._failure is not None and self._failure.done() and not self._failure.cancelled()
+        return self._failure.exception() if self._failure is not None and done else None
+
     def fail(self, error: BaseException) -> None:
         """End ``run`` with this error, unless another came first."""
         if self._failure is not None and not self._failure.done():
@@ -615,6 +696,7 @@ class Worker:
             out(topics.changelog, layout.changelog),
             self.settings.processing_guarantee == "exactly_once",
             self.producer_options,
+            {name: out(name, partitions) for name, partitions in layout.routed.items()},
         )
 
     def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:
@@ -627,7 +709,9 @@ class Worker:
         partitions = list(self.partitions.values())
         for partition in partitions:
             partition.suspend()
+        self.joined = False
         await self._commit_all(partitions, STOP_TIMEOUT_S)
+        await self._reporter.close()
         await self.source.stop()
         for partition in self.partitions.values():
             self._in_background(partition.close())
@@ -640,4 +724,6 @@ class Worker:
 
 async def run_worker(settings: Settings, *, stop: asyncio.Event) -> None:
     """Run one worker until ``stop`` is set. Raises what `Worker.run` raises."""
-    await Worker(settings).run(stop)
+    worker = Worker(settings)
+    async with serving(worker):
+        await worker.run(stop)

@@ -117,7 +117,10 @@ class Arena:
     def configure(
         self, guarantee: str = "exactly_once", *, ticks: str | None = None, payload: str = "ohlcv", **more: object
     ) -> None:
-        """Begin a new application: names of its own, and settings whose windows close often. ``more``: ``a__b=value``."""
+        """Begin a new application: names of its own, and settings whose windows close often.
+
+        ``more`` are further settings, two underscores standing for a dot.
+        """
         app = f"chaos-{uuid.uuid4().hex[:8]}"
         self.application_id = app
         self.topics = Topics(
@@ -186,6 +189,8 @@ class Arena:
             if time.monotonic() > limit_s:
                 raise AssertionError(f"worker {worker.number} did not stop in {STOP_LIMIT_S} s\n{self._tail(worker)}")
             await asyncio.sleep(0.05)
+        if worker.process.returncode == -signal.SIGTERM and not worker.log():
+            worker.expected_to_die = True  # it was still importing, and had not yet asked to be told of signals
         if not worker.expected_to_die and worker.process.returncode != 0:
             raise AssertionError(f"worker {worker.number} ended with {worker.process.returncode}\n{self._tail(worker)}")
 

@@ -84,9 +84,9 @@ async def produce(bootstrap: str, topic: str, feed: Feed, *, per_second: int, se
     await producer.start()
     sent = []
     try:
-        begun_s = time.monotonic()
+        begun_s, made_before = time.monotonic(), feed.made
         while (elapsed_s := time.monotonic() - begun_s) < seconds:
-            count = int(min(elapsed_s + _BATCH_S, seconds) * per_second) - feed.made
+            count = int(min(elapsed_s + _BATCH_S, seconds) * per_second) - (feed.made - made_before)
             if count > 0:
                 for partition, key, value in feed.take(count, count / per_second):
                     try:

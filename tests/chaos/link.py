@@ -78,7 +78,7 @@ class Link:
             await asyncio.gather(*pumps, return_exceptions=True)
             for each in writers:
                 each.close()
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, asyncio.CancelledError):
                     await each.wait_closed()
             self._serving.discard(task)
 

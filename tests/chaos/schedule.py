@@ -22,8 +22,8 @@ KINDS: tuple[Kind, ...] = ("kill", "crash", "freeze", "scale", "broker", "cut")
 class Event:
     """One harm: when it begins, how long it lasts, whom it meets (modulo those alive), and a number for its kind.
 
-    kill: SIGKILL, another worker takes the place. crash: a worker that kills itself after step ``argument`` of a commit.
-    freeze: SIGSTOP, longer than the session. scale: to ``argument`` workers. broker: SIGKILL and a restart.
+    kill: SIGKILL, another worker takes the place. crash: a worker that kills itself after a commit's step ``argument``.
+    freeze: SIGSTOP, often longer than the session. scale: to ``argument`` workers. broker: SIGKILL and a restart.
     cut: the link of the one worker behind the proxy, 0 in silence, 1 with a reset.
     """
 

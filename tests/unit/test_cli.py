@@ -86,7 +86,7 @@ def test_colours_are_off_when_nobody_is_looking(tmp_path: Path) -> None:
         (["produce", "--synthetic", "--start", "yesterday"], 2, "--start"),
         (["produce", "--synthetic", "--speed", "2"], 2, "--speed"),
         (["produce", "--synthetic", "--rate", "2", "--speed", "2", "--start", "2026-01-05T14:30:00Z"], 2, "--speed"),
-        (["tail", "frames", "--exit-when-idle", "5"], 2, "--exit-when-idle"),
+        (["tail", "frames", "--exit-when-idle", "soon"], 2, "--exit-when-idle"),
         (["lag", "--set", "window.size"], 2, "KEY=VALUE"),
         (["lag", "--set", "window.sise=5s"], 2, "window.size"),
         (["lag", "-b", "127.0.0.1:1"], 3, "connection refused"),

@@ -398,6 +398,8 @@ IMPOSSIBLE = [
     ('[window]\npayload = "items"\naggregation = "a.b:c"', "window.aggregation", "thrown away"),
     ("[lane]\nlow_watermark = 0.75", "lane.low_watermark", "low must be below high"),
     ("[lane]\ncapacity = 4999", "lane.capacity", "a batch must fit"),
+    ("[store]\nlow_watermark = 0.75", "store.low_watermark", "low must be below high"),
+    ("[store]\nqueue_capacity = 4999", "store.queue_capacity", "a batch must fit"),
     ("[backpressure]\nsoft_lag = 1000000", "backpressure.soft_lag", "soft must be below hard"),
     ("[backpressure]\nrate_scale_hard = 0.6", "backpressure.rate_scale_hard", "HARD must not allow more"),
     ("[kafka]\nheartbeat.interval.ms = 3334", "kafka.heartbeat.interval.ms", "three heartbeats"),
@@ -520,6 +522,24 @@ def test_a_secret_given_both_ways_by_one_source_is_refused() -> None:
     line = problem("", {**LOGIN, "KAFKA_SASL_PASSWORD": SECRET, "KAFKA_SASL_PASSWORD_FILE": "f"})
     assert "given twice" in line
     assert SECRET not in line
+
+
+def test_the_stores_address_is_a_secret_with_a_variable_of_its_own() -> None:
+    dsn = f"postgresql://a:{SECRET}@b/c"
+    Path("dsn.txt").write_text(dsn + "\n", encoding="utf-8")
+    for settings in (
+        load("", {"WORKERS_STORE_DSN": dsn}),
+        load("", {"WORKERS_STORE_DSN_FILE": "dsn.txt"}),
+        load("", {"WORKERS__STORE__POSTGRES": dsn, "WORKERS_STORE_DSN": "postgresql://weaker"}),
+        load('[store]\npostgres.file = "dsn.txt"'),
+        load('[store]\n"postgres.file" = "dsn.txt"'),
+    ):
+        assert settings.store.postgres is not None
+        assert settings.store.postgres.get_secret_value() == dsn
+        assert rows(settings)["store.postgres"][0] == "********"
+        assert SECRET not in repr(settings)
+    assert "use WORKERS_STORE_DSN or _FILE" in problem("", {}, store__postgres=dsn)
+    assert SECRET not in problem("", {}, store__postgres=dsn)
 
 
 def test_a_secret_can_not_be_a_flag() -> None:

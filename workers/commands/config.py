@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +23,10 @@ from workers.commands.common import (
     say,
 )
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from workers.settings import ReferenceRow
+
+__all__ = ["markdown_tables"]
 
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
@@ -87,21 +91,43 @@ def check(
 @config_app.command()
 def reference(
     word: Annotated[str | None, typer.Argument(help="Only settings with this in their name or description.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables in Markdown, one a section.")] = False,
 ) -> None:
     """List every setting there is: what may be written, the default, and what it does.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       workers config reference window
+
+      workers config reference --markdown
     """
     from workers.settings import reference as rows
 
     wanted = (word or "").lower()
+    found = [row for row in rows() if wanted in row.key.lower() or wanted in row.description.lower()]
     with closed_output_is_an_end():
-        for row in rows():
-            if wanted in row.key.lower() or wanted in row.description.lower():
-                default = f"  [default: {row.default}]" if row.default else ""
-                sys.stdout.write(f"{row.key} = {row.allowed}{default}\n    {row.description}\n")
+        if markdown:
+            sys.stdout.write(markdown_tables(found))
+            return
+        for row in found:
+            default = f"  [default: {row.default}]" if row.default else ""
+            sys.stdout.write(f"{row.key} = {row.allowed}{default}\n    {row.description}\n")
+
+
+def markdown_tables(rows: Iterable[ReferenceRow]) -> str:
+    """The settings as Markdown, a table for each section; the README's are made of this."""
+    lines: list[str] = []
+    section = None
+    for row in rows:
+        of = row.key.partition(".")[0] if "." in row.key else ""
+        if of != section:
+            section = of
+            lines += ["", f"**`[{section}]`**", ""] if section else []
+            lines += ["| setting | default | allowed | what it does |", "|---|---|---|---|"]
+        default = f"`{row.default}`" if row.default else ""
+        cells = (f"`{row.key}`", default, row.allowed, row.description)
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _print_columns(rows: list[tuple[str, str, str]], titles: tuple[str, str, str]) -> None:

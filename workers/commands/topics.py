@@ -123,7 +123,8 @@ def delete(
     """Delete what an application wrote: frames, late, dead letters, changelog and feedback. Stop its workers first.
 
     The group's committed offsets stay; an application that is to begin again
-    needs another application_id.
+    needs another application_id. Topics that operators route ticks to stay
+    too: others may write to them as well.
 
     [bold]Example[/bold]
 
@@ -133,7 +134,8 @@ def delete(
 
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
-    names = [plan.name for plan in planned_topics(settings) if with_ticks or plan.role != "ticks"]
+    kept = {"routed"} if with_ticks else {"routed", "ticks"}
+    names = [plan.name for plan in planned_topics(settings) if plan.role not in kept]
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError("topics delete asks before it deletes; without a terminal, say --yes")

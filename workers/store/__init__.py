@@ -1,4 +1,4 @@
-"""The store writer: keeps the last word about every window in a database, for those who would rather query than consume.
+"""The store writer: keeps the last word about every window in a database, for those who query rather than consume.
 
     frames topic ──▶ queue ──▶ one database transaction: rows + the offsets they reflect
     (read_committed)  (bounded)     │

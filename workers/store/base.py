@@ -1,10 +1,10 @@
 """What every store keeps to: the rule of precedence, the batch that is applied as one, and the errors.
 
-    WorkersError
-    └── StoreError                  the database can't be used as asked; the user must act
-        ├── StoreUnavailableError   it can't be reached, or is busy: the same again later may work
-        ├── StaleOffsetError        another writer moved an offset; nothing of the batch was stored
-        └── RefusedError            it refuses a value of the batch; nothing of the batch was stored
+WorkersError
+└── StoreError                  the database can't be used as asked; the user must act
+    ├── StoreUnavailableError   it can't be reached, or is busy: the same again later may work
+    ├── StaleOffsetError        another writer moved an offset; nothing of the batch was stored
+    └── RefusedError            it refuses a value of the batch; nothing of the batch was stored
 """
 
 from __future__ import annotations

@@ -1,122 +1,82 @@
-"""The queue's level, told to the producers: one JSON object per change on the compacted feedback topic.
+"""The queue's level, told to workers and producers.
 
-    key    coordinator_id
-    value  {"coordinator_id", "queue_size", "capacity", "level": "OK"|"SOFT"|"HARD", "source": "store", "ts": ms}
+Two gauges look at the same queue. The one that pauses reading (`workers.store.writer`) relaxes at once: the queue must
+not run empty. The one here relaxes only after ``backpressure.min_dwell``, because what it says slows down others.
 
-An event comes with every change of level and every second while the level is not OK, so a reader may take an event that
-is not OK and some seconds old for that of a process that died. A clean end leaves a tombstone.
-
-Feedback is advice: whatever goes wrong here holds up nothing.
+Feedback is advice: whatever goes wrong with it holds up nothing here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import time
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import orjson
-import structlog
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from workers.feedback import FeedbackPublisher
+from workers.pressure import STORE_SOURCE, Level, LevelGauge, LevelPolicy
 
-from workers.sink import abandon
-from workers.store.queue import Level
+if TYPE_CHECKING:
+    from workers.settings import Settings
 
-__all__ = ["REPEAT_S", "SOURCE", "Coordinator", "feedback_event"]
+__all__ = ["Coordinator", "queue_policy"]
 
-log = structlog.get_logger(__name__)
-
-REPEAT_S: Final = 1.0
-SOURCE: Final = "store"
-_SEND_TIMEOUT_S: Final = 5.0
+LOOK_S: Final = 1.0
+_MAX_HOST_CHARS: Final = 48  # a listener ignores names of more than 256 characters in all
 
 
-def feedback_event(coordinator_id: str, queue_size: int, capacity: int, level: Level, now_ms: int) -> bytes:
-    """The value of an event; sizes in records, ``now_ms`` since the epoch."""
-    return orjson.dumps(
-        {
-            "coordinator_id": coordinator_id,
-            "queue_size": queue_size,
-            "capacity": capacity,
-            "level": level,
-            "source": SOURCE,
-            "ts": now_ms,
-        }
+def queue_policy(settings: Settings, *, min_dwell_ns: int) -> LevelPolicy:
+    """The thresholds of the store's queue, in records: HARD at the high watermark, released at the low one, and SOFT
+    half way between the two."""
+    store, pressure = settings.store, settings.backpressure
+    soft = max(1, int(store.queue_capacity * (store.high_watermark + store.low_watermark) / 2))
+    return LevelPolicy(
+        soft=soft,
+        hard=max(soft + 1, int(store.queue_capacity * store.high_watermark)),
+        release=store.low_watermark / store.high_watermark,
+        min_dwell_ns=min_dwell_ns,
+        scale_soft=pressure.rate_scale_soft,
+        scale_hard=pressure.rate_scale_hard,
     )
 
 
 class Coordinator:
-    """Publishes the level of one queue. `report` is cheap and may be called at every change of the queue."""
+    """Publishes the level of one queue. `report` is cheap, for every change of the queue."""
 
-    def __init__(self, coordinator_id: str, topic: str, capacity: int, producer_options: Mapping[str, object]) -> None:
-        self.coordinator_id = coordinator_id
-        self._topic = topic
-        self._capacity = capacity
-        self._options = {**producer_options, "acks": "all", "enable_idempotence": True, "linger_ms": 0}
-        self._level: Level = "OK"
-        self._queue_size = 0
+    def __init__(self, settings: Settings, group_id: str) -> None:
+        member = settings.kafka.group_instance_id or f"{socket.gethostname()[:_MAX_HOST_CHARS]}-{os.getpid()}"
+        self.coordinator_id = f"{group_id}-{member}"[-256:]
+        self._capacity = settings.store.queue_capacity
+        self._gauge = LevelGauge(queue_policy(settings, min_dwell_ns=settings.backpressure.min_dwell))
+        self._publisher = FeedbackPublisher(settings, coordinator_id=self.coordinator_id, source=STORE_SOURCE)
+        self._load = 0
         self._changed = asyncio.Event()
-        self._producer: AIOKafkaProducer | None = None
-        self._failing = False
 
-    async def start(self) -> None:
-        """Connect. Raises ``KafkaError``."""
-        self._producer = AIOKafkaProducer(**self._options)
-        try:
-            await self._producer.start()
-        except BaseException:
-            await self._discard()
-            raise
-
-    def report(self, level: Level, queue_size: int) -> None:
-        """Say how the queue is now."""
-        self._queue_size = queue_size
-        if level != self._level:
-            self._level = level
+    def report(self, load: int) -> None:
+        """Say how full the queue is now, in records."""
+        self._load = load
+        before = self._gauge.level
+        if self._gauge.observe(load, time.monotonic_ns()) != before:
             self._changed.set()
 
     async def run(self) -> None:
-        """Publish until cancelled. A level that was left again before it could be sent is not sent any more."""
+        """Publish until cancelled: every change of level at once, and again while it is not OK.
+
+        A level that was left before it could be sent is not sent any more.
+        """
         while True:
-            repeat_s = REPEAT_S if self._level != "OK" or self._failing else None
+            # Looked at again without a change, too: a level is left only after a time, and a reader trusts only what
+            # is fresh.
+            repeat_s = LOOK_S if self._gauge.level > Level.OK or self._publisher.failure is not None else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(repeat_s):
                     await self._changed.wait()
             self._changed.clear()
-            await self._send(
-                feedback_event(
-                    self.coordinator_id, self._queue_size, self._capacity, self._level, time.time_ns() // 1_000_000
-                )
-            )
+            level = self._gauge.observe(self._load, time.monotonic_ns())
+            await self._publisher.say(level, queue_size=self._load, capacity=self._capacity)
 
     async def close(self) -> None:
-        """Leave a tombstone, so that nobody obeys a store that is gone. Bounded, whatever the broker does."""
-        if self._producer is not None:
-            await self._send(None)
-        await self._discard()
-
-    async def _send(self, value: bytes | None) -> None:
-        try:
-            async with asyncio.timeout(_SEND_TIMEOUT_S):
-                if self._producer is None:
-                    await self.start()
-                assert self._producer is not None
-                await self._producer.send_and_wait(
-                    self._topic, value, key=self.coordinator_id.encode(), partition=0
-                )
-        except (KafkaError, TimeoutError, OSError) as error:
-            if not self._failing:
-                log.warning("feedback can't be published; trying on", topic=self._topic, error=repr(error))
-            self._failing = True
-            # Queued events would come out late and in a bunch; and an idempotent batch never expires.
-            await self._discard()
-        else:
-            self._failing = False
-
-    async def _discard(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await abandon(producer)
+        """Withdraw what was said, so that nobody obeys a store that is gone. Bounded, whatever the broker does."""
+        await self._publisher.close()

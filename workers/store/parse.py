@@ -12,9 +12,10 @@ import msgspec
 import orjson
 
 from workers.store.base import FrameRow, RejectedFrame
+from workers.ticks import Record
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
-__all__ = ["MALFORMED_JSON", "NOT_A_FRAME", "NO_VALUE", "REFUSED_BY_DATABASE", "parse_frame"]
+__all__ = ["MALFORMED_JSON", "NOT_A_FRAME", "NO_VALUE", "REFUSED_BY_DATABASE", "parse_frame", "reject"]
 
 MALFORMED_JSON: Final = "malformed_json"
 NOT_A_FRAME: Final = "not_a_frame"
@@ -62,16 +63,29 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_number = msgspec.json.Decoder(float | None).decode
 
 
-def parse_frame(
-    key: bytes | None, value: bytes | None, topic: str, partition: int, offset: int
-) -> FrameRow | RejectedFrame:
+def reject(record: Record, reason: str, message: str, topic: str, partition: int) -> RejectedFrame:
+    """A record with the reason why it is no row; what the message quotes of the record is made fit for any database."""
+    fit = message.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+    return RejectedFrame(topic, partition, record.offset, reason, fit, record.key, record.value)
+
+
+def parse_frame(record: Record, topic: str, partition: int) -> FrameRow | RejectedFrame:
     """The row of a record, or the record with the reason why it has none. Never raises for what is in the record."""
+    try:
+        return _row(record.value, topic, partition, record.offset)
+    except _NoFrameError as error:
+        return reject(record, error.reason, str(error), topic, partition)
 
-    def reject(reason: str, message: str) -> RejectedFrame:
-        return RejectedFrame(topic, partition, offset, reason, message, key, value)
 
+class _NoFrameError(Exception):
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _row(value: bytes | None, topic: str, partition: int, offset: int) -> FrameRow:
     if value is None:
-        return reject(NO_VALUE, "the record has no value; expected a frame's JSON object")
+        raise _NoFrameError(NO_VALUE, "the record has no value; expected a frame's JSON object")
     try:
         try:
             frame: _Window = _decode_bar(value)
@@ -83,13 +97,13 @@ def parse_frame(
             extra = None
         items = bytes(frame.items).decode() or None
     except msgspec.ValidationError as error:
-        return reject(NOT_A_FRAME, str(error))
+        raise _NoFrameError(NOT_A_FRAME, str(error)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        return reject(MALFORMED_JSON, str(error))
+        raise _NoFrameError(MALFORMED_JSON, str(error)) from None
     if frame.end <= frame.start:
-        return reject(NOT_A_FRAME, f"the window ends at {frame.end}, but starts at {frame.start}")
+        raise _NoFrameError(NOT_A_FRAME, f"the window ends at {frame.end}, but starts at {frame.start}")
     if "\x00" in frame.key or "\x00" in frame.trigger:
-        return reject(NOT_A_FRAME, "key or trigger contains a NUL character, which databases can't hold in text")
+        raise _NoFrameError(NOT_A_FRAME, "key or trigger contains a NUL character, which databases can't hold in text")
     return FrameRow(
         frame.key,
         frame.start,

@@ -30,7 +30,6 @@ from workers.store.base import (
     newest,
 )
 
-
 __all__ = ["PostgresStore"]
 
 MIGRATIONS: Final[tuple[str, ...]] = (
@@ -113,7 +112,7 @@ UPSERT: Final = f"""
     ON CONFLICT (key, start_at) DO UPDATE
     SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in ("key", "start_ms"))}
     WHERE {_precedence("excluded")} > {_precedence("frames")}
-"""  # noqa: S608 - made of constants
+"""
 _INSERT_REJECTED: Final = """
     INSERT INTO rejected_frames (origin_topic, origin_partition, origin_offset, reason, message, key, value)
     VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
@@ -153,8 +152,8 @@ class PostgresStore:
 
     def __init__(self, dsn: str) -> None:
         try:
-            given = conninfo_to_dict(dsn)
-        except psycopg.Error:
+            given = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
+        except (psycopg.Error, ValueError):
             # Its own message would quote the text, password included.
             raise ConfigError(
                 "the PostgreSQL address is neither a URI (postgresql://user@host:5432/database) nor name=value pairs"
@@ -199,7 +198,7 @@ class PostgresStore:
                 SELECT {columns} FROM frames WHERE %s::text IS NULL OR key = %s
                 ORDER BY start_at DESC, key DESC LIMIT %s
             ) AS latest ORDER BY start_ms, key
-        """  # noqa: S608 - made of constants
+        """
         async with self._translating_errors():
             found = await (await self._connected()).execute(query, (key, key, limit))
             return [FrameRow(*row) for row in await found.fetchall()]
@@ -300,7 +299,5 @@ class PostgresStore:
 
     @staticmethod
     async def _offsets(connection: AsyncConnection, topic: str) -> dict[int, int]:
-        found = await connection.execute(
-            "SELECT partition, next_offset FROM store_offsets WHERE topic = %s", (topic,)
-        )
+        found = await connection.execute("SELECT partition, next_offset FROM store_offsets WHERE topic = %s", (topic,))
         return {int(number): int(offset) for number, offset in await found.fetchall()}

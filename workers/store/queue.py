@@ -1,9 +1,6 @@
-"""The bounded queue between Kafka and the database, and its level. Pure: no clock, no I/O.
+"""The bounded queue between Kafka and the database. Pure: no clock, no I/O.
 
 What is being written still counts: it is in memory until its transaction has succeeded.
-
-    fill   0 ─────── low ─────── half way ─────── high ─────── 1
-            OK again  ◀── SOFT begins ──┘           └── HARD begins: reading pauses until low
 """
 
 from __future__ import annotations
@@ -11,53 +8,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from workers.ticks import Record
 
-__all__ = ["Chunk", "FillLevels", "FrameQueue", "Level", "QueueLevels"]
+__all__ = ["Chunk", "FrameQueue"]
 
-Level = Literal["OK", "SOFT", "HARD"]
 P = TypeVar("P")
 
 RECORD_OVERHEAD_BYTES: Final = 300  # of the Python objects that hold a record
-
-
-class QueueLevels(Protocol):
-    """Says at which level a queue is; with hysteresis, so that it can't flutter."""
-
-    @property
-    def level(self) -> Level: ...
-
-    def observe(self, fill: float) -> bool:
-        """Take the queue's fill (0 to 1) into account; whether the level changed."""
-        ...
-
-
-class FillLevels:
-    """Levels by the fraction of the queue that is taken; see the module's picture."""
-
-    def __init__(self, high: float, low: float) -> None:
-        if not 0 < low < high <= 1:
-            raise ValueError(f"high is {high} and low {low}; expected 0 < low < high <= 1")
-        self._high = high
-        self._low = low
-        self._soft = (high + low) / 2
-        self._level: Level = "OK"
-
-    @property
-    def level(self) -> Level:
-        return self._level
-
-    def observe(self, fill: float) -> bool:
-        before = self._level
-        if fill >= self._high:
-            self._level = "HARD"
-        elif fill <= self._low:
-            self._level = "OK"
-        elif fill >= self._soft and before == "OK":
-            self._level = "SOFT"
-        return self._level != before
 
 
 @dataclass(slots=True)
@@ -82,9 +41,9 @@ class FrameQueue(Generic[P]):
         self._chunks: deque[Chunk[P]] = deque()
 
     @property
-    def fill(self) -> float:
-        """The fraction taken, by records or bytes, whichever is more."""
-        return max(self.depth / self.capacity, self.depth_bytes / self.capacity_bytes)
+    def load(self) -> int:
+        """How full it is, in records; where records are large, as many as fill the same part of the capacity."""
+        return max(self.depth, self.depth_bytes * self.capacity // self.capacity_bytes)
 
     @property
     def room(self) -> int:

@@ -99,7 +99,7 @@ UPSERT: Final = f"""
     ON CONFLICT (key, start_ms) DO UPDATE
     SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in ("key", "start_ms"))}
     WHERE {_precedence("excluded")} > {_precedence("frames")}
-"""  # noqa: S608 - made of constants
+"""
 _INSERT_REJECTED: Final = """
     INSERT INTO rejected_frames (origin_topic, origin_partition, origin_offset, reason, message, key, value)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
@@ -141,7 +141,7 @@ class SqliteStore:
             SELECT * FROM (
                 SELECT {_NAMES} FROM frames WHERE ?1 IS NULL OR key = ?1 ORDER BY start_ms DESC, key DESC LIMIT ?2
             ) ORDER BY start_ms, key
-        """  # noqa: S608 - made of constants
+        """
         limit = -1 if limit is None else limit
         rows = await self._run(lambda: self._opened().execute(query, (key, limit)).fetchall())
         return [FrameRow(*row)._replace(filled=bool(row[FRAME_COLUMNS.index("filled")])) for row in rows]

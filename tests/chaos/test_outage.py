@@ -1,0 +1,94 @@
+"""The broker is away for a while: nothing is lost or repeated, memory stays bounded, and SIGTERM is still obeyed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.chaos.arena import PARTITIONS, Arena
+from tests.chaos.feed import Feed, produce
+
+MIB = 1024 * 1024
+GROWTH_LIMIT_BYTES = 128 * MIB
+BACKLOG_RECORDS = 40_000
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(12.0, id="short"),
+        # Longer than a commit may take, than the session and than the transaction timeout.
+        pytest.param(60.0, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(400)]),
+    ],
+)
+async def test_an_outage_of_the_broker_loses_and_repeats_nothing(arena: Arena, guarantee: str, seconds: float) -> None:
+    arena.configure(guarantee, lane__capacity=2_000, lane__batch_size=200)
+    await arena.create_topics()
+    feed = Feed(5, partitions=PARTITIONS)
+    workers = [arena.start(), arena.start()]
+    for worker in workers:
+        await arena.until_running(worker)
+    # Ticks wait when the broker goes: lanes are full and commits are under way.
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=BACKLOG_RECORDS, seconds=1.0)
+    before = [worker.rss_bytes for worker in workers]
+    cpu_before_s = [_cpu_s(worker.process.pid) for worker in workers]
+    await asyncio.to_thread(arena.broker.kill)
+    highest = list(before)
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        await asyncio.sleep(0.5)
+        highest = [max(high, worker.rss_bytes) for high, worker in zip(highest, workers, strict=True)]
+        arena.check()
+    cpu_s = [_cpu_s(worker.process.pid) - was for worker, was in zip(workers, cpu_before_s, strict=True)]
+    await asyncio.to_thread(arena.broker.start)
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=5_000, seconds=1.0)
+    waited_s = await arena.until_committed()
+    after = [worker.rss_bytes for worker in workers]
+    await arena.stop_workers()
+    arena.check()
+    findings = await arena.verify()
+    sys.stdout.write(
+        f"\n{guarantee}, {seconds:.0f} s without a broker: RSS MiB before {_mib(before)}, highest {_mib(highest)}, "
+        f"after {_mib(after)}; CPU s per worker while away {[round(each, 1) for each in cpu_s]}; "
+        f"caught up in {waited_s:.1f} s; {findings.ticks} records, {findings.frames} frames, "
+        f"{findings.repeated} repeated\n"
+    )
+    assert not findings, str(findings)
+    assert all(high - was < GROWTH_LIMIT_BYTES for high, was in zip(highest, before, strict=True))
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+async def test_a_worker_ends_when_asked_though_the_broker_is_dead(arena: Arena, guarantee: str) -> None:
+    arena.configure(guarantee)
+    await arena.create_topics()
+    worker = arena.start()
+    await arena.until_running(worker)
+    feed = Feed(6, partitions=PARTITIONS)
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=10_000, seconds=1.0)
+    await asyncio.to_thread(arena.broker.kill)
+    await asyncio.sleep(1.0)
+    begun_s = time.monotonic()
+    worker.terminate()
+    await arena.ended(worker)
+    sys.stdout.write(f"\n{guarantee}: ended {time.monotonic() - begun_s:.1f} s after SIGTERM without a broker\n")
+    await asyncio.to_thread(arena.broker.start)
+    arena.start()
+    await arena.until_committed()
+    await arena.stop_workers()
+    arena.check()
+    findings = await arena.verify()
+    assert not findings, str(findings)
+
+
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def _mib(sizes: list[int]) -> list[int]:
+    return [size // MIB for size in sizes]

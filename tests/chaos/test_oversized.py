@@ -1,0 +1,65 @@
+"""The broker refuses a frame as too large: it is found among the dead letters, and everything else is exact."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from tests.chaos.arena import PARTITIONS, Arena
+from tests.chaos.feed import START_MS, Feed, Message, produce
+from tests.oracle import partition_of
+
+LIMIT_BYTES = 20_000
+BIG = "BIG"
+
+
+class _OneGreedySymbol(Feed):
+    """Among the usual ticks, one symbol has far too many in one window of event time."""
+
+    def take(self, count: int, seconds: float) -> list[Message]:
+        messages = super().take(count, seconds)
+        if START_MS + 2_000 < self.now_ms < START_MS + 4_000:
+            value = b'{"symbol":"BIG","ts":%d,"price":1.5,"size":2,"note":"%s"}' % (int(self.now_ms), b"x" * 100)
+            messages += [(partition_of(BIG.encode(), PARTITIONS), BIG.encode(), value)] * 40
+        elif self.now_ms >= START_MS + 4_000:
+            value = b'{"symbol":"BIG","ts":%d,"price":1.5,"size":2}' % int(self.now_ms)
+            messages.append((partition_of(BIG.encode(), PARTITIONS), BIG.encode(), value))
+        return messages
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+async def test_a_frame_that_its_topic_refuses_becomes_a_dead_letter(arena: Arena, guarantee: str) -> None:
+    arena.configure(guarantee, payload="items")
+    await arena.create_topics()
+    worker = arena.start()
+    await arena.until_running(worker)
+    # Only now: the worker believes in the limit it read at its start, so the refusal comes from the broker.
+    await _lower_limit(arena)
+    feed = _OneGreedySymbol(3, partitions=PARTITIONS, speed=3.0)
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=2_000, seconds=4.0)
+    await arena.until_committed()
+    await arena.stop_workers()
+    arena.check()
+    assert "OversizedError" in worker.log(), "the broker refused nothing, so nothing was shown"
+    findings = await arena.verify(largest_frame_bytes=LIMIT_BYTES)
+    sys.stdout.write(
+        f"\n{guarantee}: {findings.oversized} frames too large, {findings.frames} not, {findings.repeated} repeated\n"
+    )
+    assert not findings, str(findings)
+    assert findings.oversized
+    assert findings.frames > 100
+
+
+async def _lower_limit(arena: Arena) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=arena.bootstrap)
+    await admin.start()
+    try:
+        configs = {"max.message.bytes": str(LIMIT_BYTES), "retention.ms": "-1"}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, arena.topics.frames, configs=configs)])
+    finally:
+        await admin.close()
+    await asyncio.sleep(0.5)  # the broker applies it a moment after it answered

@@ -1,0 +1,224 @@
+"""What the documents say is so: commands parse, settings exist, links lead somewhere, examples run, tests named exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import typer
+
+from workers.cli import app
+from workers.settings import load_settings, reference
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+KEYS = {row.key for row in reference()}
+SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key} - {"kafka"}
+ENVIRONMENT_OF_OTHERS = {"KAFKA_HOST_PORT"}  # the compose file's own
+
+
+def _ids(paths: tuple[Path, ...] | list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def _blocks(path: Path, *languages: str) -> list[str]:
+    return [body for language, body in BLOCK.findall(path.read_text()) if language in languages]
+
+
+def _inline(path: Path) -> list[str]:
+    found: list[str] = INLINE.findall(BLOCK.sub("", path.read_text()))
+    return found
+
+
+def _shell_lines(path: Path) -> Iterator[str]:
+    for block in _blocks(path, "console", "sh"):
+        yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def _commands(path: Path) -> list[list[str]]:
+    """Every command of `workers` in the shell blocks and in backquotes, as its arguments."""
+    found = []
+    for line in (*_shell_lines(path), *(text for text in _inline(path) if text.startswith("workers "))):
+        words = shlex.split(line.partition(" | ")[0], comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        for opening in (["workers"], ["python", "-m", "workers"], ["docker", "compose", "run", "--rm", "worker"]):
+            if words[: len(opening)] == opening:
+                found.append(words[len(opening) :])
+    return found
+
+
+def _parse(arguments: list[str]) -> str:
+    """Parse a command line as the command itself does, without running it; returns the help of what was found."""
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="workers")
+    while isinstance(command, click.Group) and arguments:
+        _name, found, arguments = command.resolve_command(context, arguments)
+        assert found is not None
+        command = found
+        context = click.Context(command, info_name=command.name, parent=context)
+        if isinstance(command, click.Group) and arguments and arguments[0] not in command.commands:
+            break
+    if arguments or not isinstance(command, click.Group):
+        command.parse_args(context, list(arguments))
+    return command.get_help(context)
+
+
+def _update_readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _slugs(path: Path) -> set[str]:
+    """The anchors that headings have, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_settings_of_the_readme_are_those_of_the_code() -> None:
+    text = README.read_text()
+    assert _update_readme().updated(text) == text, "README.md lists other settings than there are; run `make readme`"
+
+
+def test_the_settings_tables_name_every_setting_once_with_its_default() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (?:`(.*?)`)? *\|", README.read_text().partition("## Settings")[2], re.MULTILINE)
+    assert [key for key, _default in rows] == [row.key for row in reference()]
+    assert dict(rows)["window.lag"] == "2s"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_ids(DOCUMENTS))
+def test_every_command_named_exists_and_takes_its_options(path: Path) -> None:
+    commands = _commands(path)
+    for arguments in commands:
+        try:
+            assert "Usage" in _parse(arguments)
+        except click.ClickException as error:
+            pytest.fail(f"{path.name}: workers {' '.join(arguments)}: {error.format_message()}")
+    if path == README:
+        assert len(commands) > 10
+
+
+def test_a_command_that_does_not_exist_would_be_noticed() -> None:
+    for wrong in (["rum"], ["tail", "framez"], ["lag", "--json=2", "--nothing"], ["topics", "make"]):
+        with pytest.raises(click.ClickException):
+            _parse(wrong)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_ids(DOCUMENTS))
+def test_every_make_target_named_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {words[1] for line in (*_shell_lines(path), *_inline(path)) if (words := line.split())[0] == "make"}
+    assert named <= targets
+    if path == README:
+        assert {"demo", "test"} <= named
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_ids(DOCUMENTS))
+def test_every_setting_and_variable_named_exists(path: Path) -> None:
+    text = path.read_text()
+    dotted = {
+        word.removeprefix("--set ").partition("=")[0].strip()
+        for word in (*_inline(path), *re.findall(r"--set [a-z_.]+", text))
+        if word.removeprefix("--set ").partition(".")[0] in SECTIONS
+    }
+    settings = {word for word in dotted if re.fullmatch(r"[a-z_]+\.[a-z_.]+", word) and not word.endswith(".py")}
+    assert settings <= KEYS
+    ours = {name for name in re.findall(r"\bWORKERS__(\w+)", text) if name != "SECTION__KEY"}
+    assert {name.lower().replace("__", ".") for name in ours} <= KEYS
+    kafka = {key.replace(".", "_").upper() for key in KEYS if key.startswith("kafka.")} | {"KAFKA_BOOTSTRAP_SERVERS"}
+    assert set(re.findall(r"\bKAFKA_[A-Z_]*[A-Z]\b", text)) <= kafka | ENVIRONMENT_OF_OTHERS
+
+
+def test_the_configuration_shown_is_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secret := tmp_path / "secret").write_text("secret\n")
+    for block in _blocks(README, "toml"):
+        (file := tmp_path / "workers.toml").write_text(re.sub(r'"/run/secrets/[^"]+"', f'"{secret}"', block))
+        load_settings(file, environ={})
+    exports = [line.removeprefix("export ") for line in _shell_lines(README) if line.startswith("export ")]
+    environ = dict(line.replace("/run/secrets/sasl-password", str(secret)).split("=", 1) for line in exports)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workers.toml").unlink()
+    settings = load_settings(environ=environ)
+    assert (settings.application_id, settings.kafka.security_protocol) == ("bars-5s", "SASL_SSL")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_ids(DOCUMENTS))
+def test_every_link_inside_the_project_leads_somewhere(path: Path) -> None:
+    for target in LINK.findall(BLOCK.sub("", path.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in _slugs(file), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_ids(DOCUMENTS))
+def test_every_test_named_exists(path: Path) -> None:
+    named = re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", path.read_text())
+    for file, name in named:
+        assert (ROOT / file).is_file(), f"{path.name} names {file}"
+        assert not name or re.search(rf"def {name}\(", (ROOT / file).read_text()), f"{path.name} names {file}::{name}"
+    if path == README:
+        assert len(named) > 4
+
+
+def _run_python(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("snippet", _blocks(README, "python"))
+def test_the_snippets_run_and_print_what_they_say(snippet: str) -> None:
+    said = re.findall(r"^# (.+)$", snippet, re.MULTILINE)
+    assert _run_python("-c", snippet).splitlines() == said
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=_ids(EXAMPLES))
+def test_the_examples_run(path: Path) -> None:
+    assert _run_python(str(path)).strip()
+
+
+def test_the_example_aggregation_is_what_a_worker_would_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers import Aggregation
+    from workers.aggregates import load_aggregation
+
+    (name,) = set(re.findall(r"window\.aggregation=(\S+:\w+)", README.read_text()))
+    monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
+    assert isinstance(load_aggregation(name), Aggregation)
+
+
+def test_the_architecture_has_a_line_for_every_module() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    package = ROOT / "workers"
+    modules = [path.relative_to(package) for path in package.rglob("*.py") if not path.name.startswith("__")]
+    missing = [str(module) for module in modules if f"`{module}`" not in text and f"`{module.parent}/`" not in text]
+    assert not missing, f"docs/ARCHITECTURE.md says nothing of workers/{', workers/'.join(sorted(missing))}"

@@ -1,0 +1,149 @@
+"""Whole record batches from aiokafka's consumer, instead of a Python object per record.
+
+`install` changes one started consumer, and nothing else in the process: its ``getmany`` then hands out `RawBatch`
+objects. What stays as it is in aiokafka's fetcher: positions, checksums, aborted transactions and control batches left
+out, pausing, errors. ``max_records`` then counts batches. Records in the formats before v2, which no broker since Kafka
+4.0 writes, are handed out one by one, as always.
+
+How: the fetcher's ``_proc_fetch_request`` makes ``PartitionRecords`` over ``MemoryRecords``, both found among its
+module's globals. The consumer's fetcher gets a copy of that function whose globals name other classes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
+from typing import Any, Final
+
+import aiokafka
+from aiokafka import codec
+from aiokafka.consumer import fetcher as aiokafka_fetcher
+from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
+from aiokafka.record.memory_records import MemoryRecords
+
+from workers.errors import WorkersError
+from workers.rawbatch import Payload, RawBatch
+
+__all__ = ["HookError", "install"]
+
+_REPLACED: Final = ("MemoryRecords", "PartitionRecords")
+_LENGTH: Final = struct.Struct(">i")
+_LENGTH_AT, _BEHIND_LENGTH, _COUNT_AT, _RECORDS_AT = 8, 12, 57, 61
+_TIMES: Final = struct.Struct(">qq")
+_TIMES_AT: Final = 27
+_CODEC_MASK: Final = 0x07
+_V2: Final = 2
+
+_CODECS: Final[dict[int, tuple[str, Callable[[], bool], Callable[[Payload], bytes]]]] = {
+    1: ("gzip", codec.has_gzip, codec.gzip_decode),
+    2: ("snappy", codec.has_snappy, codec.snappy_decode),
+    3: ("lz4", codec.has_lz4, codec.lz4_decode),
+    4: ("zstd", codec.has_zstd, codec.zstd_decode),
+}
+
+
+class HookError(WorkersError):
+    """This aiokafka is not built the way that handing out whole batches needs."""
+
+
+def install(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Make a consumer hand out `RawBatch` objects. Between its ``start()`` and its first fetch.
+
+    Raises `HookError` where aiokafka is not as expected, or the consumer was not started or has fetched already.
+    """
+    found = getattr(consumer, "_fetcher", None)
+    if found is None:
+        raise HookError("the consumer was not started; install the hook after start() and before subscribe()")
+    if found._records or found._pending_tasks:
+        raise HookError("the consumer is fetching already; install the hook after start() and before subscribe()")
+    original = type(found)._proc_fetch_request
+    missing = [name for name in _REPLACED if name not in original.__code__.co_names]
+    if missing or "_proc_fetch_request" in vars(found):
+        raise HookError(
+            f"aiokafka {aiokafka.__version__}: Fetcher._proc_fetch_request does not use {', '.join(missing)}, or is "
+            "replaced already; use aiokafka 0.14, or WORKERS_COMPILED=0"
+        )
+    scope = dict(original.__globals__, MemoryRecords=_BatchSlices, PartitionRecords=_BatchRecords)
+    copy = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
+    copy.__kwdefaults__ = original.__kwdefaults__
+    found._proc_fetch_request = MethodType(copy, found)
+
+
+class _BatchSlices:
+    """aiokafka's ``MemoryRecords``, which also says which bytes a batch was read from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._records = MemoryRecords(data)
+        self._data = memoryview(data)
+        self._position = 0
+
+    def size_in_bytes(self) -> int:
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        return bool(self._records.has_next())
+
+    def next_batch(self) -> tuple[Any, memoryview]:
+        """The next batch as aiokafka reads it, and its bytes."""
+        begin = self._position
+        self._position += _BEHIND_LENGTH + _LENGTH.unpack_from(self._data, begin + _LENGTH_AT)[0]
+        return self._records.next_batch(), self._data[begin : self._position]
+
+
+class _BatchRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
+    """aiokafka's ``PartitionRecords`` that goes from batch to batch; the rules are those of its ``_unpack_records``."""
+
+    def _unpack_records(self) -> Iterator[object]:
+        while self._records.has_next():
+            batch, data = self._records.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            if batch.magic < _V2:
+                yield from self._one_by_one(batch)
+                continue
+            wanted_from, self.next_fetch_offset = self.next_fetch_offset, batch.next_offset
+            if self._is_aborted(batch) or batch.is_control_batch or batch.next_offset <= wanted_from:
+                self.next_fetch_offset = max(batch.next_offset, wanted_from)
+                continue
+            raw = _raw_batch(batch, data, wanted_from)
+            if raw.count:
+                yield raw
+
+    def _is_aborted(self, batch: Any) -> bool:
+        if self._isolation_level != aiokafka_fetcher.READ_COMMITTED or batch.producer_id is None:
+            return False
+        self._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and self._contains_abort_marker(batch):
+            self._aborted_producers.discard(batch.producer_id)
+        return bool(batch.is_transactional and batch.producer_id in self._aborted_producers)
+
+    def _one_by_one(self, batch: Any) -> Iterator[object]:
+        for record in batch:
+            if record.offset >= self.next_fetch_offset:
+                self.next_fetch_offset = record.offset + 1
+                yield self._consumer_record(self._tp, record)
+        self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+
+
+def _raw_batch(batch: Any, data: memoryview, wanted_from: int) -> RawBatch:
+    unpack = None
+    compression = batch.attributes & _CODEC_MASK
+    if compression:
+        if compression not in _CODECS:
+            raise UnsupportedCodecError(f"Unknown compression codec {compression:#04x}")
+        name, is_there, unpack = _CODECS[compression]
+        if not is_there():
+            raise UnsupportedCodecError(f"Libraries for {name} compression codec not found")
+    first_timestamp, max_timestamp = _TIMES.unpack_from(data, _TIMES_AT)
+    return RawBatch(
+        batch.base_offset,
+        batch.next_offset,
+        _LENGTH.unpack_from(data, _COUNT_AT)[0],
+        first_timestamp,
+        max_timestamp,
+        1 if batch.timestamp_type == 1 else 0,
+        max(wanted_from, batch.base_offset),
+        data[_RECORDS_AT:],
+        unpack,
+    )

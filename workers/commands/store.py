@@ -1,0 +1,208 @@
+"""``workers store``: keep frames in a database, and look at what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from workers.commands.common import (
+    LOOKING,
+    WORKING,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    SetOption,
+    app,
+    closed_output_is_an_end,
+    load,
+    printable,
+    quiet_clients,
+    run_async,
+    say,
+)
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.settings import Settings
+    from workers.store.base import FrameRow, Store
+
+__all__: list[str] = []
+
+store_app = typer.Typer(rich_markup_mode="rich")
+app.add_typer(store_app, name="store", rich_help_panel=WORKING)
+
+Sqlite = Annotated[
+    Path | None, typer.Option("--sqlite", metavar="FILE", help="Keep frames in this SQLite file; made where missing.")
+]
+Postgres = Annotated[
+    str | None,
+    typer.Option(
+        "--postgres",
+        metavar="DSN",
+        help="Keep frames in this PostgreSQL database; an address with a password goes into WORKERS_STORE_DSN.",
+    ),
+]
+
+
+@store_app.callback(invoke_without_command=True)
+def store(
+    context: typer.Context,
+    sqlite: Sqlite = None,
+    postgres: Postgres = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Frames in one transaction, at most.")
+    ] = None,
+    flush_interval: Annotated[
+        str | None, typer.Option("--flush-interval", metavar="DURATION", help="How long a frame waits for company.")
+    ] = None,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Keep frames in a database: of each window the last one, stored exactly once.
+
+    Without --sqlite, --postgres and store.postgres (or WORKERS_STORE_DSN) it is the file frames.db. Start several for
+    more speed: they share the partitions. A database that is away is waited for; while the queue is full, workers and
+    producers are told to slow down. Kill it at any time: rows and offsets are stored together.
+
+    [bold]Examples[/bold]
+
+      workers store
+
+      workers store --postgres postgresql://ticks@db/market
+
+      WORKERS_STORE_DSN_FILE=/run/secrets/dsn workers store --batch-size 10000
+
+      workers store show --symbol AAPL
+    """
+    if context.invoked_subcommand is not None:
+        given = {
+            "--batch-size": batch_size,
+            "--flush-interval": flush_interval,
+            "--sqlite": sqlite,
+            "--postgres": postgres,
+        }
+        misplaced = [name for name, value in given.items() if value is not None]
+        if misplaced:
+            raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {context.invoked_subcommand}`")
+        return
+    from workers.logs import configure_logging
+    from workers.store import choose_store
+
+    settings = load(
+        config,
+        sets,
+        bootstrap_servers,
+        application_id,
+        store__batch_size=batch_size,
+        store__flush_interval=flush_interval,
+    )
+    chosen = choose_store(settings.store, sqlite=sqlite, postgres=postgres)
+    configure_logging(settings.logging, debug=debug)
+    run_async(
+        lambda stop: _run(settings, chosen, stop), on_stop=lambda: say("workers: finishing; once more to stop at once")
+    )
+
+
+async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:
+    from workers.store import run_store
+
+    await run_store(settings, chosen, stop=stop)
+
+
+@store_app.command(rich_help_panel=LOOKING)
+def show(
+    symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="The latest so many.")] = 20,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Records of the frames topic that are no frames, instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    sqlite: Sqlite = None,
+    postgres: Postgres = None,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    debug: Debug = False,
+) -> None:
+    """Show the latest windows that the database holds, oldest first. Times are UTC.
+
+    [bold]Examples[/bold]
+
+      workers store show --symbol AAPL
+
+      workers store show --symbol AAPL --limit 500 --json | jq .close
+    """
+    from workers.store import choose_store
+
+    quiet_clients()
+    settings = load(config, sets, None, None)
+    chosen = choose_store(settings.store, sqlite=sqlite, postgres=postgres)
+    lines = run_async(lambda stop: _lines(chosen, symbol, limit, rejected=rejected, as_json=as_json))
+    with closed_output_is_an_end():
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+
+
+async def _lines(chosen: Store, symbol: str | None, limit: int, *, rejected: bool, as_json: bool) -> list[str]:
+    try:
+        await chosen.open(read_only=True)
+        if rejected:
+            found = await chosen.rejected(limit=limit)
+            return [json.dumps({**row._asdict(), "key": _text(row.key), "value": _text(row.value)}) for row in found]
+        frames = await chosen.frames(symbol, limit=limit)
+    finally:
+        await chosen.close()
+    return [_json(frame) for frame in frames] if as_json else _table(frames)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def _json(frame: FrameRow) -> str:
+    """The frame with the names of its topic, where it came from, and the fields of a custom aggregation."""
+    row = frame._asdict()
+    items, extra = row.pop("items"), row.pop("extra")
+    renamed = {{"start_ms": "start", "end_ms": "end", "ticks": "count"}.get(name, name): row[name] for name in row}
+    if extra is not None:
+        renamed.update(json.loads(extra))
+    if items is not None:
+        renamed["items"] = json.loads(items)
+    return json.dumps(renamed)
+
+
+_TITLES: Final = ("symbol", "start", "end", "open", "high", "low", "close", "volume", "vwap", "count", "status")
+
+
+def _table(frames: Sequence[FrameRow]) -> list[str]:
+    from workers.times import NS_PER_MS, format_instant
+
+    if not frames:
+        say("workers: nothing is stored of that yet")
+        return []
+    cells = [_TITLES]
+    for row in frames:
+        status = row.status + (f" rev={row.rev}" if row.rev else "") + (" filled" if row.filled else "")
+        start, end = format_instant(row.start_ms * NS_PER_MS), format_instant(row.end_ms * NS_PER_MS)
+        numbers = (row.open, row.high, row.low, row.close, row.volume, row.vwap)
+        shown = ("" if number is None else f"{number:.10g}" for number in numbers)
+        cells.append((printable(row.key), start, end, *shown, str(row.ticks), status))  # type: ignore[arg-type]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_TITLES))]
+    left = {0, 1, 2, len(_TITLES) - 1}
+    return [
+        "  ".join(
+            text.ljust(widths[column]) if column in left else text.rjust(widths[column])
+            for column, text in enumerate(row)
+        ).rstrip()
+        for row in cells
+    ]

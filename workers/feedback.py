@@ -1,0 +1,258 @@
+"""The feedback topic: who is under pressure says so, and who can relieve it listens.
+
+The topic is compacted and keyed by coordinator, so that its few records are the whole present state: a listener reads
+it from the beginning, without a group, and then follows. A publisher repeats its event, because silence means that it
+is gone (`workers.pressure`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from workers.admin import admin_client, describe_topics
+from workers.client import stop_consumer
+from workers.connection import connecting
+from workers.errors import BrokerError, TopicError, WorkersError
+from workers.pressure import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
+from workers.settings import client_options
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
+
+log = structlog.get_logger(__name__)
+
+REPEAT_EVERY_NS: Final = STALE_AFTER_NS // 6
+_POLL_MS: Final = 500
+_TOPIC_CHECK_S: Final = 5.0
+_SEND_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 5.0
+_MAX_BACKOFF_S: Final = 5.0
+
+_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
+
+
+def level_policy(settings: Settings) -> LevelPolicy:
+    """The thresholds of the group's lag that the settings ask for."""
+    pressure = settings.backpressure
+    return LevelPolicy(
+        soft=pressure.soft_lag,
+        hard=pressure.hard_lag,
+        release=pressure.release,
+        min_dwell_ns=pressure.min_dwell,
+        scale_soft=pressure.rate_scale_soft,
+        scale_hard=pressure.rate_scale_hard,
+    )
+
+
+class FeedbackListener:
+    """Follows the feedback topic while it is open, through outages and before the topic exists.
+
+        async with FeedbackListener(settings, ignore_sources={"group"}) as listener:
+            event = listener.strictest()
+
+    ``on_event`` is called with each event read, old ones included; what it raises is logged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        ignore_sources: frozenset[str] | set[str] = frozenset(),
+        stale_after_ns: int = STALE_AFTER_NS,
+        on_event: Callable[[FeedbackEvent], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._topic = settings.topics.feedback
+        self._on_event = on_event
+        self._task: asyncio.Task[None] | None = None
+        self.book = FeedbackBook(stale_after_ns=stale_after_ns, ignore_sources=ignore_sources)
+        self.failure: Exception | None = None
+        """Why the topic can't be read at the moment; None while it is."""
+
+    def strictest(self) -> FeedbackEvent | None:
+        """The strictest event that counts now; None where nobody says anything."""
+        return self.book.strictest(time.time_ns())
+
+    def level(self) -> Level:
+        """The strictest level that counts now."""
+        event = self.strictest()
+        return event.level if event is not None else Level.OK
+
+    async def __aenter__(self) -> FeedbackListener:
+        self._task = asyncio.create_task(self._run(), name="feedback-listener")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=2 * _CLOSE_TIMEOUT_S)
+
+    async def _run(self) -> None:
+        backoff_s = 0.2
+        while True:
+            try:
+                partitions = await self._partitions()
+                if partitions:
+                    backoff_s = 0.2
+                    await self._follow(partitions)
+                else:
+                    self.failure = None
+                    backoff_s = _TOPIC_CHECK_S  # nobody has had anything to say yet
+            except _OUTAGE as error:
+                self._failed(error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+    async def _partitions(self) -> int:
+        async with admin_client(self._settings) as admin:
+            found = (await describe_topics(admin)).get(self._topic)
+        return found.partitions if found is not None and found.ready else 0
+
+    async def _follow(self, partitions: int) -> None:
+        """Read from the beginning, then whatever comes. Returns never; raises where the cluster is gone."""
+        tps = [TopicPartition(self._topic, number) for number in range(partitions)]
+        consumer = AIOKafkaConsumer(
+            **client_options(self._settings),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=_POLL_MS,
+        )
+        try:
+            async with connecting(self._settings):
+                await consumer.start()
+                await consumer._client.add_topic(self._topic)  # without metadata an assignment can stay idle for good
+            consumer.assign(tps)
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await consumer.seek_to_beginning(*tps)
+            self.failure = None
+            while True:
+                for records in (await consumer.getmany(*tps, timeout_ms=_POLL_MS)).values():
+                    for record in records:
+                        self._take(record.key, record.value)
+        finally:
+            with contextlib.suppress(*_OUTAGE):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await stop_consumer(consumer)
+
+    def _take(self, key: bytes | None, value: bytes | None) -> None:
+        bad = self.book.bad
+        event = self.book.take(key, value, time.time_ns())
+        if self.book.bad > bad and bad == 0:
+            log.warning(
+                "a record of the feedback topic is no event; it is ignored, as others will be", topic=self._topic
+            )
+        if event is None or self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("a callback of the feedback listener failed")
+
+    def _failed(self, error: Exception) -> None:
+        if self.failure is None:
+            log.warning(
+                "cannot follow the feedback topic; trying again", topic=self._topic, error=str(error) or repr(error)
+            )
+        self.failure = error
+
+
+class FeedbackPublisher:
+    """Says how one coordinator is doing. ``say`` it as often as you measure: only changes and repeats are sent.
+
+    Raises nothing while it is open: who can't say that there is pressure must still do its work. The last failure is in
+    ``failure``.
+    """
+
+    def __init__(self, settings: Settings, *, coordinator_id: str, source: str) -> None:
+        self._settings = settings
+        self._coordinator_id = coordinator_id
+        self._source = source
+        self._producer: AIOKafkaProducer | None = None
+        self._said: tuple[Level, int] | None = None
+        self.failure: Exception | None = None
+
+    async def __aenter__(self) -> FeedbackPublisher:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def spoken(self) -> bool:
+        """Whether anything was said yet."""
+        return self._said is not None
+
+    async def say(self, level: Level, *, queue_size: int, capacity: int) -> bool:
+        """Publish the level with what it comes from, in records, if it changed or was not said for five seconds.
+
+        Returns whether it was sent.
+        """
+        now_ns = time.monotonic_ns()
+        if self._said is not None and self._said[0] is level and now_ns - self._said[1] < REPEAT_EVERY_NS:
+            return False
+        event = FeedbackEvent(self._coordinator_id, queue_size, max(capacity, 1), level, self._source, time.time_ns())
+        if not await self._send(event.encode()):
+            return False
+        self._said = level, now_ns
+        return True
+
+    async def close(self, *, withdraw: bool = True) -> None:
+        """Stop; with ``withdraw``, tell listeners that this coordinator is gone instead of leaving them to notice."""
+        if withdraw and self._said is not None:
+            await self._send(None)
+        await self._drop()
+
+    async def _send(self, value: bytes | None) -> bool:
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                producer = await self._opened()
+                await producer.send_and_wait(self._settings.topics.feedback, value, self._coordinator_id.encode())
+        except _OUTAGE as error:
+            if self.failure is None:
+                log.warning("cannot publish feedback", topic=self._settings.topics.feedback, error=repr(error))
+            self.failure = error
+            await self._drop()
+            return False
+        self.failure = None
+        return True
+
+    async def _opened(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            async with admin_client(self._settings) as admin:
+                # Looked for first: sending to a topic that is missing can make it, with the broker's defaults.
+                if self._settings.topics.feedback not in await describe_topics(admin):
+                    raise TopicError(f"there is no topic {self._settings.topics.feedback}")
+            producer = AIOKafkaProducer(**client_options(self._settings), acks="all", linger_ms=0)
+            async with connecting(self._settings):
+                await producer.start()
+            self._producer = producer
+        return self._producer
+
+    async def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(*_OUTAGE):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await producer.stop()

@@ -1,0 +1,340 @@
+"""How far the group is behind, again and again: in records, in waiting time, in event time, and in time to drain.
+
+| measure | what it is |
+|---|---|
+| lag | records between the group's committed offsets and the ends of the partitions |
+| waiting | how long the first record that is still to be done has been in the log: now - its Kafka timestamp |
+| event-time lag | event time of the newest tick - event time of the first that is still to be done |
+| drain | what the lag would take at the rate at which the group commits, smoothed over some ten seconds |
+
+All come from the broker alone, so they are right while partitions are paused and while no worker runs. Event-time lag
+is between two ticks of one partition, so it means the same for live data and for a replay of last year's.
+
+A measurement of records is a few requests whatever the number of partitions: one to the group's coordinator, two to
+each broker. The times take reading a record at either end of a partition that lags: at most ``DELAYS_AT_ONCE`` of
+those furthest behind, every ``DELAYS_EVERY_S``. Partitions without lag cost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from workers.client import stop_consumer
+from workers.connection import admin_client, connecting
+from workers.errors import BrokerError, WorkersError
+from workers.group import GroupLag, LagReader, PartitionLag
+from workers.produce import event_time_ns, tick_format
+from workers.settings import client_options
+from workers.times import NS_PER_MS, NS_PER_SECOND
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["LagMonitor", "LagSnapshot", "PartitionDelay", "SmoothedRate"]
+
+log = structlog.get_logger(__name__)
+
+SMOOTHING_NS: Final = 10 * NS_PER_SECOND
+DELAYS_AT_ONCE: Final = 16
+DELAYS_EVERY_S: Final = 5.0
+_DELAYS_TIMEOUT_S: Final = 3.0
+_TAIL_RECORDS: Final = 16  # looked back at from the end: the last offsets may be markers of transactions
+_MEASURE_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 5.0
+_MAX_BACKOFF_S: Final = 5.0
+
+_T = TypeVar("_T")
+_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDelay:
+    """A lagging partition in time. ``event_lag_ns`` is None where the ticks' event times can't be read."""
+
+    partition: int
+    waiting_ns: int
+    event_lag_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LagSnapshot:
+    """One measurement. ``measured_ns`` is the wall clock's; ``delays`` are of the partitions furthest behind."""
+
+    group: GroupLag
+    measured_ns: int
+    committed_per_s: float
+    delays: Mapping[int, PartitionDelay]
+
+    @property
+    def total(self) -> int:
+        """Records not yet committed, over all partitions."""
+        return self.group.total
+
+    @property
+    def waiting_ns(self) -> int | None:
+        """The longest wait of a record; 0 where nothing waits, None where it is not known."""
+        return self._longest(delay.waiting_ns for delay in self.delays.values())
+
+    @property
+    def event_lag_ns(self) -> int | None:
+        """The greatest event-time lag of a partition; 0 where nothing waits, None where it is not known."""
+        return self._longest(delay.event_lag_ns for delay in self.delays.values() if delay.event_lag_ns is not None)
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that the lag would take at the group's rate; infinite where nothing is committed."""
+        if not self.total:
+            return 0.0
+        return self.total / self.committed_per_s if self.committed_per_s > 0 else math.inf
+
+    def _longest(self, found: Iterable[int]) -> int | None:
+        return max(found, default=None) if self.total else 0
+
+
+class SmoothedRate:
+    """A rate out of counts that come in jumps: an exponential mean over time, however irregular the measurements."""
+
+    def __init__(self, smoothing_ns: int = SMOOTHING_NS) -> None:
+        self._smoothing_ns = smoothing_ns
+        self._seen_ns: int | None = None
+        self.per_s = 0.0
+
+    def add(self, count: int, now_ns: int) -> float:
+        """Note ``count`` since the last call; the first call only begins. Returns the rate, a second."""
+        since_ns, self._seen_ns = self._seen_ns, now_ns
+        if since_ns is None or now_ns <= since_ns:
+            return self.per_s
+        passed_ns = now_ns - since_ns
+        weight = -math.expm1(-passed_ns / self._smoothing_ns)
+        self.per_s += weight * (count * NS_PER_SECOND / passed_ns - self.per_s)
+        return self.per_s
+
+
+class LagMonitor:
+    """Measures the lag every ``backpressure.poll_interval`` while it is open, and through outages.
+
+        async with LagMonitor(settings, on_snapshot=show) as monitor:
+            snapshot = await monitor.measured()
+
+    Whatever goes wrong on the way is told to ``on_failure`` and tried again with fresh clients: a measurement that
+    failed leaves ``latest`` as it was, never a lag of 0. Callbacks run between measurements and must be quick; what one
+    raises is logged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_snapshot: Callable[[LagSnapshot], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+        delays: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._on_snapshot = on_snapshot
+        self._on_failure = on_failure
+        self._with_delays = delays
+        self._first_seen_ends: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._rate = SmoothedRate()
+        self._delays: Mapping[int, PartitionDelay] = {}
+        self._delays_read_s = -math.inf
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self.latest: LagSnapshot | None = None
+        self.failure: Exception | None = None
+        """Why the last measurement failed; None after one that worked."""
+
+    async def __aenter__(self) -> LagMonitor:
+        self._task = asyncio.create_task(self._run(), name="lag-monitor")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=2 * _CLOSE_TIMEOUT_S)
+
+    async def measured(self, timeout_s: float = 30.0) -> LagSnapshot:
+        """The next measurement. Raises ``BrokerError``, with the reason, where there is none in time."""
+        before = self.latest
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.latest is None or self.latest is before:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise BrokerError(
+                f"no measurement of the lag of group {self._settings.application_id} for {timeout_s:.0f} s: "
+                f"{self.failure or 'no answer'}"
+            ) from self.failure
+        return self.latest
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        backoff_s = 0.2
+        while True:
+            try:
+                async with self._clients() as (reader, heads):
+                    while True:
+                        await self._measure(reader, heads)
+                        backoff_s = 0.2
+                        await asyncio.sleep(self._settings.backpressure.poll_interval / NS_PER_SECOND)
+            except _OUTAGE as error:
+                self._failed(error)
+            except asyncio.CancelledError:
+                if _cancelled():
+                    raise
+                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+    @contextlib.asynccontextmanager
+    async def _clients(self) -> AsyncIterator[tuple[LagReader, _Ends]]:
+        """Fresh clients; closed within a time limit, because a lost broker can keep one from closing."""
+        stack = contextlib.AsyncExitStack()
+        try:
+            admin = await stack.enter_async_context(admin_client(self._settings))
+            reader = await stack.enter_async_context(
+                LagReader(self._settings, admin, first_seen_ends=self._first_seen_ends)
+            )
+            ends = _Ends(self._settings)
+            stack.push_async_callback(ends.close)
+            yield reader, ends
+        finally:
+            with contextlib.suppress(*_OUTAGE):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await stack.aclose()
+
+    async def _measure(self, reader: LagReader, ends: _Ends) -> None:
+        async with asyncio.timeout(_MEASURE_TIMEOUT_S):
+            group = await reader.read()
+        rate = self._rate.add(self._advanced(group), time.monotonic_ns())
+        await self._read_delays(ends, group)
+        self.latest = LagSnapshot(group, time.time_ns(), rate, self._delays)
+        self.failure = None
+        self._news.set()
+        if self._on_snapshot is not None:
+            _call(self._on_snapshot, self.latest)
+
+    def _advanced(self, group: GroupLag) -> int:
+        """Records committed since the last measurement."""
+        now = {item.partition: item.next_offset for item in group.partitions}
+        advanced = sum(max(offset - self._committed.get(number, offset), 0) for number, offset in now.items())
+        self._committed = now
+        return advanced
+
+    async def _read_delays(self, ends: _Ends, group: GroupLag) -> None:
+        lagging = sorted((item for item in group.partitions if item.lag), key=lambda item: -item.lag)[:DELAYS_AT_ONCE]
+        now_s = time.monotonic()
+        if not lagging or not self._with_delays:
+            self._delays = {}
+        elif now_s - self._delays_read_s >= DELAYS_EVERY_S:
+            self._delays_read_s = now_s
+            self._delays = await ends.delays(lagging)
+        else:
+            numbers = {item.partition for item in group.partitions if item.lag}
+            self._delays = {number: delay for number, delay in self._delays.items() if number in numbers}
+
+    def _failed(self, error: Exception) -> None:
+        if self.failure is None:
+            log.warning("cannot measure the group's lag; trying again", error=str(error) or repr(error))
+        self.failure = error
+        if self._on_failure is not None:
+            _call(self._on_failure, error)
+
+
+class _Ends:
+    """Reads the records at both ends of a lag: the first still to be done, and the newest."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._form = tick_format(settings)
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def close(self) -> None:
+        """Let go of the consumer, if there ever was one."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_consumer(consumer)
+
+    async def delays(self, lagging: list[PartitionLag]) -> dict[int, PartitionDelay]:
+        """How late each partition is; one whose records did not come in time is left out."""
+        consumer = await self._opened([item.partition for item in lagging])
+        now_ns = time.time_ns()
+        first = await self._read(consumer, {item.partition: item.next_offset for item in lagging})
+        tails = {item.partition: max(item.next_offset, item.end - _TAIL_RECORDS) for item in lagging}
+        newest = await self._read(consumer, tails)
+        consumer.pause(*consumer.assignment())
+        return {
+            number: PartitionDelay(
+                number,
+                max(now_ns - records[0].timestamp * NS_PER_MS, 0),
+                self._between(records[0], [*records, *newest.get(number, ())]),
+            )
+            for number, records in first.items()
+        }
+
+    def _between(self, first: ConsumerRecord, others: list[ConsumerRecord]) -> int | None:
+        begin_ns = event_time_ns(first.value or b"", self._form)
+        times = [found for each in others if (found := event_time_ns(each.value or b"", self._form)) is not None]
+        return max(max(times) - begin_ns, 0) if begin_ns is not None and times else None
+
+    async def _opened(self, partitions: list[int]) -> AIOKafkaConsumer:
+        topic = self._settings.topics.ticks
+        if self._consumer is None:
+            self._consumer = AIOKafkaConsumer(
+                **client_options(self._settings),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level=self._settings.kafka.isolation_level,
+                fetch_max_wait_ms=50,
+                max_partition_fetch_bytes=64 * 1024,
+            )
+            async with connecting(self._settings):
+                await self._consumer.start()
+                await self._consumer._client.add_topic(topic)  # without metadata an assignment can stay idle for good
+        self._consumer.assign([TopicPartition(topic, number) for number in partitions])
+        return self._consumer
+
+    async def _read(self, consumer: AIOKafkaConsumer, offsets: dict[int, int]) -> dict[int, list[ConsumerRecord]]:
+        """Some records of each partition from an offset on, as far as they come in time."""
+        topic = self._settings.topics.ticks
+        for number, offset in offsets.items():
+            consumer.seek(TopicPartition(topic, number), offset)
+        left = {TopicPartition(topic, number) for number in offsets}
+        found: dict[int, list[ConsumerRecord]] = {}
+        deadline_s = time.monotonic() + _DELAYS_TIMEOUT_S
+        while left and time.monotonic() < deadline_s:
+            for tp, records in (await consumer.getmany(*left, timeout_ms=200, max_records=_TAIL_RECORDS)).items():
+                if records:
+                    found[tp.partition] = records
+                    left.discard(tp)
+        return found
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _call(callback: Callable[[_T], None], value: _T) -> None:
+    """A user's callback must not end the measuring."""
+    try:
+        callback(value)
+    except Exception:
+        log.exception("a callback of the lag monitor failed")

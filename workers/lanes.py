@@ -1,0 +1,77 @@
+"""Which lane: the compiled one where it can be used, else the reference; what comes out is the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+
+from workers.lane import Input, Lane, LaneSpec
+from workers.rawbatch import RawBatch
+from workers.ticks import Record
+
+__all__ = ["is_available", "make_lane", "records_of", "supports", "takes_batches", "warm_up"]
+
+SWITCH = "WORKERS_COMPILED"
+LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event time fit 64 bits
+
+
+def supports(spec: LaneSpec) -> bool:
+    """Whether the compiled lane computes what the spec asks for: bars, each key with its own clock, no pipeline."""
+    form = spec.tick
+    names = (form.symbol, form.ts, form.price, form.size)
+    durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns)
+    return (
+        spec.payload == "ohlcv"
+        and spec.aggregation == "ohlcv"
+        and spec.scope == "key"
+        and not spec.pipeline
+        and len(set(names)) == len(names)
+        and not spec.pipeline
+        and max(*durations, form.max_future_skew_ns) <= LONGEST_NS
+    )
+
+
+def is_available() -> bool:
+    """Whether compiled code can be used here: numba is installed, and ``WORKERS_COMPILED`` is not 0."""
+    return os.environ.get(SWITCH, "1") != "0" and find_spec("numba") is not None
+
+
+def takes_batches(spec: LaneSpec, compiled: bool | None = None) -> bool:
+    """Whether `make_lane` makes a lane that takes record batches.
+
+    ``compiled`` None: where possible; True: always; False: never. Raises ``ValueError`` where True can't be.
+    """
+    if compiled is None:
+        return is_available() and supports(spec)
+    if compiled and not supports(spec):
+        raise ValueError(
+            'a compiled lane needs payload and aggregation "ohlcv", scope "key", no pipeline and four distinct fields'
+        )
+    if compiled and find_spec("numba") is None:
+        raise ValueError("a compiled lane needs numba (pip install 'tick-workers[fast]')")
+    return compiled
+
+
+def make_lane(spec: LaneSpec, source: Input, compiled: bool | None = None) -> Lane:
+    """A lane for the spec, as `takes_batches` says. A lane that takes batches takes records as well."""
+    if not takes_batches(spec, compiled):
+        return Lane(spec, source)
+    from workers.batch_lane import BatchLane  # what it imports takes memory and half a second
+
+    return BatchLane(spec, source)
+
+
+def warm_up() -> None:
+    """Load compiled code, or compile it (half a minute, once for each version of this package and numba), now."""
+    if is_available():
+        import workers.batch_lane  # noqa: F401
+
+
+def records_of(items: Sequence[Record] | Sequence[RawBatch]) -> Iterator[Record]:
+    """The records of batches, for a lane that takes records; records are passed on."""
+    for item in items:
+        if isinstance(item, RawBatch):
+            yield from item.records()
+        else:
+            yield item

@@ -1,0 +1,109 @@
+"""The group's lag, measured by one of its workers for everybody: exported as metrics, published as feedback.
+
+Who: the owner of partition 0. There is exactly one while the group is stable and none has to be elected; while it
+changes, two may measure for a moment, which harms nobody: both tell the same truth. With no worker at all nobody
+exports or publishes, which is why producers measure themselves and scalers ask the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from workers.feedback import FeedbackPublisher, level_policy
+from workers.lag import LagMonitor, LagSnapshot
+from workers.metrics import Metrics
+from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+
+__all__ = ["GroupReporter"]
+
+log = structlog.get_logger(__name__)
+
+REPORTING_PARTITION: Final = 0
+_CLOSE_TIMEOUT_S: Final = 10.0
+
+
+class GroupReporter:
+    """Reports while this process owns the reporting partition. ``owns`` tells it; nothing it does can fail a worker."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._policy = level_policy(settings)
+        self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def owns(self, partitions: set[int]) -> None:
+        """Note which partitions this process owns now: begin or end reporting."""
+        wanted = REPORTING_PARTITION in partitions and self._settings.backpressure.enabled
+        if wanted and self._task is None:
+            self._task = asyncio.create_task(self._report(), name="group-reporter")
+        elif not wanted and self._task is not None:
+            self._end(self._task)
+
+    async def close(self) -> None:
+        """Stop reporting, within a bounded time."""
+        if self._task is not None:
+            self._end(self._task)
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=_CLOSE_TIMEOUT_S)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        task.cancel()
+
+    async def _report(self) -> None:
+        try:
+            await self._measure_and_tell()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("the group's lag is no longer reported by this worker")
+        finally:
+            self._metrics.forget_lag()
+            self._forget_pressure()
+
+    async def _measure_and_tell(self) -> None:
+        gauge, news = LevelGauge(self._policy), asyncio.Event()
+        publisher = FeedbackPublisher(
+            self._settings, coordinator_id=f"group-{self._settings.application_id}", source=GROUP_SOURCE
+        )
+
+        def failed(_error: Exception) -> None:
+            self._metrics.lag_failures.inc()
+            self._metrics.forget_lag()  # an old number is worse than none
+
+        def measured(snapshot: LagSnapshot) -> None:
+            self._metrics.show_lag(snapshot)
+            before = gauge.level
+            level = gauge.observe(snapshot.total, time.monotonic_ns())
+            self._metrics.show_pressure(GROUP_SOURCE, level, rate_scale(level, self._policy))
+            if level is not before:
+                log.info("backpressure", level=level.label, before=before.label, lag=snapshot.total)
+            news.set()
+
+        async with LagMonitor(self._settings, on_snapshot=measured, on_failure=failed) as monitor:
+            try:
+                while True:
+                    await news.wait()
+                    news.clear()
+                    if monitor.latest is not None and (gauge.level is not Level.OK or publisher.spoken):
+                        # While all is well, and always was, there is nothing to say.
+                        await publisher.say(gauge.level, queue_size=monitor.latest.total, capacity=self._policy.hard)
+            finally:
+                # The next owner of the partition says the same; withdrawing would tear a hole in between.
+                await publisher.close(withdraw=False)
+
+    def _forget_pressure(self) -> None:
+        for metric in (self._metrics.backpressure_state, self._metrics.rate_scale):
+            with contextlib.suppress(KeyError):
+                metric.remove(GROUP_SOURCE)

@@ -1,0 +1,71 @@
+"""A worker's health and gauges, looked up when somebody asks: they cost nothing in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from workers.health import HealthServer
+
+if TYPE_CHECKING:
+    from workers.worker import Worker
+
+__all__ = ["not_alive", "not_ready", "refresh", "serving"]
+
+STUCK_AFTER_S: Final = 60.0  # a lane's batch takes milliseconds, an answer of the client at most its request timeout
+_SHOWN: Final = 5
+
+
+def not_alive(worker: Worker) -> Sequence[str]:
+    """Why the worker should be started again; nothing while it is well."""
+    reasons = []
+    error = worker.failure
+    if error is not None:
+        reasons.append(f"failed: {error}")
+    if worker.turned_s is not None and (silent_s := time.monotonic() - worker.turned_s) > STUCK_AFTER_S:
+        reasons.append(f"the loop has not turned for {silent_s:.0f} s")
+    return reasons
+
+
+def not_ready(worker: Worker) -> Sequence[str]:
+    """What the worker still waits for before it does all its work; a member without partitions is ready."""
+    if not worker.joined:
+        return [f"not in the group {worker.settings.application_id}, or a rebalance is under way"]
+    waiting = [partition for partition in worker.partitions.values() if not partition.serving]
+    reasons = [f"{worker.topic}[{each.number}] is {each.phase.value}" for each in waiting[:_SHOWN]]
+    if len(waiting) > _SHOWN:
+        reasons.append(f"and {len(waiting) - _SHOWN} more")
+    return reasons
+
+
+def refresh(worker: Worker) -> None:
+    """Set the gauges of every partition that the worker owns."""
+    metrics, now_ns = worker.metrics, time.time_ns()
+    for partition in worker.partitions.values():
+        labels = (worker.topic, str(partition.number))
+        metrics.lane_depth.labels(*labels).set(partition.backlog_records)
+        metrics.lane_paused.labels(*labels).set(int(partition.paused))
+        lane = partition.lane
+        if lane is None:
+            continue
+        metrics.keys.labels(*labels).set(lane.key_count)
+        newest_ns = lane.partition_max_ns
+        if newest_ns is not None:
+            metrics.partition_time.labels(*labels).set(newest_ns / 1e9)
+            metrics.watermark_delay.labels(*labels).set((now_ns - newest_ns + worker.lane_spec.lag_ns) / 1e9)
+
+
+@asynccontextmanager
+async def serving(worker: Worker) -> AsyncIterator[HealthServer]:
+    """Metrics and health of a worker over HTTP, where ``metrics.port`` says. Raises ``ConfigError`` as the server."""
+    server = HealthServer(
+        worker.settings.metrics,
+        worker.metrics.registry,
+        alive=lambda: not_alive(worker),
+        ready=lambda: not_ready(worker),
+        refresh=lambda: refresh(worker),
+    )
+    async with server:
+        yield server
