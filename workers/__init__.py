@@ -5,6 +5,8 @@ Importing this package loads neither the Kafka client nor the settings nor the c
 that use them.
 """
 
+from typing import TYPE_CHECKING
+
 from workers.aggregates import Aggregation
 from workers.channel import Channel, PartitionedChannel, Watermark, hash_partition
 from workers.errors import ChannelClosed, WorkersError
@@ -23,7 +25,11 @@ from workers.ticks import Tick
 from workers.watermark import EventTimeClock, WatermarkPolicy
 from workers.windows import Lateness, TumblingWindowSpec
 
+if TYPE_CHECKING:
+    from workers.adaptive import AdaptiveThrottle
+
 __all__ = [
+    "AdaptiveThrottle",
     "Aggregation",
     "Bar",
     "Channel",
@@ -53,3 +59,11 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "AdaptiveThrottle":  # it loads the Kafka client
+        from workers.adaptive import AdaptiveThrottle
+
+        return AdaptiveThrottle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

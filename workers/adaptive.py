@@ -157,8 +157,8 @@ class AdaptiveThrottle:
         """Without ``settings`` they are read as the command reads them (file, environment); what is given here wins.
 
         ``rate`` is in records a second and needed for `acquire`; without it only `scale` is of use. ``kafka`` takes
-        Kafka's own names (``security.protocol``). ``on_change`` is called in the event loop at every change.
-        Raises ``ConfigError`` for impossible settings, ``ValueError`` where rate is not above 0.
+        Kafka's own names (``security.protocol``). ``on_change`` is called in the event loop at every change; what it
+        raises is logged. Raises ``ConfigError`` for impossible settings, ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
         self._policy = policy if policy is not None else level_policy(self._settings)
@@ -270,10 +270,17 @@ class AdaptiveThrottle:
             self._ramp.aim(state.scale, time.monotonic_ns())
             self._changed.set()
             log.info("producer's pace changed", level=level.label, scale=state.scale, reason=reason)
-            if self._on_change is not None:
-                self._on_change(state)
+            self._tell(state)
         if self._metrics is not None:
             self._metrics.show_pressure("producer", level, self.scale())
+
+    def _tell(self, state: ThrottleState) -> None:
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(state)
+        except Exception:  # a producer must not run on unthrottled because its display failed
+            log.exception("a callback of the throttle failed")
 
     def _by_lag(self) -> tuple[Level, str]:
         latest, group = self._monitor.latest, self._settings.application_id

@@ -591,7 +591,7 @@ def _batch_table(batches: list[RawBatch], payloads: Sequence[bytes | bytearray |
 
 
 def _grow(array: Array) -> None:
-    """More rows, in place: a large array is remapped by the allocator, not copied, and only its new rows are cleared."""
+    """More rows, in place: a large array is remapped by the allocator, not copied; only its new rows are cleared."""
     rows = array.shape[0]
     array.resize((rows + min(rows, GROW_AT_MOST), *array.shape[1:]), refcheck=False)
 

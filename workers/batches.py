@@ -29,7 +29,7 @@ __all__ = ["HookError", "install"]
 
 _REPLACED: Final = ("MemoryRecords", "PartitionRecords")
 _LENGTH: Final = struct.Struct(">i")
-_LENGTH_AT, _BEHIND_LENGTH, _COUNT_AT, _RECORDS_AT = 8, 12, 57, 61
+_LENGTH_AT, _BEHIND_LENGTH, _MAGIC_AT, _COUNT_AT, _RECORDS_AT = 8, 12, 16, 57, 61
 _TIMES: Final = struct.Struct(">qq")
 _TIMES_AT: Final = 27
 _CODEC_MASK: Final = 0x07
@@ -94,12 +94,14 @@ class _BatchSlices:
 class _BatchRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
     """aiokafka's ``PartitionRecords`` that goes from batch to batch; the rules are those of its ``_unpack_records``."""
 
+    next_fetch_offset: int
+
     def _unpack_records(self) -> Iterator[object]:
         while self._records.has_next():
             batch, data = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"Invalid CRC - {self._tp}")
-            if batch.magic < _V2:
+            if data[_MAGIC_AT] < _V2:
                 yield from self._one_by_one(batch)
                 continue
             wanted_from, self.next_fetch_offset = self.next_fetch_offset, batch.next_offset

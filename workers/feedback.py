@@ -38,7 +38,7 @@ _POLL_MS: Final = 500
 _TOPIC_CHECK_S: Final = 5.0
 _SEND_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-_MAX_BACKOFF_S: Final = 5.0
+_MAX_BACKOFF_S: Final = 2.0
 
 _OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 

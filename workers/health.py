@@ -42,7 +42,9 @@ Reasons = Callable[[], Sequence[str]]
 
 MAX_REQUEST_BYTES: Final = 8 * 1024
 MAX_CONNECTIONS: Final = 64
+MAX_DISCARDED_BYTES: Final = 256 * 1024
 _REQUEST_TIMEOUT_S: Final = 5.0
+_FULL_TIMEOUT_S: Final = 0.5
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -71,7 +73,7 @@ class HealthServer:
         self._registry = registry
         self._alive, self._ready, self._refresh = alive, ready, refresh
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
         self.port: int | None = None
         """Where it listens; None where ``metrics.port`` is off."""
 
@@ -101,8 +103,10 @@ class HealthServer:
         if self._server is None:
             return
         self._server.close()
-        for writer in self._open:
-            writer.close()
+        for handler in self._handlers:
+            handler.cancel()
+        if self._handlers:
+            await asyncio.wait(self._handlers, timeout=_REQUEST_TIMEOUT_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 await self._server.wait_closed()
@@ -111,21 +115,30 @@ class HealthServer:
         return await asyncio.start_server(self._connected, self._settings.host, port, limit=MAX_REQUEST_BYTES)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        full = len(self._handlers) > MAX_CONNECTIONS
         try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                if len(self._open) > MAX_CONNECTIONS:
+            async with asyncio.timeout(_FULL_TIMEOUT_S if full else _REQUEST_TIMEOUT_S):
+                request = await reader.readuntil(b"\r\n\r\n")  # unread, it would turn the answer into a reset
+                if full:
                     writer.write(_response(HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections\n"))
                 else:
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    writer.write(self._answer(request))
                 await writer.drain()
         except asyncio.LimitOverrunError:
             writer.write(_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"request too large\n"))
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(_FULL_TIMEOUT_S):
+                    await reader.read(MAX_DISCARDED_BYTES)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             pass  # a client that went away, or never said what it wanted
         finally:
-            self._open.discard(writer)
+            self._handlers.discard(handler)
             writer.close()
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await writer.wait_closed()
 
     def _answer(self, request: bytes) -> bytes:
         first, *lines = request.decode("latin-1").split("\r\n")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numba
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
@@ -65,31 +65,30 @@ def cache_folder() -> Path:
 
 _FOLDER: Final = cache_folder()
 
+# numba's annotations know neither the configuration nor ``_nrt``. That switches reference counting of arrays off: code
+# here makes no array and keeps none, and counting at every call of a helper took more than half of the time.
+_config: Any = numba.config
+_njit: Any = numba.njit
+_OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
     """Our folder while one of our functions is compiled; other users of numba in the process keep theirs."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_FOLDER)
+    before = _config.CACHE_DIR
+    _config.CACHE_DIR = str(_FOLDER)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        _config.CACHE_DIR = before
 
 
-def compiled(*signature: object, returns: object) -> Callable[[F], F]:
+def compiled(*signature: object, returns: Any) -> Callable[[F], F]:
     """Compile a function for one signature, now; division by zero gives infinities, and no float rule is relaxed."""
 
     def wrap(function: F) -> F:
         with _own_cache():
-            made: F = numba.njit(
-                returns(*signature) if callable(returns) else None,
-                cache=True,
-                nogil=True,
-                error_model="numpy",
-                boundscheck=False,
-                _nrt=False,
-            )(function)
+            made: F = _njit(returns(*signature), cache=True, **_OPTIONS)(function)
         return made
 
     return wrap
@@ -97,13 +96,11 @@ def compiled(*signature: object, returns: object) -> Callable[[F], F]:
 
 def inlined(function: F) -> F:
     """A helper of compiled functions: compiled with, and into, each of them."""
-    made: F = numba.njit(error_model="numpy", nogil=True, boundscheck=False, no_cpython_wrapper=True, _nrt=False)(
-        function
-    )
+    made: F = _njit(no_cpython_wrapper=True, **_OPTIONS)(function)
     return made
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]  # numba is untyped
+@intrinsic
 def load64(typingctx: Any, array: Any, position: Any) -> Any:
     """Eight bytes of an array at any position as a little-endian unsigned integer. Nothing checks the bounds."""
 
@@ -115,7 +112,7 @@ def load64(typingctx: Any, array: Any, position: Any) -> Any:
     return types.uint64(array, types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@intrinsic
 def store64(typingctx: Any, array: Any, position: Any, value: Any) -> Any:
     """Write an unsigned integer as eight little-endian bytes at any position. Nothing checks the bounds."""
 
@@ -128,7 +125,7 @@ def store64(typingctx: Any, array: Any, position: Any, value: Any) -> Any:
     return types.void(array, types.int64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@intrinsic
 def mulhi(typingctx: Any, left: Any, right: Any) -> Any:
     """The upper 64 bits of the product of two unsigned 64-bit integers."""
 
@@ -140,7 +137,7 @@ def mulhi(typingctx: Any, left: Any, right: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@intrinsic
 def bits_of(typingctx: Any, value: Any) -> Any:
     """The bits of a float64 as an unsigned integer."""
 
@@ -150,7 +147,7 @@ def bits_of(typingctx: Any, value: Any) -> Any:
     return types.uint64(types.float64), codegen
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@intrinsic
 def float_of(typingctx: Any, bits: Any) -> Any:
     """The float64 that has these bits."""
 

@@ -943,7 +943,7 @@ def load_windows(
     idle: Ints,
     unflushed: Ints,
 ) -> int:
-    """Take over stored windows, keys and values (of one length) standing end to end; where it stopped for ``H_NEED``."""
+    """Take over stored windows, keys and values (of one length) end to end; where it stopped for ``H_NEED``."""
     head[H_NEED] = NEED_NOTHING
     size = params[P_SIZE_NS]
     for index in range(begin, end):

@@ -53,7 +53,7 @@ _DELAYS_TIMEOUT_S: Final = 3.0
 _TAIL_RECORDS: Final = 16  # looked back at from the end: the last offsets may be markers of transactions
 _MEASURE_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-_MAX_BACKOFF_S: Final = 5.0
+_MAX_BACKOFF_S: Final = 2.0
 
 _T = TypeVar("_T")
 _OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)

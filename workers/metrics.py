@@ -81,6 +81,7 @@ class Metrics:
             (*by_stage, "what"),
         )
         self.misrouted_keys = self._counter("misrouted_keys", "Keys where murmur2 would not put them", _PARTITION)
+        self.ticks_sent = self._counter("ticks_sent", "Ticks that a producer packed for sending", ())
         self.frames = self._counter("frames", "Frames written", (*_PARTITION, "status", "trigger"))
         self.frames_oversized = self._counter("frames_oversized", "Frames too large for their topic", _PARTITION)
 
@@ -145,7 +146,6 @@ class Metrics:
     def _process(self) -> None:
         self.build_info = self._gauge("build_info", "1; what runs is in the labels", ("version", "python", "aiokafka"))
         self.build_info.labels(_version("tick-workers"), platform.python_version(), _version("aiokafka")).set(1)
-        self.loop_delay = self._gauge("event_loop_delay_seconds", "How late the event loop ran its last timer", ())
         ProcessCollector(registry=self.registry)  # process_cpu_seconds_total, process_resident_memory_bytes, ...
 
     # -- changing several at once -------------------------------------------------------------------------------------

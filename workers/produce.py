@@ -52,6 +52,7 @@ __all__ = [
     "TickSender",
     "event_time_ns",
     "paced",
+    "prepare_topic",
     "produce",
     "tick_format",
 ]
@@ -493,7 +494,7 @@ async def produce(
     Raises ``BrokerError`` where the cluster can't be reached at the start or refuses ticks for good, ``TopicError``
     where the topic can't be made, and what the source raises. An outage on the way is waited out.
     """
-    partitions = await _prepare_topic(settings, topic)
+    partitions = await prepare_topic(settings, topic)
     use_fast_lz4()
     producer = AIOKafkaProducer(**_options(settings, partitions))
     began_ns = time.monotonic_ns()
@@ -513,7 +514,8 @@ async def produce(
     return Produced(topic, partitions, sender.added, sender.delivered, elapsed_ns, not ended)
 
 
-async def _prepare_topic(settings: Settings, topic: str) -> int:
+async def prepare_topic(settings: Settings, topic: str) -> int:
+    """Make the topic if it is missing; its number of partitions. Raises ``BrokerError``, ``TopicError``."""
     chosen = settings.model_copy(update={"topics": settings.topics.model_copy(update={"ticks": topic})})
     async with admin_client(settings) as admin:
         layout = await ensure_topics(admin, chosen, create=settings.topics.create, only=("ticks",))

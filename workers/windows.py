@@ -306,7 +306,7 @@ class WindowEngine(Generic[K, T]):
         self._unflushed.clear()
 
     def finish(self) -> None:
-        """The source has ended: emit every window that has not been, each key's by start. Nothing can be added after."""
+        """The source has ended: emit every window not emitted yet, each key's by start. Nothing can be added after."""
         for state in self._keys.values():
             self._emit_rest(state, "end")
         self._keys.clear()

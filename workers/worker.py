@@ -128,10 +128,10 @@ class OwnedPartition:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def open(self, *, after_s: float = 0.0) -> None:
+    def open(self) -> None:
         """Make producer and lane in a task, then start reading; repeated until it works or the partition is lost."""
         self.phase = Phase.OPENING
-        self._start(self._open_until_done(after_s))
+        self._start(self._open_until_done())
 
     def suspend(self) -> None:
         """A rebalance took the partition away, perhaps only for a moment."""
@@ -186,8 +186,7 @@ class OwnedPartition:
         if sink is not None:
             await sink.close()
 
-    async def _open_until_done(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
+    async def _open_until_done(self) -> None:
         backoff_s = 0.1
         while self.phase is Phase.OPENING:
             if not self._worker.source.owns(self.number):
@@ -391,15 +390,13 @@ class OwnedPartition:
         self._worker.metrics.commit_failures.labels(*labels).inc()
         running = self.phase is Phase.RUNNING
         self.phase = Phase.OPENING if running else Phase.CLOSED
-        self._worker.source.stop_reading(self.number)
-        await self._discard()
+        if running:  # else the number may be another object's by now
+            self._worker.source.stop_reading(self.number)
         if isinstance(error, OversizedError):
-            await self._worker.refresh_limits()
-        if running:
-            # Fenced, this worker was most likely taken for dead: the next heartbeat tells, and opening at once would
-            # only fence the rightful owner in turn.
-            heartbeat_s = self._worker.settings.kafka.heartbeat_interval_ms / 1000
-            self.open(after_s=2 * heartbeat_s if isinstance(error, FencedError) else 0.0)
+            self._worker.limits_changed = True
+        await self._discard()
+        if running and self.phase is Phase.OPENING:
+            self.open()
 
     def _count(self, effects: Effects, oversized: int, seconds: float) -> None:
         metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))

@@ -23,15 +23,16 @@ async def test_a_crash_after_any_step_of_a_commit_does_not_show(arena: Arena, gu
     for step in STEPS[guarantee]:
         # Not its first commit: by then it has restored what the one that died before it left behind.
         worker = arena.start(CRASH_AT_STEP=step, CRASH_ON_COMMIT=PARTITIONS + 2)
-        feeding = asyncio.ensure_future(_feed(arena, feed))
+        enough = asyncio.Event()
+        feeding = asyncio.ensure_future(_feed(arena, feed, enough))
         try:
             limit_s = time.monotonic() + DEATH_LIMIT_S
             while worker.alive:
                 assert time.monotonic() < limit_s, f"no commit reached step {step}\n{worker.log()[-3000:]}"
                 await asyncio.sleep(0.02)
         finally:
-            feeding.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)
+            enough.set()
+            await feeding
         assert worker.process.returncode == -9, worker.log()[-3000:]
     arena.start()
     await arena.until_committed()
@@ -48,6 +49,6 @@ async def test_a_crash_after_any_step_of_a_commit_does_not_show(arena: Arena, gu
         assert findings.repeated, "a crash between results and state must have repeated some, or it proves nothing"
 
 
-async def _feed(arena: Arena, feed: Feed) -> None:
-    while True:
+async def _feed(arena: Arena, feed: Feed, enough: asyncio.Event) -> None:
+    while not enough.is_set():
         await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=2_000, seconds=1.0)

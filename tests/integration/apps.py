@@ -141,11 +141,14 @@ async def committed_through(app: App, limit_s: float = LIMIT_S, process: Process
 
 async def _processed(app: App) -> dict[int, int]:
     from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import GroupCoordinatorNotAvailableError
 
     admin = AIOKafkaAdminClient(bootstrap_servers=app.bootstrap)
     await admin.start()
     try:
         offsets = await admin.list_consumer_group_offsets(app.name)
         return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == app.topics.ticks}
+    except GroupCoordinatorNotAvailableError:
+        return {}  # a fresh broker makes its offsets topic only now
     finally:
         await admin.close()

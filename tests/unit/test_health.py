@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -24,6 +25,8 @@ async def ask(port: int | None, request: str) -> tuple[int, dict[str, str], str]
         writer.write(request.encode())
         answer = (await reader.read()).decode()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
     head, _, body = answer.partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -123,6 +126,8 @@ async def test_a_client_that_says_nothing_holds_up_nobody_and_many_are_turned_aw
         assert (await ask(server.port, get("/healthz")))[0] == 503
         for _, writer in silent:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 async def test_a_port_that_is_taken_is_replaced_by_a_free_one() -> None:

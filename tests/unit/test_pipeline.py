@@ -204,7 +204,7 @@ configs = st.builds(
     size_ns=st.sampled_from([5 * MS, 10 * MS]),
     lag_ns=st.sampled_from([2 * MS, 4 * MS]),
     allowed_lateness_ns=st.sampled_from([0, 3 * MS]),
-    key_ttl_ns=st.sampled_from([25 * MS, 10**15]),
+    key_ttl_ns=st.sampled_from([25 * MS, 10**15]),  # the log's ticks expire, or don't
     watermark_scope=st.sampled_from(["key", "partition"]),
     payload=st.sampled_from(["ohlcv", "both"]),
 )
@@ -388,16 +388,16 @@ def test_the_changelog_is_proportional_to_what_changed_and_is_cleaned_up(setting
         assert len(written) <= 2 * len(setting.pipeline) * 4  # a head and a part per stage for each symbol that moved
         changelog += changes
     assert [each for each in lane.take_changes() if (each.key or b"")[:1] == b"o"] == []
-    entries = entries_of(changelog)
+    if len(setting.pipeline) > 1 or setting.config.key_ttl_ns > 10**12:
+        return  # a later stage need not see the tick that comes now
     again = setting.lane()
-    again.restore(entries, where="test")
-    end = records_of([Step("A", 10**9, 0, 1, 0, None, False)], start=10**6)
-    last = [replace(each, offset=10**6) for each in end]
-    if setting.config.key_ttl_ns < 10**15:  # with everything else expired only the last symbol's state is left
-        again.process(last)
-        entries = entries_of([*changelog, *again.take_changes()])
-        symbols = {key[4 if key[3:4] == b"h" else 12 :] for key in entries if key[:1] == b"o"}
-        assert symbols <= {b"A", b""}
+    again.restore(entries_of(changelog), where="test")
+    much_later = replace(records_of([Step("A", 10**6, 0, 1, 0, None, False)])[0], offset=10**6)
+    again.process([much_later])
+    entries = entries_of([*changelog, *again.take_changes()])
+    symbols = {key[4 if key[3:4] == b"h" else 12 :] for key in entries if key[:1] == b"o"}
+    assert symbols in (set(), {b"A"}, {b""})  # one bucket for the whole partition has no symbol
+    assert len([key for key in entries if key[:1] == b"o"]) <= 2
 
 
 # -- single operators, with a timeline --------------------------------------------------------------------------------

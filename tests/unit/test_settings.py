@@ -23,6 +23,8 @@ from pydantic import ValidationError
 
 from workers import settings as module
 from workers.errors import ConfigError
+from workers.lane import Input, Lane
+from workers.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.settings import (
     METRICS_OFF,
     OPERATORS,
@@ -35,10 +37,12 @@ from workers.settings import (
     consumer_options,
     describe_settings,
     load_settings,
+    operator_reference,
     producer_options,
     reference,
 )
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
+from workers.worker import lane_spec
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SECRET = "correct-horse-battery"
@@ -463,7 +467,108 @@ def test_a_registered_operator_gets_its_options_checked(monkeypatch: pytest.Monk
     monkeypatch.setitem(OPERATORS, "limit", Limit)
     assert load('[[pipeline]]\noperator = "limit"\nrate = 3').pipeline == (Limit(rate=3),)
     assert "entry 1 (limit): rate: " in problem('[[pipeline]]\noperator = "limit"\nrate = "x"')
-    assert "known: limit" in problem('[[pipeline]]\noperator = "other"')
+    assert "known: deduplicate | filter | limit | map | " in problem('[[pipeline]]\noperator = "other"')
+
+
+PIPELINE = """
+[[pipeline]]
+operator = "router"
+rules = [{ symbol = "TEST*", to = "tests" }, { field = "halted", equals = true, to = "window" }]
+[[pipeline]]
+operator = "deduplicate"
+id = "t"
+gaps = true
+[[pipeline]]
+operator = "deduplicate"
+fields = ["exchange", "t"]
+ttl = "1m"
+max_ids = 10
+ledger = false
+[[pipeline]]
+operator = "filter"
+function = "my.package:is_wanted"
+[[pipeline]]
+operator = "map"
+function = "my.package:Class.method"
+[[pipeline]]
+operator = "throttle"
+rate = 3
+burst = 5
+per = "partition"
+[[pipeline]]
+operator = "throttle"
+mode = "conflate"
+interval = "100ms"
+"""
+
+
+def test_every_operator_becomes_what_the_lane_understands() -> None:
+    settings = load(PIPELINE + '[window]\nlag = "3s"')
+    ns = NS_PER_SECOND
+    assert lane_spec(settings).pipeline == (
+        Router((Route("tests", "TEST*"), Route("window", None, "halted", True))),
+        Deduplicate(("t",), 600 * ns, gaps=True),
+        Deduplicate(("exchange", "t"), 60 * ns, max_ids=10, ledger=False),
+        Filter("my.package:is_wanted"),
+        Map("my.package:Class.method"),
+        Throttle(333_333_334, burst=5, per_symbol=False),
+        Conflate(100 * NS_PER_MS, margin_ns=3 * ns),
+    )
+    assert settings.pipeline[0].topics() == {"tests"}
+
+
+def test_the_lane_takes_the_pipeline_of_the_settings() -> None:
+    pipeline = '[[pipeline]]\noperator = "deduplicate"\nid = "t"\n[[pipeline]]\noperator = "router"'
+    assert Lane(lane_spec(load(pipeline)), Input("ticks", 0, 1)).counts.held == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ('operator = "dedupe"', "did you mean deduplicate?; known: deduplicate | filter"),
+        ('operator = "deduplicate"', "entry 1 (deduplicate): expected either id or fields"),
+        ('operator = "deduplicate"\nid = "a"\nfields = ["a"]', "expected either id or fields"),
+        ('operator = "deduplicate"\nfields = []', "fields: "),
+        ('operator = "deduplicate"\nfields = ["a", "b"]\ngaps = true', "gaps needs id"),
+        ('operator = "deduplicate"\nid = "a"\nttl = "0s"', "ttl: "),
+        ('operator = "deduplicate"\nid = "a"\nttl = "1s"', "must be at least lag + allowed_lateness = 2s"),
+        ('operator = "deduplicate"\nid = "a"\nmaxids = 3', "maxids: no option of that name, did you mean max_ids?"),
+        ('operator = "throttle"', "mode drop needs rate"),
+        ('operator = "throttle"\nrate = 0', "rate: "),
+        ('operator = "throttle"\nrate = 1\ninterval = "1s"', "interval means nothing with mode drop"),
+        ('operator = "throttle"\nmode = "conflate"\nrate = 1', "mode conflate needs interval"),
+        ('operator = "throttle"\nmode = "conflate"\ninterval = "1s"\nburst = 2', "burst means nothing"),
+        ('operator = "throttle"\nrate = 1e-9', "burst / rate must be at most 366 days"),
+        ('operator = "router"\nrules = [{ symbol = "A" }]', "rules.0.to: "),
+        ('operator = "router"\nrules = [{ to = "a" }]', "rules.0: expected symbol, or field and equals"),
+        ('operator = "router"\nrules = [{ to = "a", field = "b" }]', "field and equals go together"),
+        ('operator = "router"\nrules = [{ to = "a", sym = "b" }]', "rules.0.sym: no option of that name, did you mean"),
+        ('operator = "router"\nrules = [{ to = "no name", symbol = "b" }]', "rules.0.to: not a name Kafka accepts"),
+        ('operator = "router"\ndefault = "ticks"', "ticks can't be routed to ticks, which has another use"),
+        ('operator = "router"\ndefault = "tick-workers-late"', "has another use"),
+        ('operator = "filter"', "function: "),
+        ('operator = "map"\nfunction = "no_place"', "function: "),
+    ],
+)
+def test_impossible_operators_are_refused(options: str, expected: str) -> None:
+    assert expected in problem(f"[[pipeline]]\n{options}")
+
+
+def test_what_conflation_holds_must_not_be_made_late_by_a_partitions_clock() -> None:
+    pipeline = '[[pipeline]]\noperator = "throttle"\nmode = "conflate"\ninterval = "3s"\n'
+    assert "interval must be at most lag" in problem(pipeline + '[window]\nwatermark_scope = "partition"')
+    settings = load(pipeline + '[window]\nwatermark_scope = "partition"\nlag = "3s"')
+    assert lane_spec(settings).pipeline == (Conflate(3 * NS_PER_SECOND, margin_ns=0),)
+
+
+def test_every_option_of_every_operator_is_documented() -> None:
+    documented = {row.key: row for row in operator_reference()}
+    for name, options in OPERATORS.items():
+        assert {f"pipeline.{name}.{option}" for option in options.model_fields} <= set(documented)
+    for row in documented.values():
+        assert row.allowed, row
+        assert row.description.endswith("."), row
+    assert documented["pipeline.throttle.mode"][1:3] == ("drop | conflate", "drop")
 
 
 def test_operators_are_set_in_files_only() -> None:
@@ -786,12 +891,12 @@ def test_the_shipped_configuration_shows_every_setting_and_no_other() -> None:
     for line in (CONFIG / "workers.toml").read_text(encoding="utf-8").splitlines():
         if header := re.fullmatch(r"\[([\w.]+)\]", line):
             section = f"{header[1]}."
-        elif re.fullmatch(r"# \[\[pipeline\]\]", line):
-            section = ""
-            shown.append("pipeline")
-        elif (setting := re.match(r"(?:# )?([\w.]+) = ", line)) and setting[1] != "operator":
+        elif operator := re.fullmatch(r'# operator = "(\w+)"', line):
+            section = f"pipeline.{operator[1]}."
+        elif setting := re.match(r"(?:# )?([\w.]+) = ", line):
             shown.append(section + setting[1])
-    assert sorted(shown) == sorted(row.key for row in reference())
+    options = [row.key for row in operator_reference() if ".rules." not in row.key]
+    assert sorted([*shown, "pipeline"]) == sorted([*(row.key for row in reference()), *options])
 
 
 def test_what_is_commented_out_in_the_shipped_configuration_can_be_set() -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from workers.settings import Settings
     from workers.tickfiles import TickInput
 
+    MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]
+
 __all__: list[str] = []
 
 _DEFAULT_RATE = 1_000.0
@@ -106,6 +108,14 @@ def produce(
         float | None,
         typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
     ] = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Slow down and stop as the group's lag or the store's queue asks for."),
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", min=0, max=65_535, help="Serve metrics and health there; 0 takes a free port."),
+    ] = None,
     topic: Annotated[str | None, typer.Option(help="Where to; else topics.ticks. Made if it is missing.")] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -129,6 +139,8 @@ def produce(
 
       workers produce --synthetic --symbols 1000 --rate 20000 --disorder 1s --duration 1m
 
+      workers produce --synthetic --rate 50000 --adaptive
+
       workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
     """
     _check_usage(file, synthetic, start, count, duration, rate, speed)
@@ -137,7 +149,7 @@ def produce(
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id, topics__ticks=topic)
     with _opened(file, settings, field_map, format_) as opened:
-        make: Callable[[asyncio.Event], Source]
+        make: MakeSource
         if opened is None:
             market = _market(settings, symbols, seed, disorder, late_fraction, bad_fraction)
             make = _synthetic_source(settings, market, start, rate, speed, count, duration)
@@ -145,7 +157,7 @@ def produce(
             make = _file_source(settings, opened, rate, speed)
         total = count if opened is None else None
         with _progress(opened, total) as update:
-            produced = _send(settings, make, update)
+            produced = _send(settings, make, update, adaptive=adaptive, metrics_port=metrics_port)
         refused = opened.refused.count if opened is not None else 0
     endless = opened is None and count is None and duration is None
     raise typer.Exit(_summary(produced, refused, endless=endless))
@@ -217,7 +229,7 @@ def _synthetic_source(
     speed: float | None,
     count: int | None,
     duration: str | None,
-) -> Callable[[asyncio.Event], Source]:
+) -> MakeSource:
     from workers.market import arrivals, synthetic_ticks
     from workers.produce import GeneratedSource, paced, tick_format
     from workers.times import parse_rfc3339
@@ -234,20 +246,19 @@ def _synthetic_source(
             raise ConfigError(f"--start: {error}") from None
         limit = None  # the rate is that of the event times; data of another time are sent as fast as possible
 
-    def make(stop: asyncio.Event) -> Source:
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
         source = GeneratedSource(synthetic_ticks(market, times), count=count, duration_ns=duration_ns)
-        return paced(source, tick_format(settings), stop, rate=limit, speed=speed or None)
+        return paced(source, tick_format(settings), stop, rate=limit, speed=speed or None, scale=scale)
 
     return make
 
 
-def _file_source(
-    settings: Settings, opened: TickInput, rate: float | None, speed: float | None
-) -> Callable[[asyncio.Event], Source]:
+def _file_source(settings: Settings, opened: TickInput, rate: float | None, speed: float | None) -> MakeSource:
     from workers.produce import FileSource, paced, tick_format
 
-    def make(stop: asyncio.Event) -> Source:
-        return paced(FileSource(opened, stop), tick_format(settings), stop, rate=rate or None, speed=speed or None)
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+        source = FileSource(opened, stop)
+        return paced(source, tick_format(settings), stop, rate=rate or None, speed=speed or None, scale=scale)
 
     return make
 
@@ -261,18 +272,47 @@ def _duration(option: str, text: str) -> int:
         raise ConfigError(f"{option}: {error}") from None
 
 
-def _send(settings: Settings, make: Callable[[asyncio.Event], Source], update: Callable[[int], None]) -> Produced:
+def _send(
+    settings: Settings, make: MakeSource, update: Callable[[int], None], *, adaptive: bool, metrics_port: int | None
+) -> Produced:
+    from contextlib import AsyncExitStack
+
+    from workers.adaptive import AdaptiveThrottle, ThrottleState
+    from workers.health import HealthServer
+    from workers.metrics import Metrics
+    from workers.produce import prepare_topic
     from workers.produce import produce as send
 
+    def show(state: ThrottleState) -> None:
+        say(printable(f"workers: {state.level.label}, {state.scale:.0%} of the full pace: {state.reason}"))
+
     async def main(stop: asyncio.Event) -> Produced:
-        return await send(
-            settings,
-            make(stop),
-            topic=settings.topics.ticks,
-            stop=stop,
-            on_progress=update,
-            on_notice=lambda text: say(f"workers: {text}"),
-        )
+        metrics, counted = Metrics(), 0
+
+        def progress(added: int) -> None:
+            nonlocal counted
+            metrics.ticks_sent.inc(added - counted)
+            counted = added
+            update(added)
+
+        async with AsyncExitStack() as stack:
+            if metrics_port is not None:
+                where = settings.metrics.model_copy(update={"port": metrics_port})
+                server = await stack.enter_async_context(HealthServer(where, metrics.registry))
+                say(f"workers: metrics on {settings.metrics.host}:{server.port}")
+            scale = None
+            if adaptive:
+                await prepare_topic(settings, settings.topics.ticks)
+                throttle = await stack.enter_async_context(AdaptiveThrottle(settings, on_change=show, metrics=metrics))
+                scale = throttle.scale
+            return await send(
+                settings,
+                make(stop, scale),
+                topic=settings.topics.ticks,
+                stop=stop,
+                on_progress=progress,
+                on_notice=lambda text: say(f"workers: {text}"),
+            )
 
     return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
 
