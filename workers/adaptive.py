@@ -157,8 +157,8 @@ class AdaptiveThrottle:
         """Without ``settings`` they are read as the command reads them (file, environment); what is given here wins.
 
         ``rate`` is in records a second and needed for `acquire`; without it only `scale` is of use. ``kafka`` takes
-        Kafka's own names (``security.protocol``). ``on_change`` is called in the event loop at every change; what it
-        raises is logged. Raises ``ConfigError`` for impossible settings, ``ValueError`` where rate is not above 0.
+        Kafka's own names (``security.protocol``). ``on_change`` is called in the event loop at every change, which is
+        logged where it is not given; what it raises is logged too. Raises ``ConfigError`` for impossible settings, ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
         self._policy = policy if policy is not None else level_policy(self._settings)
@@ -269,13 +269,13 @@ class AdaptiveThrottle:
         if changed:
             self._ramp.aim(state.scale, time.monotonic_ns())
             self._changed.set()
-            log.info("producer's pace changed", level=level.label, scale=state.scale, reason=reason)
             self._tell(state)
         if self._metrics is not None:
             self._metrics.show_pressure("producer", level, self.scale())
 
     def _tell(self, state: ThrottleState) -> None:
         if self._on_change is None:
+            log.info("producer's pace changed", level=state.level.label, scale=state.scale, reason=state.reason)
             return
         try:
             self._on_change(state)
@@ -286,8 +286,9 @@ class AdaptiveThrottle:
         latest, group = self._monitor.latest, self._settings.application_id
         if latest is None:
             return Level.OK, "not measured yet"
-        members = f", {latest.group.members} workers" if latest.group.members else ", no worker runs"
-        return self._gauge.level, f"the lag of group {group} is {latest.total:,} records{members}"
+        members = latest.group.members
+        workers = "no worker runs" if not members else f"{members} worker{'s' if members > 1 else ''}"
+        return self._gauge.level, f"the lag of group {group} is {latest.total:,} records, {workers}"
 
     def _by_sight(self) -> tuple[Level, str]:
         blind_after_ns = max(BLIND_AFTER_NS, 3 * self._settings.backpressure.poll_interval)

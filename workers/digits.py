@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from workers.jit import BYTES, bits_of, compiled, inlined, mulhi
+from workers.jit import BYTES, bits_of, compiled, float_of, inlined, mulhi
 
 __all__ = ["FLOAT_BYTES", "put_float", "put_int", "write_floats"]
 
@@ -43,6 +43,7 @@ def _powers_of_ten() -> npt.NDArray[np.uint64]:
 
 
 _POWERS: Final = _powers_of_ten()
+_PAIRS: Final = np.frombuffer(b"".join(b"%02d" % pair for pair in range(100)), np.uint8)
 
 
 @inlined
@@ -88,10 +89,15 @@ def _shortest(bits: np.uint64) -> tuple[np.uint64, int]:
 
 @inlined
 def _put_digits(out: npt.NDArray[np.uint8], position: int, digits: np.uint64, length: int) -> None:
-    for place in range(position + length - 1, position - 1, -1):
-        rest = digits // _10
-        out[place] = np.uint8(digits - rest * _10 + U(48))
+    place = position + length
+    while place - 2 >= position:
+        rest = digits // U(100)
+        pair = np.int64(digits - rest * U(100)) * 2
+        place -= 2
+        out[place], out[place + 1] = _PAIRS[pair], _PAIRS[pair + 1]
         digits = rest
+    if place > position:
+        out[position] = np.uint8(digits + U(48))
 
 
 @inlined
@@ -132,7 +138,15 @@ def put_float(out: npt.NDArray[np.uint8], position: int, value: float) -> int:
     if bits == _0:
         out[position], out[position + 1], out[position + 2] = 48, 46, 48
         return position + 3
-    digits, power = _shortest(bits)
+    digits, power = _0, np.int64(-2)
+    magnitude = float_of(bits)
+    if magnitude < 1e13:
+        # A number of cents? Decimals of at most 15 digits have each a float of their own, so no shorter one can have it.
+        cents = np.int64(magnitude * 100.0 + 0.5)
+        if np.float64(cents) / 100.0 == magnitude:
+            digits = U(cents)
+    if digits == _0:
+        digits, power = _shortest(bits)
     rest = digits // _10
     while rest * _10 == digits:
         digits = rest

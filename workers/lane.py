@@ -185,10 +185,10 @@ class Lane:
                 effects.rejected[decoded.reason] = effects.rejected.get(decoded.reason, 0) + 1
                 effects.dead_letters.append(dead_letter(decoded, self._source.topic, self._source.partition))
             elif self._pipeline is None:
-                self._place(decoded, effects)
+                self.place(decoded, effects)
             else:
                 for tick in self._pipeline.push(decoded, record, effects):
-                    self._place(tick, effects)
+                    self.place(tick, effects)
         effects.records = len(records)
         if self._pipeline is not None:
             self._count_operators(self._pipeline, effects)
@@ -254,7 +254,11 @@ class Lane:
         """Raises `StateMismatchError` where state was made under settings that this lane's contradict."""
         check_fingerprint(meta, self._fingerprint, where=where)
 
-    def _place(self, tick: Tick, effects: Effects) -> None:
+    def place(self, tick: Tick, effects: Effects) -> None:
+        """Hand a tick that passed the pipeline to the windows; `process` calls it for each.
+
+        A subclass may look on: what ``effects`` gained says whether the tick joined or was late.
+        """
         try:
             lateness = self._engine.add(tick.symbol, tick.ts_ns, tick)
         except Exception as error:

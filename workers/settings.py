@@ -979,6 +979,11 @@ def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
     window = settings.window
     if window.size % NS_PER_MS:
         yield _Conflict(("window.size",), "must be a whole number of milliseconds, as frames name windows in them")
+    if window.lag + window.allowed_lateness == 0:
+        yield _Conflict(
+            ("window.lag", "window.allowed_lateness"),
+            "both 0, every tick would be late (a tick is late at watermark - allowed_lateness itself); 1ns is enough",
+        )
     needed = window.size + window.lag + window.allowed_lateness
     if window.key_ttl < needed:
         keys = ("window.key_ttl", "window.size", "window.lag", "window.allowed_lateness")

@@ -8,9 +8,13 @@ import time
 
 import psutil
 import pytest
+from aiokafka.errors import KafkaError
 
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
+from workers.client import repair_client
+from workers.settings import consumer_options, load_settings
+from workers.source import Source
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB
@@ -83,6 +87,53 @@ async def test_a_worker_ends_when_asked_though_the_broker_is_dead(arena: Arena, 
     arena.check()
     findings = await arena.verify()
     assert not findings, str(findings)
+
+
+async def test_a_committed_offset_is_never_taken_for_missing_while_the_coordinator_loads(arena: Arena) -> None:
+    arena.configure()
+    await arena.create_topics()
+    feed = Feed(8, partitions=PARTITIONS)
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=5_000, seconds=1.0)
+    arena.start()
+    await arena.until_committed()
+    await arena.stop_workers()
+    wanted = await arena.committed()
+    assert all(offset > 0 for offset in wanted.values())
+
+    assigned = asyncio.Event()
+
+    async def on_assigned(_: set[int]) -> None:
+        assigned.set()
+
+    async def on_revoked(_: set[int]) -> None:
+        pass
+
+    repair_client()
+    settings = load_settings(overrides=arena.settings, environ={})
+    options = consumer_options(settings)
+    source = Source(arena.topics.ticks, arena.application_id, options, on_revoked=on_revoked, on_assigned=on_assigned)
+    await source.start()
+    answers, refusals = 0, 0
+    try:
+        await asyncio.wait_for(assigned.wait(), 30)
+        await asyncio.to_thread(arena.broker.kill)
+        starting = asyncio.ensure_future(asyncio.to_thread(arena.broker.start))
+        limit_s = time.monotonic() + 60
+        while answers < 50 * PARTITIONS:
+            assert time.monotonic() < limit_s, f"{answers} answers, {refusals} refusals"
+            for partition, offset in wanted.items():
+                try:
+                    found = await asyncio.wait_for(source.committed(partition), 30)
+                except KafkaError:
+                    refusals += 1
+                    await asyncio.sleep(0.001)
+                    continue
+                answers += 1
+                assert found == offset, f"partition {partition}: {found} after {refusals} refusals"
+        await starting
+    finally:
+        await source.stop()
+    assert refusals, "the broker was never away, so nothing was shown"
 
 
 def _cpu_s(pid: int) -> float:

@@ -11,24 +11,21 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import START_MS, Feed, Message, produce
-from tests.oracle import partition_of
 
 LIMIT_BYTES = 20_000
 BIG = "BIG"
 
 
 class _OneGreedySymbol(Feed):
-    """Among the usual ticks, one symbol has far too many in one window of event time."""
+    """Among the usual ticks, one symbol has far too many in two windows of event time."""
 
-    def take(self, count: int, seconds: float) -> list[Message]:
-        messages = super().take(count, seconds)
-        if START_MS + 2_000 < self.now_ms < START_MS + 4_000:
-            value = b'{"symbol":"BIG","ts":%d,"price":1.5,"size":2,"note":"%s"}' % (int(self.now_ms), b"x" * 100)
-            messages += [(partition_of(BIG.encode(), PARTITIONS), BIG.encode(), value)] * 40
-        elif self.now_ms >= START_MS + 4_000:
-            value = b'{"symbol":"BIG","ts":%d,"price":1.5,"size":2}' % int(self.now_ms)
-            messages.append((partition_of(BIG.encode(), PARTITIONS), BIG.encode(), value))
-        return messages
+    def _tick(self, symbol: str) -> Message:
+        since_ms = self.now_ms - START_MS
+        if symbol in self._symbols[:5] and since_ms > 2_000:
+            note = f"{self.made:0100}" if since_ms < 4_000 else ""
+            value = f'{{"symbol":"{BIG}","ts":{int(self.now_ms)},"price":1.5,"size":2,"note":"{note}"}}'
+            return self._message(BIG, value.encode())
+        return super()._tick(symbol)
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
@@ -40,7 +37,7 @@ async def test_a_frame_that_its_topic_refuses_becomes_a_dead_letter(arena: Arena
     await arena.until_running(worker)
     # Only now: the worker believes in the limit it read at its start, so the refusal comes from the broker.
     await _lower_limit(arena)
-    feed = _OneGreedySymbol(3, partitions=PARTITIONS, speed=3.0)
+    feed = _OneGreedySymbol(3, partitions=PARTITIONS, symbols=60, speed=2.0)
     await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=2_000, seconds=4.0)
     await arena.until_committed()
     await arena.stop_workers()

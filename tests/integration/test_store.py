@@ -469,3 +469,17 @@ async def test_a_topic_that_no_longer_fits_the_database_ends_the_store_with_what
         assert said in process.output()
     finally:
         process.kill()
+
+
+async def test_a_store_without_its_database_waits_and_can_be_stopped(app: App, tmp_path: Path) -> None:
+    nowhere = Database(("--postgres", "postgresql://nobody@127.0.0.1:1/nothing"), lambda sql: [])
+    process = store(app, nowhere, tmp_path / "log")
+    try:
+        await wait_until(lambda: "can't be used; waiting" in process.output(), "the absence noticed")
+        await asyncio.sleep(0.5)
+        assert process.exit_code is None
+        process.stop(15)
+    finally:
+        process.kill()
+    assert "Traceback" not in process.output()
+    assert process.output().count("waiting for it") == 1

@@ -266,7 +266,6 @@ async def test_produce_adaptive_stops_while_nobody_works_and_goes_on_when_somebo
             assert await _ticks(app) == 12_000
     finally:
         producer.kill()
-    print(producer.output())
     assert "records, no worker runs" in producer.output()
 
 

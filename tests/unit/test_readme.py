@@ -1,4 +1,4 @@
-"""What the documents say is so: commands parse, settings exist, links lead somewhere, examples run, tests named exist."""
+"""What the documents say is so: commands parse, settings exist, links lead somewhere, examples run, tests exist."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 KEYS = {row.key for row in reference()}
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key} - {"kafka"}
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+OPENINGS = (["workers"], ["python", "-m", "workers"], ["docker", "compose", "run", "--rm", "worker"])
 ENVIRONMENT_OF_OTHERS = {"KAFKA_HOST_PORT"}  # the compose file's own
 
 
@@ -59,9 +60,9 @@ def _commands(path: Path) -> list[list[str]]:
         words = shlex.split(line.partition(" | ")[0], comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
-        for opening in (["workers"], ["python", "-m", "workers"], ["docker", "compose", "run", "--rm", "worker"]):
-            if words[: len(opening)] == opening:
-                found.append(words[len(opening) :])
+        opening = next((each for each in OPENINGS if words[: len(each)] == each), None)
+        if opening is not None:
+            found.append(words[len(opening) :])
     return found
 
 
@@ -101,7 +102,8 @@ def test_the_settings_of_the_readme_are_those_of_the_code() -> None:
 
 
 def test_the_settings_tables_name_every_setting_once_with_its_default() -> None:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| (?:`(.*?)`)? *\|", README.read_text().partition("## Settings")[2], re.MULTILINE)
+    tables = README.read_text().partition("## Settings")[2]
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (?:`(.*?)`)? *\|", tables, re.MULTILINE)
     assert [key for key, _default in rows] == [row.key for row in reference()]
     assert dict(rows)["window.lag"] == "2s"
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "printable",
     "quiet_clients",
+    "quiet_events",
     "report",
     "run_async",
     "say",
@@ -61,6 +63,9 @@ app = typer.Typer(
 WORKING: Final = "Working"
 LOOKING: Final = "Looking"
 SETTING_UP: Final = "Setting up"
+
+
+_SAME_WISH_S: Final = 0.5
 
 
 class ExitCode(IntEnum):
@@ -175,10 +180,16 @@ def run_async(make: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: Callabl
 
     async def main() -> T:
         stop = asyncio.Event()
+        asked_s = 0.0
 
         def on_signal(number: int) -> None:
+            nonlocal asked_s
             if stop.is_set():
-                os._exit(128 + number)
+                # timeout(1) and process managers signal a child and then its group: one wish, told twice.
+                if time.monotonic() - asked_s > _SAME_WISH_S:
+                    os._exit(128 + number)
+                return
+            asked_s = time.monotonic()
             stop.set()
             if on_stop is not None:
                 on_stop()
@@ -209,6 +220,18 @@ def quiet_clients() -> None:
     logger = logging.getLogger("aiokafka")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
+
+
+def quiet_events() -> None:
+    """Keep this package's own log off a command's screen that says what matters itself, errors excepted: what isn't
+    configured goes to standard output, which belongs to data."""
+    import structlog
+
+    level = logging.DEBUG if _debug else logging.ERROR
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from workers.commands.common import (
     load,
     printable,
     quiet_clients,
+    quiet_events,
     run_async,
     say,
 )
@@ -285,6 +286,8 @@ def _send(
 
     def show(state: ThrottleState) -> None:
         say(printable(f"workers: {state.level.label}, {state.scale:.0%} of the full pace: {state.reason}"))
+
+    quiet_events()
 
     async def main(stop: asyncio.Event) -> Produced:
         metrics, counted = Metrics(), 0

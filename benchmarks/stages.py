@@ -1,0 +1,168 @@
+"""What a tick costs in the compiled path, stage by stage, in CPU microseconds. No broker: the batches are built here.
+
+    python -m benchmarks.stages [--ticks 400000] [--runs 5] [--reference]
+
+The load is that of the comparison with other systems: 4 partitions, 1,000 symbols by Zipf, 5 s windows, 1 s of
+disorder, 0.058 frames a tick, lz4, half a MiB a batch. Changes are taken every 100,000 ticks, as by a commit interval of
+100 ms at a million ticks a second. CPU time, not wall: the machine may be shared. Medians of all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import orjson
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import READ_COMMITTED
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from workers import batch_lane
+from workers.batches import _BatchRecords, _BatchSlices
+from workers.lane import Input, LaneSpec
+from workers.lanes import make_lane, records_of
+from workers.partitioning import partition_for
+from workers.rawbatch import RawBatch
+
+PARTITIONS = 4
+SYMBOLS = 1_000
+TICKS_PER_WINDOW = 16_500
+COMMIT_EVERY = 100_000
+BATCH_BYTES = 1 << 19
+LZ4 = 3
+
+Log = list[bytes]
+
+
+def make_logs(ticks: int) -> list[Log]:
+    """The stored batches of each partition, in order."""
+    rng = np.random.default_rng(1)
+    weights = 1 / np.arange(1, SYMBOLS + 1)
+    symbols = rng.choice(SYMBOLS, ticks, p=weights / weights.sum()).tolist()
+    times = 1_700_000_000_000 + np.arange(ticks) * 5_000 // TICKS_PER_WINDOW - rng.integers(0, 1_000, ticks)
+    prices, sizes = np.round(100 + rng.random(ticks) * 50, 2).tolist(), rng.integers(1, 1_000, ticks).tolist()
+    builders: list[DefaultRecordBatchBuilder | None] = [None] * PARTITIONS
+    logs: list[Log] = [[] for _ in range(PARTITIONS)]
+    counts, firsts = [0] * PARTITIONS, [0] * PARTITIONS
+
+    def close(partition: int) -> None:
+        if (builder := builders[partition]) is not None:
+            data = bytearray(builder.build())
+            data[:8] = firsts[partition].to_bytes(8, "big")
+            logs[partition].append(bytes(data))
+        builders[partition] = None
+
+    for symbol_number, ts, price, size in zip(symbols, times.tolist(), prices, sizes, strict=True):
+        symbol = f"SYM{symbol_number:04d}"
+        value = orjson.dumps({"symbol": symbol, "ts": ts, "price": price, "size": size})
+        partition = partition_for(symbol.encode(), PARTITIONS)
+        while True:
+            if builders[partition] is None:
+                builders[partition] = DefaultRecordBatchBuilder(2, LZ4, 0, -1, -1, -1, BATCH_BYTES)
+                firsts[partition] = counts[partition]
+            delta = counts[partition] - firsts[partition]
+            if builders[partition].append(delta, ts + 2_000, symbol.encode(), value, []) is not None:
+                break
+            close(partition)
+        counts[partition] += 1
+    for partition in range(PARTITIONS):
+        close(partition)
+    return logs
+
+
+class Stopwatch:
+    """CPU seconds by stage; a stage that runs inside another is taken off it."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    def timed(self, stage: str, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object) -> object:
+            self._inner.append(0.0)
+            began = time.process_time()
+            result = function(*args)
+            took = time.process_time() - began
+            self.seconds[stage] += took - self._inner.pop()
+            self._inner[-1] += took
+            return result
+
+        return run
+
+
+def run_once(logs: list[Log], compiled: bool, watch: Stopwatch) -> tuple[float, int, int]:
+    """CPU seconds of everything, ticks and frames."""
+    lanes = [make_lane(LaneSpec(), Input("ticks", number, PARTITIONS), compiled) for number in range(PARTITIONS)]
+    positions = [0] * PARTITIONS
+    unpack = watch.timed("unpack, crc", lambda data, position: list(_fetched(data, position)))
+    process: list[Callable[..., object]] = [watch.timed("lane, the rest", lane.process) for lane in lanes]
+    changes: list[Callable[..., object]] = [watch.timed("changes", lane.take_changes) for lane in lanes]
+    ticks = frames = since_commit = 0
+    began = time.process_time()
+    for number in range(max(map(len, logs))):
+        for partition, log in enumerate(logs):
+            if number >= len(log):
+                continue
+            batches = unpack(log[number], positions[partition])
+            assert isinstance(batches, list)
+            if not compiled:
+                batches = list(records_of(batches))
+            effects = process[partition](batches)
+            positions[partition] = lanes[partition].position
+            ticks += effects.records  # type: ignore[attr-defined]
+            since_commit += effects.records  # type: ignore[attr-defined]
+            frames += len(effects.frames)  # type: ignore[attr-defined]
+        if since_commit >= COMMIT_EVERY:
+            since_commit = 0
+            for take in changes:
+                take()
+    return time.process_time() - began, ticks, frames
+
+
+def _fetched(data: bytes, position: int) -> _BatchRecords:
+    where = TopicPartition("ticks", 0)
+    return _BatchRecords(where, _BatchSlices(data), None, position, None, None, True, READ_COMMITTED)
+
+
+def instrument(watch: Stopwatch) -> None:
+    """Time the compiled functions where the lane calls them."""
+    for stage, module, name in (
+        ("decode", batch_lane.co, "decode"),
+        ("kernel", batch_lane.ke, "run"),
+        ("kernel", batch_lane.ke, "settle"),
+        ("emissions", batch_lane.BatchLane, "_take_emissions"),
+        ("decompress", RawBatch, "payload"),
+    ):
+        setattr(module, name, watch.timed(stage, getattr(module, name)))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ticks", type=int, default=400_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--reference", action="store_true", help="measure the reference lane as well")
+    options = parser.parse_args()
+    logs = make_logs(options.ticks)
+    watch = Stopwatch()
+    if options.reference:
+        seconds, ticks, frames = run_once(logs, False, watch)
+        print(f"reference lane: {seconds / ticks * 1e6:.3f} CPU-us per tick, {frames / ticks:.4f} frames per tick")
+    instrument(watch)
+    runs: list[dict[str, float]] = []
+    run_once(logs, True, watch)  # warm
+    for _ in range(options.runs):
+        watch.seconds.clear()
+        seconds, ticks, frames = run_once(logs, True, watch)
+        runs.append({**watch.seconds, "all": seconds})
+    print(f"{ticks} ticks, {frames / ticks:.4f} frames per tick; CPU-us per tick, median of {options.runs} runs")
+    for stage in runs[0]:
+        print(f"{stage:>16}  {median(run[stage] for run in runs) / ticks * 1e6:.4f}")
+
+
+if __name__ == "__main__":
+    main()

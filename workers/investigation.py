@@ -1,0 +1,348 @@
+"""What a lane did with one symbol's records: the lane itself does it again, and is watched.
+
+Nothing is decided here that the lane decides: it takes the records one at a time, and what came of each is written
+down, with the tick that had set the clock that judged it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import orjson
+
+from workers.frames import OutRecord
+from workers.lane import Effects, Input, Lane, LaneSpec
+from workers.ledger import REASON_HEADER
+from workers.partitioning import partition_for
+from workers.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
+from workers.ticks import Record, Tick, tick_decoder
+from workers.times import NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
+
+__all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]
+
+Fate = Literal["joined", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
+
+_MESSAGE_HEADER: Final = "__streams.errors.message"
+
+
+def seconds_text(duration_ns: int) -> str:
+    """A duration as people say it, exact: ``1.3 s``, ``0.000001 s``."""
+    sign, (whole, fraction) = "-" if duration_ns < 0 else "", divmod(abs(duration_ns), 10**9)
+    return f"{sign}{whole}.{fraction:09d}".rstrip("0").rstrip(".") + " s"
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A clock and the tick that set it: that tick's offset and time, and the watermark that follows from it."""
+
+    watermark_ns: int
+    offset: int
+    ts_ns: int
+
+
+@dataclass(slots=True)
+class TickFate:
+    """One record of the symbol and what became of it.
+
+    ``ts_ns``, ``price`` and ``size`` are None where the record does not say (``rejected``). ``clock`` is the one that
+    judged the tick: where it set that clock itself, its own. ``late_by_ns`` is how far it was below the threshold,
+    0 being on it, or, with reason ``expired``, how much more than ``key_ttl`` its window was behind.
+    """
+
+    partition: int
+    offset: int
+    sent_ms: int
+    fate: Fate
+    ts_ns: int | None = None
+    price: float | None = None
+    size: float | None = None
+    reason: str | None = None
+    detail: str = ""
+    late_by_ns: int | None = None
+    clock: Clock | None = None
+    misrouted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFrame:
+    """A non-provisional frame that the lane made: its wire bytes, the record that brought it out, the clock then."""
+
+    rev: int
+    status: str
+    trigger: str
+    value: bytes
+    offset: int
+    clock: Clock | None
+
+
+@dataclass(slots=True)
+class WindowStory:
+    """One window of the symbol in one partition. Beyond the limit ticks are counted, not kept."""
+
+    partition: int
+    start_ns: int
+    end_ns: int
+    ticks: list[TickFate] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  # by fate; of all, kept or not
+    frames: list[MadeFrame] = field(default_factory=list)
+
+
+class _WatchedLane(Lane):
+    """A lane that notes which ticks reached the windows, and which of those were late."""
+
+    def __init__(self, spec: LaneSpec, source: Input) -> None:
+        super().__init__(spec, source)
+        self.placed: list[tuple[Tick, OutRecord | None]] = []
+
+    def place(self, tick: Tick, effects: Effects) -> None:
+        late = len(effects.late)
+        super().place(tick, effects)
+        self.placed.append((tick, effects.late[-1] if len(effects.late) > late else None))
+
+
+class Investigation:
+    """Follows ``symbol`` through one partition, in the windows that start in ``[first_ns, last_ns]``.
+
+    Hand it the partition's records in log order by `take`; everything else is there to be read at any time. It must
+    begin before any tick of these windows; where operators have a memory of their own, at the log's begin.
+    """
+
+    def __init__(
+        self, spec: LaneSpec, source: Input, symbol: str, first_ns: int, last_ns: int, *, tick_limit: int = 1_000
+    ) -> None:
+        self._spec = spec = replace(spec, pipeline=tuple(map(_with_ledger, spec.pipeline)))
+        self._lane = _WatchedLane(spec, source)
+        self._decode = tick_decoder(spec.tick)
+        self._source = source
+        self._symbol, self._key = symbol, symbol.encode()
+        self._home = partition_for(self._key, source.partitions)
+        self._first_ns, self._last_ns = first_ns, last_ns
+        self._limit = tick_limit
+        self._own: Clock | None = None  # the symbol's
+        self._shared: Clock | None = None  # the partition's
+        self._unplaced: dict[int, TickFate] = {}  # held back by an operator, by offset
+        self.windows: dict[int, WindowStory] = {}
+        self.strays: list[TickFate] = []
+        """Rejected records without a readable time, met while the symbol's clock was near the windows."""
+        self.stray_count = 0
+        self.records = 0
+        self.over_ms: int | None = None
+        """Timestamp of the record with which the last of the windows was dropped; None: it still takes ticks."""
+
+    @property
+    def clock(self) -> Clock | None:
+        """The clock that judges the symbol's next tick."""
+        return self._own if self._spec.scope == "key" else self._shared
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Go through the next records of the partition. Raises `CallbackError` as a worker would."""
+        for record in records:
+            self.records += 1
+            effects = self._lane.process((record,))
+            placed, self._lane.placed = self._lane.placed, []
+            if self._concerns(record, effects):
+                if effects.dead_letters:
+                    self._note_rejected(record, effects.dead_letters[0])
+                else:
+                    self._hold(record)
+            for tick, late in placed:
+                self._note_placed(tick, late)
+            for dropped in effects.late:
+                self._note_dropped(dropped)
+            if effects.routed and record.offset in self._unplaced:
+                self._note_routed(record.offset, next(iter(effects.routed)))
+            for frame in effects.frames:
+                if frame.key == self._key:
+                    self._note_frame(frame, record.offset)
+            if self.over_ms is None and self._is_over():
+                self.over_ms = record.timestamp
+
+    def _is_over(self) -> bool:
+        clock = self.clock
+        return clock is not None and clock.watermark_ns >= self._last_ns + self._spec.size_ns + self._spec.lateness_ns
+
+    def _concerns(self, record: Record, effects: Effects) -> bool:
+        """Whether the record is the symbol's, by its key or, where it was rejected for its key, by what it says."""
+        if record.key == self._key:
+            return True
+        return bool(effects.dead_letters) and says_symbol(record.value, self._spec.tick.symbol, self._symbol)
+
+    # -- ticks --------------------------------------------------------------------------------------------------------
+
+    def _note_placed(self, tick: Tick, late: OutRecord | None) -> None:
+        judged_by = self.clock
+        if late is None:
+            self._move_clocks(tick)
+        fate = self._unplaced.pop(tick.offset, None)
+        if fate is None:  # another symbol's, or held back since before this investigation began
+            return
+        fate.ts_ns, fate.price, fate.size = tick.ts_ns, tick.price, tick.size
+        if late is None:
+            fate.fate, fate.detail, fate.clock = "joined", "", self.clock
+        else:
+            self._judge(fate, late, judged_by)
+        self._keep(fate)
+
+    def _move_clocks(self, tick: Tick) -> None:
+        new = Clock(tick.ts_ns - self._spec.lag_ns, tick.offset, tick.ts_ns)
+        if self._shared is None or tick.ts_ns > self._shared.ts_ns:
+            self._shared = new
+        if tick.symbol == self._symbol and (self._own is None or tick.ts_ns > self._own.ts_ns):
+            self._own = new
+
+    def _note_routed(self, offset: int, topic: str) -> None:
+        fate = self._unplaced.pop(offset)
+        fate.fate, fate.detail = "routed", f"routed to the topic {topic}"
+        self._keep(fate)
+
+    def _hold(self, record: Record) -> None:
+        """Note a tick whose fate isn't known: unless it turns up, an operator has it."""
+        decoded = self._decode(record)
+        assert isinstance(decoded, Tick), "the lane took for a tick what its own decoder does not"
+        fate = TickFate(
+            self._source.partition,
+            record.offset,
+            record.timestamp,
+            "held",
+            decoded.ts_ns,
+            decoded.price,
+            decoded.size,
+            detail="an operator holds it back until a later tick releases it",
+            misrouted=self._source.partition != self._home,
+        )
+        self._unplaced[record.offset] = fate
+
+    def _judge(self, fate: TickFate, late: OutRecord, clock: Clock | None) -> None:
+        entry = orjson.loads(late.value or b"")
+        fate.fate, fate.reason, fate.late_by_ns = "late", entry["reason"], entry["late_by_ns"]
+        if fate.reason == "expired":
+            fate.clock = clock = self._shared
+            assert clock is not None, "nothing is behind a partition that has no time"
+            fate.detail = (
+                f"its window began more than key_ttl behind the partition, by {seconds_text(entry['late_by_ns'])}: the "
+                f"partition's time was {_moment(clock.ts_ns)} because of the tick at offset {clock.offset}"
+            )
+            return
+        fate.clock = clock
+        assert clock is not None, "nothing is late before a clock has seen a tick"
+        assert clock.watermark_ns == entry["watermark_ns"], f"{clock} at offset {fate.offset}, the lane says {entry}"
+        by = entry["late_by_ns"]
+        how = f"late by {seconds_text(by)}" if by else "late: it is on the threshold, which counts as late"
+        lateness_ns = self._spec.lateness_ns
+        allowed = f", and allowed lateness is {seconds_text(lateness_ns)}" if lateness_ns else ""
+        whose = "its symbol's" if self._spec.scope == "key" else "the partition's"
+        fate.detail = (
+            f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of the tick at offset "
+            f"{clock.offset} ({_moment(clock.ts_ns)}, lag {seconds_text(self._spec.lag_ns)}){allowed}"
+        )
+
+    def _note_dropped(self, record: OutRecord) -> None:
+        """A tick that an operator took out; it need not be the one that came just now."""
+        entry = orjson.loads(record.value or b"")
+        if "stage" not in entry:
+            return
+        fate = self._unplaced.pop(entry["offset"], None)
+        if fate is None:
+            return
+        fate.fate, fate.reason = entry["reason"], entry["reason"]
+        detail = ", ".join(f"{name} {value}" for name, value in entry["detail"].items())
+        fate.detail = f"dropped by stage {entry['stage']}{f': {detail}' if detail else ''}"
+        self._keep(fate)
+
+    def _note_rejected(self, record: Record, letter: OutRecord) -> None:
+        headers = dict(letter.headers[len(record.headers) :])
+        reason, message = headers[REASON_HEADER].decode(), headers[_MESSAGE_HEADER].decode("utf-8", "backslashreplace")
+        ts_ns = _time_said(record.value, self._spec.tick.ts, self._spec.tick.unit)
+        fate = TickFate(
+            self._source.partition,
+            record.offset,
+            record.timestamp,
+            "rejected",
+            ts_ns,
+            reason=reason,
+            detail=f"rejected as {reason}: {message}",
+            misrouted=self._source.partition != self._home,
+        )
+        if ts_ns is not None:
+            self._keep(fate)
+        elif self._is_near():
+            self.stray_count += 1
+            if len(self.strays) < self._limit:
+                self.strays.append(fate)
+
+    def _is_near(self) -> bool:
+        """Whether the windows were open, or about to be: a record without a time may have been meant for them."""
+        clock, spec = self.clock, self._spec
+        if clock is None:
+            return True
+        return self._first_ns - spec.size_ns <= clock.ts_ns <= self._last_ns + 2 * spec.size_ns + spec.lag_ns
+
+    def _keep(self, fate: TickFate) -> None:
+        assert fate.ts_ns is not None
+        start_ns = fate.ts_ns // self._spec.size_ns * self._spec.size_ns
+        if not self._first_ns <= start_ns <= self._last_ns:
+            return
+        story = self._story(start_ns)
+        story.counts[fate.fate] = story.counts.get(fate.fate, 0) + 1
+        if len(story.ticks) < self._limit:
+            story.ticks.append(fate)
+
+    def still_held(self) -> Iterator[TickFate]:
+        """Ticks of the symbol that operators hold back at the moment."""
+        return iter(self._unplaced.values())
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def _note_frame(self, record: OutRecord, offset: int) -> None:
+        assert record.value is not None
+        frame = orjson.loads(record.value)
+        start_ns = frame["start"] * NS_PER_MS
+        if frame["status"] == "provisional" or not self._first_ns <= start_ns <= self._last_ns:
+            return
+        made = MadeFrame(frame["rev"], frame["status"], frame["trigger"], record.value, offset, self.clock)
+        self._story(start_ns).frames.append(made)
+
+    def _story(self, start_ns: int) -> WindowStory:
+        story = self.windows.get(start_ns)
+        if story is None:
+            story = WindowStory(self._source.partition, start_ns, start_ns + self._spec.size_ns)
+            self.windows[start_ns] = story
+        return story
+
+
+def says_symbol(value: bytes | None, field_name: str, symbol: str) -> bool:
+    """Whether a record's value is a JSON object of this symbol, whatever its key is."""
+    if value is None:
+        return False
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(found, dict) and found.get(field_name) == symbol
+
+
+def _with_ledger(spec: OperatorSpec) -> OperatorSpec:
+    """The operator, writing down what it drops: that decides nothing, and tells which ticks they were."""
+    return replace(spec, ledger=True) if isinstance(spec, Deduplicate | Throttle | Conflate | Filter) else spec
+
+
+def _time_said(value: bytes | None, field_name: str, unit: str) -> int | None:
+    """The event time of a record that is no tick, where it has a plausible one all the same."""
+    try:
+        found = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    ts = found.get(field_name) if isinstance(found, dict) else None
+    if type(ts) is int and abs(ts) < 2**62 // UNIT_NS[unit]:
+        return ts * UNIT_NS[unit]
+    try:
+        return parse_rfc3339(ts) if isinstance(ts, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _moment(time_ns: int) -> str:
+    """An instant inside a sentence: date and time of day, UTC."""
+    return format_instant(time_ns).removesuffix("Z").replace("T", " ")
