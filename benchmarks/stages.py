@@ -3,8 +3,8 @@
     python -m benchmarks.stages [--ticks 400000] [--runs 5] [--reference]
 
 The load is that of the comparison with other systems: 4 partitions, 1,000 symbols by Zipf, 5 s windows, 1 s of
-disorder, 0.058 frames a tick, lz4, half a MiB a batch. Changes are taken every 100,000 ticks, as by a commit interval of
-100 ms at a million ticks a second. CPU time, not wall: the machine may be shared. Medians of all runs.
+disorder, 0.06 frames a tick, lz4, half a MiB a batch. Changes are taken every 100,000 ticks, as by a commit interval
+of 100 ms at a million ticks a second. CPU time, not wall: the machine may be shared. Medians of all runs.
 """
 
 from __future__ import annotations

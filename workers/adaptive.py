@@ -158,7 +158,8 @@ class AdaptiveThrottle:
 
         ``rate`` is in records a second and needed for `acquire`; without it only `scale` is of use. ``kafka`` takes
         Kafka's own names (``security.protocol``). ``on_change`` is called in the event loop at every change, which is
-        logged where it is not given; what it raises is logged too. Raises ``ConfigError`` for impossible settings, ``ValueError`` where rate is not above 0.
+        logged where it is not given; what it raises is logged too. Raises ``ConfigError`` for impossible settings,
+        ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
         self._policy = policy if policy is not None else level_policy(self._settings)

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from workers import columns as co
 from workers import kernel as ke
 from workers import tables as tb
+from workers.digits import FLOAT_BYTES, write_floats
 from workers.errors import BrokerError, StateFormatError
 from workers.frames import OutRecord
 from workers.lane import Effects, Input, Lane, LaneSpec
@@ -33,7 +36,7 @@ from workers.ticks import Record, Rejection, Tick
 from workers.times import MAX_EVENT_TIME_NS
 from workers.windows import Lateness
 
-__all__ = ["BatchLane"]
+__all__ = ["BatchLane", "writes_as_orjson"]
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +46,7 @@ ROUND: Final = 4096
 JOIN_BYTES: Final = 1 << 18  # small batches are decoded together
 FRAMES_AT_ONCE: Final = 1024
 CHANGES_AT_ONCE: Final = 2048
+WINDOWS_AT_ONCE: Final = 20_000  # in a step of restoring
 GROW_AT_MOST: Final = 1 << 16  # rows: arrays grow by remapping, so small steps cost little and large ones stall
 SETTLE_AT_LEAST: Final = 20_000  # windows looked at in one step, so that none holds the process for long
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
@@ -220,19 +224,41 @@ class BatchLane(Lane):
         records.append(write_meta(LaneMeta(self.position, partition_max_ns, self._fingerprint, self.counts)))
         return records
 
+    @property
+    def changes_waiting(self) -> int:
+        """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
+        return int(self._head[tb.H_CHANGES])
+
     def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
         """As `Lane.restore`."""
-        found = _stored_windows(entries)
-        if found is None:
-            meta, _ = self.peek(entries, where=where)  # says what can't be read
-            if meta is not None:
-                self.check(meta, where=where)
-            raise StateFormatError(f"the changelog {where} holds windows of another form than its settings say")
+        steps = self.restore_in_steps(entries, where=where)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                meta: LaneMeta | None = done.value
+                return meta
+
+    def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
+        """`restore`, in steps of some 20 ms, so that an event loop can do other things in between.
+
+        Where it raises the lane must be discarded.
+        """
         meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
+        if meta is not None:
+            self.check(meta, where=where)
+        items = iter(entries.items())
+        while some := list(islice(items, WINDOWS_AT_ONCE)):
+            found = _stored_windows(some)
+            if found is None or (meta is None and found[1].shape[0] > 1):
+                self.peek(entries, where=where)  # says what can't be read
+                raise StateFormatError(f"the changelog {where} holds windows of another form than its settings say")
+            self._load(*found)
+            yield
         if meta is None:
             return None
-        self.check(meta, where=where)
-        self._load(*found)
+        while ke.load_expiry(self._head, self._keys, self._expiry) or self._head[tb.H_NEED] == tb.NEED_EXPIRY:
+            _grow(self._expiry)
         self._head[tb.H_PARTITION_MAX] = meta.partition_max_ns
         self.position = meta.offset
         self.counts = meta.counts
@@ -520,7 +546,7 @@ class BatchLane(Lane):
                 if head[tb.H_WINDOW_ROWS] >= self._windows.shape[0]:
                     _grow(self._windows)
                     _grow(self._sums)
-                if 2 * head[tb.H_WINDOWS] >= self._window_table.shape[0]:
+                if 3 * head[tb.H_WINDOWS] >= 2 * self._window_table.shape[0]:
                     self._window_table = _larger_table(self._window_table)
             case tb.NEED_IDLE:
                 _grow(self._idle)
@@ -570,8 +596,6 @@ class BatchLane(Lane):
                 break
             self._make_room(int(self._head[tb.H_NEED]), None)
         self._free_unused()
-        while ke.load_expiry(self._head, self._keys, self._expiry) or self._head[tb.H_NEED] == tb.NEED_EXPIRY:
-            _grow(self._expiry)
 
 
 def _is_odd(batch: RawBatch) -> bool:
@@ -602,12 +626,10 @@ def _larger_table(table: Array) -> Array:
     return larger
 
 
-def _stored_windows(entries: Mapping[bytes, bytes]) -> tuple[Array, Array, Array] | None:
+def _stored_windows(entries: Sequence[tuple[bytes, bytes]]) -> tuple[Array, Array, Array] | None:
     """Keys end to end, where each begins, and values end to end; None where anything is unlike what is written here."""
-    windows = [(key, value) for key, value in entries.items() if key[:1] == b"w"]
-    if len(windows) + (META_KEY in entries) != len(entries) and any(key[:1] not in _KINDS_OF_KEYS for key in entries):
-        return None
-    if windows and META_KEY not in entries:
+    windows = [entry for entry in entries if entry[0][:1] == b"w"]
+    if len(windows) != len(entries) and any(key[:1] not in _KINDS_OF_KEYS for key, _ in entries):
         return None
     keys = [key for key, _ in windows]
     bounds = np.zeros(len(keys) + 1, np.int64)
@@ -635,3 +657,10 @@ def _is_utf8(keys: Sequence[bytes]) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def writes_as_orjson() -> bool:
+    """Whether compiled code writes floats as the installed orjson does; its format has changed between versions."""
+    values = (1e22, 1e-7, 123456789.125, 0.1 + 0.2, 1e16, 1e15, 0.00001, 5e-324, -0.0, 100.25, 1.5e300, float("inf"))
+    out = np.empty(len(values) * (FLOAT_BYTES + 1) + 2, np.uint8)
+    return out[: write_floats(np.array(values), out)].tobytes() == orjson.dumps(values)

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from workers.commands import config as config
+from workers.commands import dashboard as dashboard
 from workers.commands import demo as demo
+from workers.commands import explain as explain
 from workers.commands import lag as lag
 from workers.commands import produce as produce
 from workers.commands import run as run

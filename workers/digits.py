@@ -141,7 +141,7 @@ def put_float(out: npt.NDArray[np.uint8], position: int, value: float) -> int:
     digits, power = _0, np.int64(-2)
     magnitude = float_of(bits)
     if magnitude < 1e13:
-        # A number of cents? Decimals of at most 15 digits have each a float of their own, so no shorter one can have it.
+        # A number of cents? Decimals of at most 15 digits each have a float of their own: no shorter one can be it.
         cents = np.int64(magnitude * 100.0 + 0.5)
         if np.float64(cents) / 100.0 == magnitude:
             digits = U(cents)

@@ -1,28 +1,170 @@
-"""What happened to a symbol around a time: which ticks joined its window, which did not and why, and what came out."""
+"""What happened to a symbol around a time: which ticks joined its window, which did not and why, and what came out.
+
+The lane does its work again, watched (`workers.investigation`), and what it makes is compared with what was published.
+
+*Where reading begins.* A tick that is more than ``tick.max_future_skew`` ahead of its record's timestamp is rejected,
+so every accepted tick of a window was sent at ``start - max_future_skew`` or later, and the broker finds the first such
+record. What lies before can't change the answer: none of it belongs to the window, and no clock set by it reaches the
+window's start, so it makes no tick of the window late. This holds for replays of old data (all of it is then read) and
+wrong clocks alike; only records without any timestamp, which no current producer writes, escape it. Operators of a
+``[[pipeline]]`` can have a memory of their own: with any, reading begins where the log does.
+
+*Where it ends.* Ticks may come for a window that is over, any time later: they are late, and it is worth saying so. So
+reading goes on for ``read_on_ns`` of the log's own time (its records' timestamps) after the window was over.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import orjson
+
+from workers.admin import admin_client, describe_topics
+from workers.errors import ConfigError, StateMismatchError
+from workers.group import LagReader, PartitionLag
+from workers.investigation import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
+from workers.lane import Input, Lane, LaneSpec
+from workers.logreader import LogReader
+from workers.partitioning import partition_for
+from workers.snapshot import META_KEY, read_state
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, format_instant, parse_rfc3339
+from workers.worker import lane_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from aiokafka.structs import ConsumerRecord
 
     from workers.settings import Settings
 
-__all__ = ["Explanation", "explain"]
+__all__ = [
+    "Difference",
+    "Explanation",
+    "FrameAccount",
+    "Stretch",
+    "WindowAccount",
+    "differences",
+    "explain",
+    "parse_time",
+    "stored_settings_problem",
+]
 
-MINUTE_NS = 60 * 10**9
+MINUTE_NS: Final = 60 * 10**9
+MOST_WINDOWS: Final = 1_000
+_SAID_EVERY_RECORDS: Final = 50_000
+
+Verdict = Literal["matches", "differs", "missing", "not yet", "unexpected", "repeated", "provisional"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field of a frame: what it would be by the recomputation, and what was published; None: not there."""
+
+    field: str
+    expected: object
+    found: object
+
+
+@dataclass(frozen=True, slots=True)
+class FrameAccount:
+    """A frame of the window: ``made`` as recomputed, ``published`` as the frames topic has it, at ``offset``.
+
+    ``verdict``: ``matches``, byte for byte; ``differs``, in the fields given; ``missing``; ``not yet``, since the group
+    has not committed its cause; ``unexpected``, not made by the recomputation; ``repeated``, the same once more;
+    ``provisional``, which is not compared, because it depends on the clock on the wall.
+    """
+
+    verdict: Verdict
+    rev: int
+    status: str
+    trigger: str
+    made: MadeFrame | None = None
+    partition: int | None = None
+    offset: int | None = None
+    published: Mapping[str, object] | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAccount:
+    """A window of the symbol on one input partition, with all that was found of it.
+
+    ``state``: ``empty``, no tick joined; ``open``; ``closed``, may be revised; ``over``, takes no more ticks.
+    """
+
+    story: WindowStory
+    state: Literal["empty", "open", "closed", "over"]
+    frames: tuple[FrameAccount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What was read of an input partition: offsets ``[begin, end)`` of a log that holds ``[log_begin, log_end)``."""
+
+    partition: int
+    begin: int
+    end: int
+    log_begin: int
+    log_end: int
+    committed: int | None
+    records: int
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
+    """What happened to ``symbol`` around ``time_ns``.
+
+    ``windows`` are by start, the home partition's first; ``strays`` are rejected records that don't say their time,
+    met while the windows were open; ``held`` ticks that an operator has not let go; ``clocks`` are where the clocks
+    that judge the symbol's ticks stand at the end of what was read, by partition; ``notes`` what else is worth knowing.
+    """
+
     symbol: str
     time_ns: int
+    topic: str
+    frames_topic: str
+    partition: int
+    partitions: int
+    windows: tuple[WindowAccount, ...]
+    strays: tuple[TickFate, ...]
+    stray_count: int
+    held: tuple[TickFate, ...]
+    clocks: Mapping[int, Clock | None]
+    stretches: tuple[Stretch, ...]
+    notes: tuple[str, ...]
+
+    def at_the_time(self) -> list[TickFate]:
+        """The records whose event time is exactly the time asked for."""
+        found = [tick for window in self.windows for tick in window.story.ticks]
+        return [tick for tick in (*found, *self.held) if tick.ts_ns == self.time_ns]
+
+    @property
+    def matches(self) -> bool:
+        """Whether every frame of the windows is as the recomputation makes it, or not due yet."""
+        wrong = ("differs", "missing", "unexpected")
+        return not any(frame.verdict in wrong for window in self.windows for frame in window.frames)
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON holds it: instants as RFC 3339 text (exact), durations as integers ending in ``_ns``."""
-        raise NotImplementedError  # being written
+        """As JSON can hold it: instants are RFC 3339 text, which is exact; durations integers ending in ``_ns``."""
+        return {
+            "symbol": self.symbol,
+            "time": format_instant(self.time_ns),
+            "topic": self.topic,
+            "frames_topic": self.frames_topic,
+            "partition": self.partition,
+            "partitions": self.partitions,
+            "matches": self.matches,
+            "at_the_time": [_tick_dict(tick) for tick in self.at_the_time()],
+            "windows": [_window_dict(window) for window in self.windows],
+            "strays": [_tick_dict(tick) for tick in self.strays],
+            "stray_count": self.stray_count,
+            "held": [_tick_dict(tick) for tick in self.held],
+            "clocks": {str(partition): _clock_dict(clock) for partition, clock in self.clocks.items()},
+            "read": [{name: getattr(stretch, name) for name in Stretch.__slots__} for stretch in self.stretches],
+            "notes": list(self.notes),
+        }
 
 
 async def explain(
@@ -37,8 +179,365 @@ async def explain(
     tick_limit: int = 1_000,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Explanation:
-    """What became of ``symbol`` in the windows that touch ``[time - around, time + around]``.
+    """What became of ``symbol`` in the windows that touch ``[time - around, time + around]``; times in nanoseconds.
 
-    Raises `WorkersError` (TopicError, BrokerError, ConfigError, DataLossError).
+    ``from_beginning`` reads the logs from begin to end, ``read_on_ns`` or not. ``everywhere`` also looks for the symbol
+    on partitions where it does not belong, which reads as much of each. Of each window ``tick_limit`` ticks are kept,
+    and all are counted. Reads as any consumer outside the group may; nothing is written or committed.
+
+    Raises `ConfigError` for a time out of range or too many windows, `TopicError` where there is no ticks topic,
+    `BrokerError`, `DataLossError` where records are deleted while they are read, `CallbackError` where a function of
+    the pipeline raises.
     """
-    raise NotImplementedError  # being written
+    spec = lane_spec(settings)
+    first_ns, last_ns = _window_starts(spec, time_ns, around_ns)
+    async with AsyncExitStack() as stack:
+        admin = await stack.enter_async_context(admin_client(settings))
+        topics = await describe_topics(admin)
+        lag = await (await stack.enter_async_context(LagReader(settings, admin))).read()
+        ticks = await stack.enter_async_context(LogReader(settings))
+        committed = await stack.enter_async_context(LogReader(settings, isolation_level="read_committed"))
+        count = len(lag.partitions)
+        search = _Search(settings, spec, symbol, first_ns, last_ns, count, ticks, tick_limit, on_progress)
+        home = partition_for(symbol.encode(), count)
+        # Workers go on meanwhile. What was committed is asked first, the frames' end next, the ticks' ends last: then a
+        # frame that should be there is, and one that is there has its ticks among those that are read.
+        frames_topic = topics.get(settings.topics.frames)
+        frames_end = 0
+        if frames_topic is not None:
+            where = partition_for(symbol.encode(), frames_topic.partitions)
+            _, frames_end = await committed.bounds(frames_topic.name, where)
+        await search.follow(lag.partitions[home], read_on_ns, from_beginning=from_beginning)
+        if everywhere:
+            for other in lag.partitions:
+                if other.partition != home and await search.finds(other, from_beginning=from_beginning):
+                    await search.follow(other, read_on_ns, from_beginning=from_beginning)
+        notes = list(search.notes(lag.partitions[home], home))
+        published: list[ConsumerRecord] = []
+        if frames_topic is None:
+            notes.append(f"there is no topic {settings.topics.frames}: nothing was published yet")
+        else:
+            published = await search.published(committed, frames_topic.partitions, frames_end)
+        if settings.topics.changelog in topics:
+            problem = await stored_settings_problem(settings, committed, home, count)
+            notes += [problem] if problem is not None else []
+    return search.conclude(time_ns, home, published, notes)
+
+
+def parse_time(text: str, *, now_ns: int) -> int:
+    """Nanoseconds of a time as people write it: RFC 3339, ``HH:MM:SS`` (today, UTC), or epoch milliseconds.
+
+    Raises ``ValueError`` for anything else.
+    """
+    stripped = text.strip()
+    if stripped.lstrip("-").isdecimal() and stripped.isascii():
+        time_ns = int(stripped) * NS_PER_MS
+    elif len(stripped) >= 8 and stripped[2] == stripped[5] == ":":
+        today = datetime.fromtimestamp(now_ns // 10**9, UTC).date().isoformat()
+        time_ns = parse_rfc3339(f"{today}T{stripped.removesuffix('Z')}Z")
+    else:
+        try:
+            time_ns = parse_rfc3339(stripped)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor HH:MM:SS (today, UTC), nor milliseconds since 1970") from None
+    if abs(time_ns) > MAX_EVENT_TIME_NS:
+        raise ValueError(f"{text[:64]!r} does not fit 64-bit nanoseconds since 1970")
+    return time_ns
+
+
+def differences(expected: bytes, found: bytes) -> list[Difference]:
+    """The fields in which two frames differ, those of the expected one first; equal fields, other bytes: the bytes."""
+    try:
+        one, other = orjson.loads(expected), orjson.loads(found)
+    except orjson.JSONDecodeError:
+        one = other = None
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return [Difference("value", _text(expected), _text(found))]
+    names = [*one, *(name for name in other if name not in one)]
+    differing = [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    return differing or [Difference("value", _text(expected), _text(found))]
+
+
+async def stored_settings_problem(settings: Settings, reader: LogReader, partition: int, partitions: int) -> str | None:
+    """Why a worker with these settings would refuse the stored state; None where it would not, or there is none."""
+    topic = settings.topics.changelog
+    value = await reader.last_value(topic, partition, META_KEY)
+    if value is None:
+        return None
+    where = f"{topic}[{partition}]"
+    meta, _ = read_state({META_KEY: value}, None, where=where)
+    try:
+        if meta is not None:
+            Lane(lane_spec(settings), Input(settings.topics.ticks, partition, partitions)).check(meta, where=where)
+    except StateMismatchError as error:
+        return str(error)
+    return None
+
+
+def _window_starts(spec: LaneSpec, time_ns: int, around_ns: int) -> tuple[int, int]:
+    """Starts of the first and the last window that are asked for."""
+    size_ns = spec.size_ns
+    if abs(time_ns) + around_ns > MAX_EVENT_TIME_NS or around_ns < 0:
+        raise ConfigError(f"the time {time_ns} ns, {around_ns} ns around it, is out of the range of event times")
+    first_ns, last_ns = (time_ns - around_ns) // size_ns * size_ns, (time_ns + around_ns) // size_ns * size_ns
+    number = (last_ns - first_ns) // size_ns + 1
+    if number > MOST_WINDOWS:
+        raise ConfigError(f"{number:,} windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
+    return first_ns, last_ns
+
+
+@dataclass
+class _Search:
+    """The reading of one explanation, partition by partition."""
+
+    settings: Settings
+    spec: LaneSpec
+    symbol: str
+    first_ns: int
+    last_ns: int
+    partitions: int
+    reader: LogReader
+    tick_limit: int
+    on_progress: Callable[[str], None]
+    found: dict[int, Investigation] = field(default_factory=dict)
+    stretches: list[Stretch] = field(default_factory=list)
+    until_ms: int | None = None  # the timestamp up to which the home partition was read; None: to its end
+
+    async def _begin(self, log: PartitionLag, *, from_beginning: bool) -> int:
+        if from_beginning or self.spec.pipeline:
+            return log.begin
+        earliest_ms = (self.first_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
+        return await self.reader.offset_at(self.settings.topics.ticks, log.partition, earliest_ms)
+
+    async def follow(self, log: PartitionLag, read_on_ns: int, *, from_beginning: bool) -> None:
+        """Investigate one partition."""
+        topic = self.settings.topics.ticks
+        begin = await self._begin(log, from_beginning=from_beginning)
+        source = Input(topic, log.partition, self.partitions)
+        looked = Investigation(self.spec, source, self.symbol, self.first_ns, self.last_ns, tick_limit=self.tick_limit)
+        _, log_end = await self.reader.bounds(topic, log.partition)
+        end, said = log_end, 0
+        async with aclosing(self.reader.read(topic, log.partition, begin, log_end)) as chunks:
+            async for chunk in chunks:
+                looked.take(chunk)
+                last = chunk[-1]
+                if looked.records - said >= _SAID_EVERY_RECORDS:
+                    said = looked.records
+                    self.on_progress(f"{topic}[{log.partition}]: at offset {last.offset:,} of {log_end:,}")
+                over_ms = looked.over_ms
+                if over_ms is not None and not from_beginning and last.timestamp > over_ms + read_on_ns // NS_PER_MS:
+                    end = last.offset + 1
+                    self.until_ms = max(self.until_ms or 0, last.timestamp)
+                    break
+        self.found[log.partition] = looked
+        self.stretches.append(Stretch(log.partition, begin, end, log.begin, log_end, log.committed, looked.records))
+
+    async def finds(self, log: PartitionLag, *, from_beginning: bool) -> bool:
+        """Whether a partition, where the symbol does not belong, holds a record of it."""
+        topic, key, quoted = self.settings.topics.ticks, self.symbol.encode(), orjson.dumps(self.symbol)
+        begin, end = await self._begin(log, from_beginning=from_beginning), log.end
+        if self.until_ms is not None:
+            end = await self.reader.offset_at(topic, log.partition, self.until_ms + 1)
+        records = 0
+        async with aclosing(self.reader.read(topic, log.partition, begin, end)) as chunks:
+            async for chunk in chunks:
+                records += len(chunk)
+                for record in chunk:
+                    if record.key == key or (
+                        record.value is not None
+                        and quoted in record.value
+                        and says_symbol(record.value, self.spec.tick.symbol, self.symbol)
+                    ):
+                        return True
+        self.stretches.append(Stretch(log.partition, begin, end, log.begin, log.end, log.committed, records))
+        return False
+
+    async def published(self, reader: LogReader, partitions: int, end: int) -> list[ConsumerRecord]:
+        """The symbol's frames of these windows, as the frames topic holds them before offset ``end``."""
+        topic, key = self.settings.topics.frames, self.symbol.encode()
+        partition = partition_for(key, partitions)
+        # A frame's timestamp is its window's end; where the broker stamps it, the tick that closed the window may have
+        # been ahead of the clock, by so much at most.
+        earliest_ms = (self.first_ns + self.spec.size_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
+        begin = await reader.offset_at(topic, partition, earliest_ms)
+        found: list[ConsumerRecord] = []
+        async for chunk in reader.read(topic, partition, begin, end):
+            own = (record for record in chunk if record.key == key)
+            found += (record for record in own if self.first_ns <= _start_ns(record.value) <= self.last_ns)
+        return found
+
+    def notes(self, log: PartitionLag, home: int) -> Iterable[str]:
+        """What a reader of the answer should know."""
+        topic = self.settings.topics.ticks
+        for stretch in self.stretches:
+            if stretch.partition in self.found and stretch.begin == stretch.log_begin > 0:
+                yield (
+                    f"{topic}[{stretch.partition}] begins at offset {stretch.log_begin}: what came before was deleted, "
+                    "and can't be explained"
+                )
+        if len(self.found) > 1:
+            wrong = ", ".join(str(number) for number in sorted(self.found) if number != home)
+            yield (
+                f"records of the symbol are on partition {wrong}, where Kafka's murmur2 does not put them: their "
+                "producer uses another partitioner (librdkafka: set partitioner=murmur2_random)"
+            )
+        if log.committed is None:
+            yield f"the group {self.settings.application_id} has committed nothing of {topic}[{home}] yet"
+
+    def conclude(
+        self, time_ns: int, home: int, published: Sequence[ConsumerRecord], notes: Sequence[str]
+    ) -> Explanation:
+        """Put together what was found."""
+        committed = {stretch.partition: stretch.committed or 0 for stretch in self.stretches}
+        order = [home, *(number for number in sorted(self.found) if number != home)]
+        windows: list[WindowAccount] = []
+        for start_ns in range(self.first_ns, self.last_ns + 1, self.spec.size_ns):
+            stories = [self.found[n].windows[start_ns] for n in order if start_ns in self.found[n].windows]
+            if not stories:
+                stories = [WindowStory(home, start_ns, start_ns + self.spec.size_ns)]
+            frames = _match(stories, [each for each in published if _start_ns(each.value) == start_ns], committed)
+            windows += [
+                WindowAccount(story, self._state(story), tuple(account))
+                for story, account in zip(stories, frames, strict=True)
+            ]
+        return Explanation(
+            self.symbol,
+            time_ns,
+            self.settings.topics.ticks,
+            self.settings.topics.frames,
+            home,
+            self.partitions,
+            tuple(windows),
+            tuple(tick for number in order for tick in self.found[number].strays),
+            sum(looked.stray_count for looked in self.found.values()),
+            tuple(tick for number in order for tick in self.found[number].still_held()),
+            {number: self.found[number].clock for number in order},
+            tuple(self.stretches),
+            tuple(notes),
+        )
+
+    def _state(self, story: WindowStory) -> Literal["empty", "open", "closed", "over"]:
+        looked = self.found.get(story.partition)
+        clock = looked.clock if looked is not None else None
+        if clock is not None and clock.watermark_ns >= story.end_ns + self.spec.lateness_ns:
+            return "over"
+        if not story.counts.get("joined"):
+            return "empty"
+        return "closed" if clock is not None and clock.watermark_ns >= story.end_ns else "open"
+
+
+def _match(
+    stories: Sequence[WindowStory], published: Sequence[ConsumerRecord], committed: Mapping[int, int]
+) -> list[list[FrameAccount]]:
+    """The frames of each story beside those published; what belongs to none is put with the first."""
+    accounts: list[list[FrameAccount]] = [[] for _ in stories]
+    left = list(published)
+    unmatched: list[tuple[int, MadeFrame]] = []
+    for index, story in enumerate(stories):
+        for made in story.frames:
+            same = [record for record in left if record.value == made.value]
+            for number, record in enumerate(same):
+                accounts[index].append(_account("repeated" if number else "matches", record, made))
+                left.remove(record)
+            if not same:
+                unmatched.append((index, made))
+    for index, made in unmatched:
+        rival = next((each for each in left if _name(each.value) == (made.rev, made.status)), None)
+        if rival is not None:
+            left.remove(rival)
+            accounts[index].append(_account("differs", rival, made))
+        else:
+            due = made.offset < committed.get(stories[index].partition, 0)
+            verdict: Verdict = "missing" if due else "not yet"
+            accounts[index].append(FrameAccount(verdict, made.rev, made.status, made.trigger, made))
+    for record in left:
+        provisional = _name(record.value)[1] == "provisional"
+        accounts[0].append(_account("provisional" if provisional else "unexpected", record, None))
+    for account in accounts:
+        account.sort(key=lambda frame: (frame.rev, frame.verdict != "provisional", frame.offset or 0))
+    return accounts
+
+
+def _account(verdict: Verdict, record: ConsumerRecord, made: MadeFrame | None) -> FrameAccount:
+    frame = _frame(record.value)
+    rev, status = _name(record.value)
+    differing = tuple(differences(made.value, record.value)) if made is not None and verdict == "differs" else ()
+    trigger = str(frame.get("trigger"))
+    return FrameAccount(verdict, rev, status, trigger, made, record.partition, record.offset, frame, differing)
+
+
+def _frame(value: bytes | None) -> Mapping[str, Any]:
+    try:
+        found = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name(value: bytes | None) -> tuple[int, str]:
+    frame = _frame(value)
+    rev = frame.get("rev")
+    return rev if isinstance(rev, int) else -1, str(frame.get("status"))
+
+
+def _start_ns(value: bytes | None) -> int:
+    """The start of a frame's window; for what is no frame, a time that no window has."""
+    start_ms = _frame(value).get("start")
+    return start_ms * NS_PER_MS if isinstance(start_ms, int) else -(2**63)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _clock_dict(clock: Clock | None) -> dict[str, object] | None:
+    if clock is None:
+        return None
+    return {"watermark": format_instant(clock.watermark_ns), "set_by": clock.offset, "ts": format_instant(clock.ts_ns)}
+
+
+def _tick_dict(tick: TickFate) -> dict[str, object]:
+    return {
+        "partition": tick.partition,
+        "offset": tick.offset,
+        "sent_ms": tick.sent_ms,
+        "fate": tick.fate,
+        "ts": None if tick.ts_ns is None else format_instant(tick.ts_ns),
+        "price": tick.price,
+        "size": tick.size,
+        "reason": tick.reason,
+        "detail": tick.detail,
+        "late_by_ns": tick.late_by_ns,
+        "clock": _clock_dict(tick.clock),
+        "misrouted": tick.misrouted,
+    }
+
+
+def _window_dict(window: WindowAccount) -> dict[str, object]:
+    story = window.story
+    return {
+        "partition": story.partition,
+        "start": format_instant(story.start_ns),
+        "end": format_instant(story.end_ns),
+        "state": window.state,
+        "counts": dict(story.counts),
+        "ticks": [_tick_dict(tick) for tick in story.ticks],
+        "frames": [_frame_dict(frame) for frame in window.frames],
+    }
+
+
+def _frame_dict(frame: FrameAccount) -> dict[str, object]:
+    made = frame.made
+    return {
+        "verdict": frame.verdict,
+        "rev": frame.rev,
+        "status": frame.status,
+        "trigger": frame.trigger,
+        "partition": frame.partition,
+        "offset": frame.offset,
+        "published": frame.published,
+        "made_by": None if made is None else made.offset,
+        "clock": None if made is None else _clock_dict(made.clock),
+        "recomputed": None if made is None else orjson.loads(made.value),
+        "differences": [{"field": d.field, "expected": d.expected, "found": d.found} for d in frame.differences],
+    }

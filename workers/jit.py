@@ -51,16 +51,19 @@ def cache_folder() -> Path:
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in COMPILED_SOURCES)).hexdigest()[:12]
     caches = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(caches) if Path(caches).is_absolute() else Path.home() / ".cache"
-    folder = root / "tick-workers" / f"numba-{numba.__version__}-{digest}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="tick-workers-numba-"))
-    return folder
+    own = Path(tempfile.gettempdir()) / f"tick-workers-{os.getuid()}"
+    for root in (Path(caches) if Path(caches).is_absolute() else Path.home() / ".cache", own):
+        folder = root / "tick-workers" / f"numba-{numba.__version__}-{digest}"
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if root == own and (own.is_symlink() or own.stat().st_uid != os.getuid() or own.stat().st_mode & 0o077):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except (OSError, RuntimeError):  # not writable, or no home
+            continue
+    return Path(tempfile.mkdtemp(prefix="tick-workers-"))
 
 
 _FOLDER: Final = cache_folder()

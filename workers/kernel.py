@@ -562,7 +562,7 @@ def run(
             row = _find(key, start, params, keys, windows, table)
         if row == NONE:
             if (head[H_WINDOW_FREE] == NONE and head[H_WINDOW_ROWS] >= windows.shape[0]) or (
-                2 * head[H_WINDOWS] >= table.shape[0]
+                3 * head[H_WINDOWS] >= 2 * table.shape[0]
             ):
                 head[H_NEED] = NEED_WINDOWS
                 return index
@@ -948,7 +948,7 @@ def load_windows(
     size = params[P_SIZE_NS]
     for index in range(begin, end):
         if (head[H_WINDOW_FREE] == NONE and head[H_WINDOW_ROWS] >= windows.shape[0]) or (
-            2 * head[H_WINDOWS] >= table.shape[0]
+            3 * head[H_WINDOWS] >= 2 * table.shape[0]
         ):
             head[H_NEED] = NEED_WINDOWS
             return index

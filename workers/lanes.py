@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 
 from workers.lane import Input, Lane, LaneSpec
 from workers.rawbatch import RawBatch
 from workers.ticks import Record
 
-__all__ = ["is_available", "make_lane", "records_of", "supports", "takes_batches", "warm_up"]
+__all__ = ["is_available", "make_lane", "records_of", "supports", "takes_batches"]
 
 SWITCH = "WORKERS_COMPILED"
 LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event time fit 64 bits
@@ -33,8 +35,39 @@ def supports(spec: LaneSpec) -> bool:
 
 
 def is_available() -> bool:
-    """Whether compiled code can be used here: numba is installed, and ``WORKERS_COMPILED`` is not 0."""
-    return os.environ.get(SWITCH, "1") != "0" and find_spec("numba") is not None
+    """Whether compiled code can be used here: numba is there and works, and ``WORKERS_COMPILED`` is not 0.
+
+    The first call loads the compiled code, or compiles it: half a minute, once for each version of the sources and of
+    numba. Warns where numba is installed but can't be used.
+    """
+    return os.environ.get(SWITCH, "1") != "0" and _is_usable()
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it was taken out of sys.modules
+        return False
+
+
+@cache
+def _is_usable() -> bool:
+    if not all(map(_is_installed, ("numba", "numpy"))):
+        return False
+    try:
+        from workers.batch_lane import writes_as_orjson
+    except Exception as error:  # whatever a broken or unknown numba raises, the reference lane still works
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        if writes_as_orjson():
+            return True
+        problem = "the installed orjson writes floats differently"
+    warnings.warn(
+        f"compiled lanes can't be used ({problem}); the same is computed by plain Python, some 40 times slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return False
 
 
 def takes_batches(spec: LaneSpec, compiled: bool | None = None) -> bool:
@@ -48,7 +81,7 @@ def takes_batches(spec: LaneSpec, compiled: bool | None = None) -> bool:
         raise ValueError(
             'a compiled lane needs payload and aggregation "ohlcv", scope "key", no pipeline and four distinct fields'
         )
-    if compiled and find_spec("numba") is None:
+    if compiled and not _is_usable():
         raise ValueError("a compiled lane needs numba (pip install 'tick-workers[fast]')")
     return compiled
 
@@ -57,15 +90,9 @@ def make_lane(spec: LaneSpec, source: Input, compiled: bool | None = None) -> La
     """A lane for the spec, as `takes_batches` says. A lane that takes batches takes records as well."""
     if not takes_batches(spec, compiled):
         return Lane(spec, source)
-    from workers.batch_lane import BatchLane  # what it imports takes memory and half a second
+    from workers.batch_lane import BatchLane  # not above: it needs numba, 60 MiB and half a second
 
     return BatchLane(spec, source)
-
-
-def warm_up() -> None:
-    """Load compiled code, or compile it (half a minute, once for each version of this package and numba), now."""
-    if is_available():
-        import workers.batch_lane  # noqa: F401
 
 
 def records_of(items: Sequence[Record] | Sequence[RawBatch]) -> Iterator[Record]:

@@ -118,6 +118,26 @@ class LogReader:
         except (KafkaError, TimeoutError) as error:
             raise explain_connection_error(error, self._settings) from error
 
+    async def last_value(self, topic: str, partition: int, key: bytes) -> bytes | None:
+        """The value of the last record with this key; None where there is none. Reads backwards, in growing stretches.
+
+        Raises as `read` does.
+        """
+        begin, end = await self.bounds(topic, partition)
+        stretch = _CHUNK_RECORDS
+        while end > begin:
+            start = max(end - stretch, begin)
+            found = None
+            async for chunk in self.read(topic, partition, start, end):
+                for record in chunk:
+                    if record.key == key:
+                        found = record
+            if found is not None:
+                value: bytes | None = found.value
+                return value
+            end, stretch = start, stretch * 8
+        return None
+
     async def _learn(self, topic: str) -> None:
         # An assignment before any metadata was seen can stay idle for good; assigning another topic forgets this one.
         await self._consumer._client.add_topic(topic)

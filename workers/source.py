@@ -20,11 +20,13 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import NoError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 
+from workers.batches import install
 from workers.client import stop_consumer
 from workers.errors import BrokerError, FencedError
+from workers.rawbatch import RawBatch
 from workers.ticks import Record
 
-__all__ = ["Source"]
+__all__ = ["Fetched", "Source"]
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +34,34 @@ NO_OFFSET = -1
 NO_PARTITION = 2**31 - 1
 
 PartitionsCallback = Callable[[set[int]], Awaitable[None]]
+
+
+class Fetched:
+    """Records of one partition in log order, or whole batches of them; not empty."""
+
+    __slots__ = ("items", "records")
+
+    def __init__(self, items: Sequence[Record] | Sequence[RawBatch]) -> None:
+        self.items = items
+        self.records = sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the last record."""
+        last = self.items[-1]
+        return last.next_offset if isinstance(last, RawBatch) else last.offset + 1
+
+    def split(self, limit: int) -> tuple[Fetched, Fetched | None]:
+        """The first ``limit`` records, and the rest; a batch is not divided, so it may be more."""
+        if self.records <= limit:
+            return self, None
+        taken = count = 0
+        while count < limit:
+            item = self.items[taken]
+            count += len(item) if isinstance(item, RawBatch) else 1
+            taken += 1
+        rest = self.items[taken:]
+        return Fetched(self.items[:taken]), Fetched(rest) if rest else None
 
 
 class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -45,8 +75,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         *,
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
+        batches: bool = False,
     ) -> None:
+        """With ``batches``, `poll` hands out whole record batches as they were fetched."""
         self._topic = topic
+        self._batches = batches
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
@@ -66,6 +99,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def start(self) -> None:
         """Connect and subscribe; the group is joined in the background. Raises ``KafkaError``."""
         await self._consumer.start()
+        if self._batches:
+            install(self._consumer)
         self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
@@ -139,10 +174,10 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         leaves the group. Asks for a partition that can't exist, which touches nothing that was fetched."""
         await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
 
-    async def poll(
-        self, partitions: Collection[int], *, timeout_ms: int, max_records: int
-    ) -> dict[int, Sequence[Record]]:
+    async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions, in log order; waits ``timeout_ms`` for the first.
+
+        ``max_records`` counts batches where those are handed out.
 
         Raises ``OffsetOutOfRangeError`` where the log no longer has the position, ``KafkaError`` otherwise.
         """
@@ -150,7 +185,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         if not tps:
             return {}
         found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
-        return {tp.partition: records for tp, records in found.items() if tp.partition in self._reading}
+        return {
+            tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
+        }
 
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none.

@@ -7,7 +7,8 @@ State is kept in rows of plain integer and float arrays, so that a million keys 
     head     one row of scalars: sizes, free lists, partition time
 
 Rows are numbered and reused; ``-1`` is no row. A hash table is an array of ``hash31 << 32 | row`` with linear probing,
-at most half full, so that it can be grown without looking at what it refers to. Nothing here allocates: a function that
+so that it can be grown without looking at what it refers to: that of keys when it is half full, that of windows at two
+thirds, so that they don't grow at the same moment. Nothing here allocates: a function that
 finds no room returns before it changed anything, and the caller makes room and calls again.
 """
 

@@ -35,17 +35,19 @@ from aiokafka.errors import (
 from workers.admin import ensure_topics
 from workers.changelog import read_changelog
 from workers.client import repair_client
+from workers.compression import use_fast_lz4
 from workers.connection import admin_client, connecting
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.lane import Effects, Input, Lane, LaneSpec
+from workers.lanes import make_lane, takes_batches
 from workers.metrics import Metrics
 from workers.pace import ReadingPace
 from workers.reporting import GroupReporter
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
-from workers.source import Source
+from workers.source import Fetched, Source
 from workers.stages import SequenceGap
-from workers.ticks import Record, TickFormat
+from workers.ticks import TickFormat
 from workers.vitals import serving
 
 __all__ = ["Worker", "lane_spec", "run_worker"]
@@ -109,7 +111,7 @@ class OwnedPartition:
         self.phase = Phase.OPENING
         self.lane: Lane | None = None
         self.sink: PartitionSink | None = None
-        self.backlog: deque[Sequence[Record]] = deque()
+        self.backlog: deque[Fetched] = deque()
         self.backlog_records = 0
         self.paused = False
         self.pending = Effects()
@@ -142,7 +144,7 @@ class OwnedPartition:
         """The partition stayed: read on behind what is already here. Pauses don't survive a rebalance by themselves."""
         assert self.lane is not None
         self.phase = Phase.RUNNING
-        next_offset = self.backlog[-1][-1].offset + 1 if self.backlog else self.lane.position
+        next_offset = self.backlog[-1].next_offset if self.backlog else self.lane.position
         self._worker.source.start_reading(self.number, next_offset)
         if self.paused:
             self._worker.source.pause(self.number)
@@ -217,7 +219,8 @@ class OwnedPartition:
         sink = worker.make_sink(self.number)
         self.sink = sink
         await sink.open()  # fences the previous owner, so what is read next is the last that was committed
-        lane = Lane(worker.lane_spec, Input(worker.topic, self.number, worker.input_partitions))
+        place = Input(worker.topic, self.number, worker.input_partitions)
+        lane = make_lane(worker.lane_spec, place, worker.compiled)
         changelog = worker.settings.topics.changelog
         counter = worker.metrics.restored_records.labels(worker.topic, str(self.number))
         entries = await read_changelog(changelog, self.number, worker.consumer_options, on_progress=counter.inc)
@@ -271,10 +274,10 @@ class OwnedPartition:
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def accept(self, records: Sequence[Record]) -> None:
+    def accept(self, fetched: Fetched) -> None:
         """Take fetched records into the backlog; pause the partition at the high watermark."""
-        self.backlog.append(records)
-        self.backlog_records += len(records)
+        self.backlog.append(fetched)
+        self.backlog_records += fetched.records
         self.heard_s = time.monotonic()
         if not self.paused and self.backlog_records >= self._worker.high_records:
             self.paused = True
@@ -286,13 +289,12 @@ class OwnedPartition:
         if self.phase is not Phase.RUNNING or not self.backlog or self._results_waiting() >= PENDING_LIMIT_RECORDS:
             return False
         assert self.lane is not None
-        records = self.backlog.popleft()
-        limit = self._worker.settings.lane.batch_size
-        if len(records) > limit:
-            self.backlog.appendleft(records[limit:])
-            records = records[:limit]
-        self.backlog_records -= len(records)
-        self._take(self.lane.process(records))
+        fetched, rest = self.backlog.popleft().split(self._worker.settings.lane.batch_size)
+        if rest is not None:
+            self.backlog.appendleft(rest)
+        self.backlog_records -= fetched.records
+        # Batches are fetched only where the lanes take them.
+        self._take(self.lane.process(fetched.items))  # type: ignore[arg-type]
         self._dirty.set()
         if self.paused and self.backlog_records <= self._worker.low_records:
             self.paused = False
@@ -451,6 +453,7 @@ class Worker:
         self.high_records = max(1, int(settings.lane.high_watermark * settings.lane.capacity))
         self.low_records = int(settings.lane.low_watermark * settings.lane.capacity)
         self.input_partitions = 0
+        self.compiled = False
         self.sink_spec: SinkSpec
         self.source: Source
         self.partitions: dict[int, OwnedPartition] = {}
@@ -472,6 +475,8 @@ class Worker:
         Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
         """
         self._failure = asyncio.get_running_loop().create_future()
+        self.compiled = await asyncio.to_thread(takes_batches, self.lane_spec)
+        use_fast_lz4()
         await self._prepare_topics()
         self.source = Source(
             self.topic,
@@ -479,6 +484,7 @@ class Worker:
             self.consumer_options,
             on_revoked=self._or_fail(self._revoked),
             on_assigned=self._or_fail(self._assigned),
+            batches=self.compiled,
         )
         try:
             async with connecting(self.settings):
@@ -545,10 +551,10 @@ class Worker:
             log.warning("fetching failed; trying again", error=repr(error))
             await asyncio.sleep(1.0)
             return
-        for number, records in fetched.items():
+        for number, found in fetched.items():
             partition = self.partitions.get(number)
-            if partition is not None and partition.phase is Phase.RUNNING and records:
-                partition.accept(records)
+            if partition is not None and partition.phase is Phase.RUNNING:
+                partition.accept(found)
 
     # -- rebalances ---------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -15,7 +19,8 @@ from hypothesis import strategies as st
 from tests.raw_batches import batches, build_batch
 from tests.strategies import Case, configs, cuts, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
-from workers import tables
+from workers import batch_lane, tables
+from workers import lanes as lanes_module
 from workers.aggregates import OHLCV_STATE
 from workers.batch_lane import BatchLane
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
@@ -252,8 +257,6 @@ def test_layout_of_stored_windows_is_the_snapshot_modules() -> None:
 
 
 def test_restoring_many_windows_is_quick() -> None:
-    import time
-
     lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
     records = [_tick(n, 1_000, f"S{n}") for n in range(100_000)]
     lane.process(list(batches(records, range(5_000, 100_000, 5_000))))
@@ -263,6 +266,21 @@ def test_restoring_many_windows_is_quick() -> None:
     again.restore(entries, where="test")
     assert time.process_time() - began_s < 1.0
     assert again.key_count == 100_000
+
+
+def test_restoring_in_steps_takes_over_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_lane, "WINDOWS_AT_ONCE", 7)
+    spec, source = LaneSpec(lateness_ns=10**9), Input(TOPIC, 0, 1)
+    lane = BatchLane(spec, source)
+    lane.process(list(batches(_market(2_000, 100, seed=2), [500])))
+    assert lane.changes_waiting > 7
+    entries = entries_of(lane.take_changes())
+    assert lane.changes_waiting == 0
+    reference, again = Lane(spec, source), BatchLane(spec, source)
+    reference.restore(entries, where="test")
+    assert sum(1 for _ in again.restore_in_steps(entries, where="test")) == -(-len(entries) // 7)
+    more = [_tick(10_000 + n, 1_700_000_003_000 + n, f"SYM{n}") for n in range(100)]
+    assert_same(reference, again, reference.process(more), again.process([build_batch(more)]))
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------
@@ -280,6 +298,30 @@ def test_only_what_is_compiled_is_supported(monkeypatch: pytest.MonkeyPatch) -> 
     assert type(make_lane(LaneSpec(), source, compiled=False)) is Lane
     monkeypatch.setenv("WORKERS_COMPILED", "0")
     assert type(make_lane(LaneSpec(), source)) is Lane
+
+
+def test_numba_that_cannot_be_used_leaves_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes_module._is_usable.cache_clear()
+    try:
+        monkeypatch.setattr(batch_lane, "writes_as_orjson", lambda: False)
+        with pytest.warns(RuntimeWarning, match="orjson writes floats differently"):
+            assert type(make_lane(LaneSpec(), Input(TOPIC, 0, 1))) is Lane
+        with pytest.raises(ValueError, match="needs numba"):
+            make_lane(LaneSpec(), Input(TOPIC, 0, 1), compiled=True)
+    finally:
+        lanes_module._is_usable.cache_clear()
+
+
+def test_nothing_needs_numba_but_the_compiled_lane() -> None:
+    code = (
+        "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
+        "from workers.lanes import is_available, make_lane\n"
+        "from workers.lane import Input, LaneSpec\n"
+        "assert not is_available()\n"
+        "print(type(make_lane(LaneSpec(), Input('t', 0, 1))).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("Lane", "")
 
 
 # -- the decoder, against the reference's -----------------------------------------------------------------------------
@@ -357,8 +399,6 @@ def test_mutated_json_is_decoded_or_rejected_as_by_the_reference(seed: int) -> N
 
 def _watch(lane: BatchLane, seen: list[tuple[int, bytes, int, float, float]]) -> None:
     """Note every row as the kernel gets it."""
-    from workers import batch_lane
-
     original = lane._free_unused  # called at the end of every round, with its rows still there
     take_rows = lane._take_rows
     filled = 0
@@ -413,3 +453,24 @@ def test_floats_are_written_as_orjson_writes_them() -> None:
         out = np.zeros(len(values) * (FLOAT_BYTES + 1) + 2, np.uint8)
         length = write_floats(values, out)
         assert out[:length].tobytes() == orjson.dumps(values.tolist())
+
+
+def test_compiled_code_is_kept_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers.jit import cache_folder
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = cache_folder()
+    assert kept.parent == tmp_path / "cache" / "tick-workers"
+    assert kept == cache_folder()
+    file = tmp_path / "no-folder"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = cache_folder()
+    assert own.parents[1].parent == tmp_path
+    assert own.parents[1].stat().st_mode & 0o077 == 0
+    own.parents[1].chmod(0o777)  # others could put code there
+    assert cache_folder().parents[1] != own.parents[1]
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "given"))
+    assert cache_folder() == tmp_path / "given"

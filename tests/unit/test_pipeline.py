@@ -10,6 +10,7 @@ from itertools import pairwise
 import orjson
 import pytest
 from hypothesis import given
+from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from tests import oracle, pipeline_oracle
@@ -376,6 +377,44 @@ def test_batches_commits_and_crashes_change_nothing(setting: Setting, log: list[
     check(setting, records, lane, effects)
 
 
+busy_steps = st.builds(
+    Step,
+    st.sampled_from(["A", "A", "B"]),
+    st.sampled_from([0, 1, 1, 2, 5]),
+    st.sampled_from([0, 0, 1, 3]),
+    st.integers(1, 3),
+    st.just(1),
+    st.none(),
+    st.just(False),
+)
+small_states = st.one_of(
+    st.builds(
+        Deduplicate, st.just(("id",)), st.sampled_from([2 * MS, 6 * MS]), st.booleans(), st.sampled_from([1, 2, 9])
+    ),
+    st.builds(Throttle, st.sampled_from([2 * MS, 5 * MS]), st.integers(1, 2), st.booleans()),
+    st.builds(Conflate, st.sampled_from([2 * MS, 5 * MS]), st.sampled_from([0, 3 * MS])),
+)
+
+
+@example_settings(max_examples=400)
+@given(small_states, st.sampled_from([12 * MS, 10**15]), st.lists(st.tuples(busy_steps, st.booleans()), max_size=40))
+def test_a_crash_at_any_record_changes_nothing(
+    operator: OperatorSpec, key_ttl_ns: int, log: list[tuple[Step, bool]]
+) -> None:
+    """One operator, few ids and few symbols, so that nearly every record meets state; True: crash after this one."""
+    config = oracle.Config(size_ns=5 * MS, lag_ns=4 * MS, key_ttl_ns=key_ttl_ns)
+    setting = Setting(config, (operator,))
+    records = records_of([step for step, _ in log])
+    lane, effects, changelog = setting.lane(), Effects(), list[OutRecord]()
+    for record, (_, crash) in zip(records, log, strict=True):
+        effects.extend(lane.process([record]))
+        if crash:
+            changelog += lane.take_changes()
+            lane = setting.lane()
+            lane.restore(entries_of(changelog), where="test")
+    check(setting, records, lane, effects)
+
+
 @given(settings, logs)
 def test_the_changelog_is_proportional_to_what_changed_and_is_cleaned_up(setting: Setting, log: list[Step]) -> None:
     """No commit rewrites what did not change, and what is forgotten is deleted."""
@@ -438,6 +477,14 @@ def test_another_symbols_progress_makes_no_id_forgotten() -> None:
     lane = lane_with(Deduplicate(("id",), 10 * MS))
     effects = lane.process(ticks(("A", 0, {"id": 1}), ("B", 5_000, {"id": 1}), ("A", 3, {"id": 1})))
     assert ledger(effects) == [(2, "duplicate")]
+
+
+def test_an_id_behind_a_later_one_is_forgotten_on_time_and_remembered_anew() -> None:
+    #  A:  5 id 1 | 2 id 2 | 12 id 2: new again, as 2 + 10 is reached | 15 id 3: forgets 5 and 2 | 16 id 2: repeats 12
+    lane = lane_with(Deduplicate(("id",), 10 * MS), lag_ns=50 * MS)
+    described = [(5, 1), (2, 2), (12, 2), (15, 3), (16, 2)]
+    effects = lane.process(ticks(*(("A", at, {"id": number}) for at, number in described)))
+    assert ledger(effects) == [(4, "duplicate")]
 
 
 def test_ids_are_compared_as_json_writes_them_even_beyond_64_bits() -> None:

@@ -309,7 +309,9 @@ class DashboardModel:
         self.frames = 0
         self.unreadable = 0
         self._frames_rate, self._ticks_rate = _Rate(), _Rate()
-        self._heard_ms = 0
+        self.heard_ms = 0
+        """When frames last came, by the wall clock; as exact as the samples are frequent."""
+        self._frames_heard = 0
         self.ledger_seq = self.group_seq = self.symbols_seq = self.sum_seq = 0
 
     # -- frames -------------------------------------------------------------------------------------------------------
@@ -595,6 +597,8 @@ class DashboardModel:
     def sample(self, wall_ns: int, now_ns: int) -> None:
         """Add a point to the curves; call it once a second."""
         self._frames_rate.take_total(self.frames, now_ns)
+        if self.frames != self._frames_heard:
+            self._frames_heard, self.heard_ms = self.frames, wall_ns // NS_PER_MS
         delay_ns = self.watermark_delay_ns(wall_ns, now_ns)
         reading = self.lag
         fresh = reading is not None and wall_ns - reading.measured_ns < 10 * NS_PER_SECOND
@@ -705,9 +709,25 @@ def _decayed(symbol: _Symbol, now_s: float) -> float:
 
 
 def _unpacked(seq: int, packed: bytes, revised: bytes | None) -> Bar:
-    start, end, rev, status, trigger, count, first, last, *prices = _PACKED.unpack(packed)
-    before: tuple[int, float, float, float, float] | None = _PRICES.unpack(revised) if revised is not None else None  # type: ignore[assignment]
-    return Bar(seq, start, end, rev, STATUSES[status], _TRIGGERS[trigger], count, first, last, *prices, before)
+    start, end, rev, status, trigger, count, first, last, o, h, low, c, volume, vwap = _PACKED.unpack(packed)
+    return Bar(
+        seq,
+        start,
+        end,
+        rev,
+        STATUSES[status],
+        _TRIGGERS[trigger],
+        count,
+        first,
+        last,
+        o,
+        h,
+        low,
+        c,
+        volume,
+        vwap,
+        _PRICES.unpack(revised) if revised is not None else None,
+    )
 
 
 def _seconds(duration_ns: int | None) -> float | None:

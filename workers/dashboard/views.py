@@ -179,6 +179,8 @@ class View:
             "unbalanced": list(self._model.unbalanced[:20]),
             "partitions": len(self._model.watermarks()),
             "unreadable": self._model.unreadable,
+            "frames": self._model.frames,
+            "heard": self._model.heard_ms,
         }
 
     def _ledger(self, wish: Wish) -> dict[str, object]:

@@ -1,0 +1,97 @@
+"""``workers dashboard``: one live page about an application."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workers.commands.common import (
+    LOOKING,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    SetOption,
+    app,
+    load,
+    quiet_clients,
+    run_async,
+    say,
+)
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from workers.dashboard.access import Access
+    from workers.settings import Settings
+
+__all__: list[str] = []
+
+TOKEN_VARIABLE = "WORKERS_DASHBOARD_TOKEN"
+
+
+@app.command(rich_help_panel=LOOKING)
+def dashboard(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other than this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8050,
+    token: Annotated[
+        str | None, typer.Option(help=f"Asked for before anything is shown; better in {TOKEN_VARIABLE}.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name that the page is reached by.")
+    ] = None,
+    max_clients: Annotated[int, typer.Option(min=1, max=1_000, help="Browsers at once.")] = 32,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Show bars, lag, late ticks and the sum of an application in a browser, live.
+
+    It only reads: it joins no group, commits nothing and needs nothing from the
+    workers. It listens on this machine alone unless told otherwise. What it
+    shows begins with the newest records that the topics hold.
+
+    [bold]Examples[/bold]
+
+      workers dashboard
+
+      workers dashboard --application-id eurex --port 0
+
+      WORKERS_DASHBOARD_TOKEN=... workers dashboard --host 0.0.0.0
+    """
+    for module in ("starlette", "uvicorn", "websockets"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"the dashboard needs {module}, which is not installed: pip install 'tick-workers[dashboard]'"
+            )
+    from workers.dashboard.access import Access
+    from workers.dashboard.server import listen
+
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id)
+    access = Access.to(host, token or os.environ.get(TOKEN_VARIABLE), allow_host or ())
+    opened = listen(host, port)
+    with opened:
+        shown = f"[{host}]" if ":" in host else host
+        say(f"dashboard: http://{shown}:{opened.getsockname()[1]}/")
+        run_async(lambda stop: _serve(settings, access, opened, stop, max_clients))
+
+
+async def _serve(
+    settings: Settings, access: Access, opened: socket.socket, stop: asyncio.Event, max_clients: int
+) -> None:
+    from workers.dashboard.feed import Feed, model_for
+    from workers.dashboard.server import Dashboard, serve
+
+    model = model_for(settings)
+    async with Feed(settings, model):
+        await serve(Dashboard(settings, model, access, max_clients=max_clients), opened, stop)

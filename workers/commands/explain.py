@@ -1,0 +1,199 @@
+"""``workers explain``: what happened to a symbol around a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workers.commands.common import (
+    LOOKING,
+    ApplicationId,
+    BootstrapServers,
+    ConfigPath,
+    Debug,
+    SetOption,
+    app,
+    closed_output_is_an_end,
+    load,
+    printable,
+    quiet_clients,
+    run_async,
+    say,
+)
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workers.explain import Explanation, FrameAccount, WindowAccount
+    from workers.investigation import Clock, TickFate
+
+__all__: list[str] = []
+
+
+@app.command(rich_help_panel=LOOKING)
+def explain(
+    symbol: Annotated[str, typer.Argument(help="Whose ticks.")],
+    time_text: Annotated[
+        str, typer.Argument(metavar="TIME", help="Event time: RFC 3339, HH:MM:SS (today, UTC), or epoch milliseconds.")
+    ],
+    around: Annotated[str, typer.Option(metavar="DURATION", help="Also the windows so far before and after.")] = "0s",
+    as_json: Annotated[bool, typer.Option("--json", help="All that was found, as one JSON object.")] = False,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Read the whole logs, for ticks that came very late.")
+    ] = False,
+    read_on: Annotated[
+        str,
+        typer.Option(metavar="DURATION", help="How long after the window was over to look for late ticks."),
+    ] = "10m",
+    home_only: Annotated[
+        bool, typer.Option("--home-only", help="Don't look for misrouted ticks on other partitions.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Ticks shown of each window; all are counted.")] = 50,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Say what happened to a symbol around a time: why is this tick missing from that bar?
+
+    Shows the window that TIME falls in: the ticks that joined it, those that
+    were late (by how much, and which tick had moved the watermark) or rejected
+    (why), the frames that carried it, and whether they are what the log gives
+    when it is computed again. Nothing is written or committed.
+
+    [bold]Examples[/bold]
+
+      workers explain AAPL 2026-01-30T13:21:25.5Z
+
+      workers explain AAPL 13:21:25 --around 10s --json
+    """
+    from workers.explain import explain as explained
+    from workers.explain import parse_time
+    from workers.times import parse_duration
+
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id)
+    try:
+        time_ns = parse_time(time_text, now_ns=time.time_ns())
+        around_ns, read_on_ns = parse_duration(around), parse_duration(read_on)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    found = run_async(
+        lambda _stop: explained(
+            settings,
+            symbol,
+            time_ns,
+            around_ns=around_ns,
+            read_on_ns=read_on_ns,
+            from_beginning=from_beginning,
+            everywhere=not home_only,
+            tick_limit=max(limit, 1_000) if as_json else limit,
+            on_progress=lambda text: say(f"workers: {text}"),
+        )
+    )
+    with closed_output_is_an_end():
+        if as_json:
+            sys.stdout.write(json.dumps(found.to_dict()) + "\n")
+        else:
+            for line in _lines(found):
+                sys.stdout.write(printable(line) + "\n")
+
+
+def _lines(found: Explanation) -> Iterator[str]:
+    yield (
+        f"{found.symbol} belongs on {found.topic}[{found.partition}] of {found.partitions}. "
+        f"Asked about {_instant(found.time_ns)}."
+    )
+    exactly = found.at_the_time()
+    for tick in exactly:
+        yield f"  at that very time: {_tick(tick, found)}"
+    if not exactly:
+        yield "  no tick has that very time"
+    for window in found.windows:
+        yield ""
+        yield from _window(window, found)
+    if found.stray_count:
+        yield ""
+        yield f"rejected while these windows were open, without a time of their own: {found.stray_count:,}"
+        yield from (f"  {_tick(tick, found)}" for tick in found.strays)
+    for tick in found.held:
+        yield f"  {_tick(tick, found)}"
+    yield ""
+    for stretch in found.stretches:
+        clock = found.clocks.get(stretch.partition)
+        yield (
+            f"read {found.topic}[{stretch.partition}] offsets {stretch.begin:,} to {stretch.end:,} of "
+            f"{stretch.log_begin:,} to {stretch.log_end:,}"
+            + (f"; watermark there {_watermark(clock)}" if clock is not None else "")
+        )
+    yield from (f"note: {note}" for note in found.notes)
+
+
+def _window(window: WindowAccount, found: Explanation) -> Iterator[str]:
+    story = window.story
+    said = {
+        "empty": "no tick has joined it",
+        "open": "open",
+        "closed": "closed, may still be revised",
+        "over": "over, takes no more ticks",
+    }[window.state]
+    counts = ", ".join(f"{number:,} {fate}" for fate, number in story.counts.items())
+    yield (
+        f"window {_instant(story.start_ns)} to {_instant(story.end_ns)} on {found.topic}[{story.partition}]: {said}"
+        + (f"; {counts}" if counts else "")
+    )
+    yield from (f"  {_tick(tick, found)}" for tick in story.ticks)
+    hidden = sum(story.counts.values()) - len(story.ticks)
+    if hidden:
+        yield f"  … and {hidden:,} more (--limit)"
+    yield from (f"  {_frame(frame, found)}" for frame in window.frames)
+    if not window.frames and window.state != "empty":
+        yield "  no frame yet"
+
+
+def _tick(tick: TickFate, found: Explanation) -> str:
+    where = f"{found.topic}[{tick.partition}] " if tick.partition != found.partition else ""
+    parts = [f"{tick.fate:<9} {where}offset {tick.offset}"]
+    if tick.ts_ns is not None:
+        parts.append(_instant(tick.ts_ns))
+    if tick.price is not None and tick.size is not None:
+        parts.append(f"price {tick.price!r} size {tick.size!r}")
+    if tick.misrouted:
+        parts.append(f"misrouted (murmur2 says {found.partition})")
+    return " ".join(parts) + (f": {tick.detail}" if tick.detail else "")
+
+
+def _frame(frame: FrameAccount, found: Explanation) -> str:
+    text = f"frame     rev {frame.rev} {frame.status} ({frame.trigger})"
+    if frame.made is not None:
+        text += f" by the tick at offset {frame.made.offset}"
+        if frame.made.clock is not None:
+            text += f", watermark {_watermark(frame.made.clock)}"
+    if frame.offset is not None:
+        text += f"; {found.frames_topic}[{frame.partition}] offset {frame.offset}"
+    verdict = {
+        "matches": "as recomputed",
+        "differs": "NOT as recomputed",
+        "missing": "MISSING from the frames topic",
+        "not yet": "not published yet: no worker has committed that tick",
+        "unexpected": "NOT made by these ticks",
+        "repeated": "the same frame again",
+        "provisional": "not compared",
+    }[frame.verdict]
+    fields = "; ".join(f"{each.field} is {each.found!r}, expected {each.expected!r}" for each in frame.differences)
+    return f"{text}: {verdict}" + (f": {fields}" if fields else "")
+
+
+def _watermark(clock: Clock) -> str:
+    return f"{_instant(clock.watermark_ns)} (by offset {clock.offset})"
+
+
+def _instant(time_ns: int) -> str:
+    from workers.times import format_instant
+
+    return format_instant(time_ns).removesuffix("Z").replace("T", " ")

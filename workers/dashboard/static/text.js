@@ -1,0 +1,103 @@
+// Text that others wrote, and numbers, as a person reads them. Nothing here or elsewhere makes markup of text: elements
+// are made by name, and text goes in as text.
+
+const INVISIBLE = /[\p{C}\p{Zl}\p{Zp}]/gu;
+const MAX_SHOWN = 300;
+
+// Control, bidirectional and other invisible characters are spelled out: a symbol must not rearrange what is beside it.
+export function shown(text, limit = MAX_SHOWN) {
+  const whole = String(text ?? "");
+  const cut = whole.length > limit ? `${whole.slice(0, limit)}…` : whole;
+  return cut.replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+}
+
+export function el(name, options = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(options)) {
+    if (key === "text") made.textContent = value;
+    else if (key === "class") made.className = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+// Writing text that is there already would make the browser lay it out again.
+export function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export function whole(number) {
+  return number === null || number === undefined ? "–" : Math.round(number).toLocaleString("en-US");
+}
+
+export function short(number) {
+  if (number === null || number === undefined) return "–";
+  const size = Math.abs(number);
+  if (size >= 1e9) return `${(number / 1e9).toFixed(2)}G`;
+  if (size >= 1e6) return `${(number / 1e6).toFixed(2)}M`;
+  if (size >= 1e5) return `${(number / 1e3).toFixed(0)}k`;
+  if (size >= 1e4) return `${(number / 1e3).toFixed(1)}k`;
+  return size >= 100 || Number.isInteger(number) ? whole(number) : number.toFixed(1);
+}
+
+export function price(number) {
+  if (number === null || number === undefined) return "–";
+  const size = Math.abs(number);
+  const digits = size >= 10 ? 2 : size >= 1 ? 3 : 5;
+  return size >= 1e9 ? number.toExponential(4) : number.toLocaleString("en-US", { minimumFractionDigits: digits > 2 ? 0 : 2, maximumFractionDigits: digits });
+}
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size < 10) return `${value.toFixed(1)} s`;
+  if (size < 120) return `${value.toFixed(0)} s`;
+  if (size < 7200) return `${(value / 60).toFixed(0)} min`;
+  if (size < 172800) return `${(value / 3600).toFixed(1)} h`;
+  return size < 1e8 ? `${(value / 86400).toFixed(0)} d` : `${(value / 31557600).toFixed(1)} y`;
+}
+
+function two(number) {
+  return String(number).padStart(2, "0");
+}
+
+// Times of day are UTC, as in the frames.
+export function clock(ms, withTenths = false) {
+  const at = new Date(ms);
+  if (Number.isNaN(at.getTime())) return `${ms} ms`;
+  const tenths = withTenths ? `.${Math.floor(at.getUTCMilliseconds() / 100)}` : "";
+  return `${two(at.getUTCHours())}:${two(at.getUTCMinutes())}:${two(at.getUTCSeconds())}${tenths}`;
+}
+
+export function instant(ms) {
+  const at = new Date(ms);
+  if (Number.isNaN(at.getTime())) return `${ms} ms`;
+  return `${at.getUTCFullYear()}-${two(at.getUTCMonth() + 1)}-${two(at.getUTCDate())} ${clock(ms)}`;
+}
+
+export function length(ms) {
+  if (ms % 3600000 === 0) return `${ms / 3600000}h`;
+  if (ms % 60000 === 0) return `${ms / 60000}m`;
+  return ms % 1000 === 0 ? `${ms / 1000}s` : `${ms}ms`;
+}
+
+// What `workers explain` says, as indented lines: a tree of names and values.
+export function outline(value, indent = 0, lines = [], limit = 600) {
+  const space = "  ".repeat(indent);
+  const plain = (item) => item === null || typeof item !== "object";
+  const entries = Array.isArray(value) ? value.map((item) => ["-", item]) : Object.entries(value);
+  for (const [name, item] of entries) {
+    if (lines.length >= limit) break;
+    const label = name === "-" ? "-" : `${shown(name, 80)}:`;
+    if (plain(item)) lines.push(`${space}${label} ${shown(item ?? "none")}`);
+    else if (Object.keys(item).length === 0) lines.push(`${space}${label} none`);
+    else if (indent > 0 && Object.values(item).every(plain) && Object.keys(item).length <= 8)
+      lines.push(`${space}${label} ${Object.entries(item).map(([key, each]) => (Array.isArray(item) ? shown(each, 120) : `${shown(key, 40)}=${shown(each ?? "none", 120)}`)).join("  ")}`);
+    else {
+      lines.push(`${space}${label}`);
+      outline(item, indent + 1, lines, limit);
+    }
+  }
+  return lines;
+}
