@@ -229,16 +229,6 @@ class BatchLane(Lane):
         """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
         return int(self._head[tb.H_CHANGES])
 
-    def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
-        """As `Lane.restore`."""
-        steps = self.restore_in_steps(entries, where=where)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                meta: LaneMeta | None = done.value
-                return meta
-
     def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
         """`restore`, in steps of some 20 ms, so that an event loop can do other things in between.
 

@@ -17,6 +17,7 @@ from workers.commands import demo as demo
 from workers.commands import explain as explain
 from workers.commands import lag as lag
 from workers.commands import produce as produce
+from workers.commands import replay as replay
 from workers.commands import run as run
 from workers.commands import state as state
 from workers.commands import store as store

@@ -10,7 +10,7 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -220,6 +220,11 @@ class Lane:
         found = self._engine.partition_max_ns
         return None if found == LONG_AGO else found
 
+    @property
+    def changes_waiting(self) -> int:
+        """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
+        return self._engine.changes_waiting
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""
         dump = self._aggregation.dump if self._aggregation is not None else None
@@ -233,8 +238,19 @@ class Lane:
     def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
         """Take over stored state, the last record of each changelog key; None where there is none. New lanes only.
 
-        Raises `StateFormatError` and `StateMismatchError`.
+        Raises `StateFormatError` and `StateMismatchError`; the lane must then be discarded.
         """
+        steps = self.restore_in_steps(entries, where=where)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                meta: LaneMeta | None = done.value
+                return meta
+
+    def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
+        """`restore`, with pauses in which an event loop can do other things; this lane needs one, before its start."""
+        yield
         meta, windows = self.peek(entries, where=where)
         if meta is None:
             return None

@@ -12,7 +12,7 @@ from workers.lane import Input, Lane, LaneSpec
 from workers.rawbatch import RawBatch
 from workers.ticks import Record
 
-__all__ = ["is_available", "make_lane", "records_of", "supports", "takes_batches"]
+__all__ = ["count_of", "end_of", "is_available", "make_lane", "records_of", "supports", "takes_batches"]
 
 SWITCH = "WORKERS_COMPILED"
 LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event time fit 64 bits
@@ -93,6 +93,17 @@ def make_lane(spec: LaneSpec, source: Input, compiled: bool | None = None) -> La
     from workers.batch_lane import BatchLane  # not above: it needs numba, 60 MiB and half a second
 
     return BatchLane(spec, source)
+
+
+def count_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
+    """How many records were fetched, those in batches included."""
+    return sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
+
+
+def end_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
+    """The offset behind the last of the items, of which there must be one."""
+    last = items[-1]
+    return last.next_offset if isinstance(last, RawBatch) else last.offset + 1
 
 
 def records_of(items: Sequence[Record] | Sequence[RawBatch]) -> Iterator[Record]:

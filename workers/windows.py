@@ -205,9 +205,7 @@ class WindowEngine(Generic[K, T]):
         self._due: list[tuple[int, int, _KeyState[K], int]] = []  # partition scope
         self._idle_due: list[tuple[int, int, Window[K]]] = []  # heap of (end, tie-break, window)
         self._overdue_changed: dict[tuple[K, int], Window[K]] = {}
-        self._unflushed: dict[tuple[K, int], Window[K]] | None = (
-            {} if emit_partial and rules.emit == "eager" else None
-        )
+        self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emit_partial and rules.emit == "eager" else None
         self._expiry: list[tuple[int, int, _KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
         self._changes: dict[tuple[K, int], Window[K]] | None = {} if track_changes else None
 
@@ -326,6 +324,11 @@ class WindowEngine(Generic[K, T]):
         taken = list(self._changes.values())
         self._changes.clear()
         return taken
+
+    @property
+    def changes_waiting(self) -> int:
+        """How many windows `take_changes` would give."""
+        return len(self._changes) if self._changes is not None else 0
 
     def load(self, windows: Iterable[Window[K]], partition_max_ns: int) -> None:
         """Take over stored windows. Only for a new engine."""

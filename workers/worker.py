@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 
 import structlog
@@ -45,6 +45,7 @@ from workers.pace import ReadingPace
 from workers.reporting import GroupReporter
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
+from workers.snapshot import LaneMeta
 from workers.source import Fetched, Source
 from workers.stages import SequenceGap
 from workers.ticks import TickFormat
@@ -61,6 +62,8 @@ DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions
 STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
+CHANGES_BEFORE_COMMIT = 20_000  # windows; writing them to the changelog holds the event loop for some 20 ms
+BATCHES_AT_ONCE = 32  # of record batches fetched whole
 PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
 GAPS_LOGGED_AT_ONCE = 5  # of one batch; all are counted
 
@@ -119,6 +122,7 @@ class OwnedPartition:
         self.heard_s = 0.0  # when a record last came, monotonic
         self._worker = worker
         self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()  # so much has changed that the next commit would take long
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,7 +228,7 @@ class OwnedPartition:
         changelog = worker.settings.topics.changelog
         counter = worker.metrics.restored_records.labels(worker.topic, str(self.number))
         entries = await read_changelog(changelog, self.number, worker.consumer_options, on_progress=counter.inc)
-        restored = lane.restore(entries, where=f"{changelog}[{self.number}]")
+        restored = await self._restore(lane, entries, f"{changelog}[{self.number}]")
         offset = await self._agreed_offset(restored.offset if restored is not None else None)
         lane.position = offset
         self.lane, self.committed_offset = lane, offset
@@ -238,6 +242,17 @@ class OwnedPartition:
         log.info(
             "partition ready", partition=self.number, offset=offset, keys=lane.key_count, seconds=round(seconds, 3)
         )
+
+    async def _restore(self, lane: Lane, entries: Mapping[bytes, bytes], where: str) -> LaneMeta | None:
+        """In steps: heartbeats and the other partitions get their turn in between."""
+        steps = lane.restore_in_steps(entries, where=where)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                meta: LaneMeta | None = done.value
+                return meta
+            await asyncio.sleep(0)
 
     async def _agreed_offset(self, stored: int | None) -> int:
         """Where to read on: the stored state's offset, with which the group's must agree."""
@@ -296,6 +311,8 @@ class OwnedPartition:
         # Batches are fetched only where the lanes take them.
         self._take(self.lane.process(fetched.items))  # type: ignore[arg-type]
         self._dirty.set()
+        if self.lane.changes_waiting >= CHANGES_BEFORE_COMMIT:
+            self._urgent.set()
         if self.paused and self.backlog_records <= self._worker.low_records:
             self.paused = False
             self._worker.source.resume(self.number)
@@ -352,7 +369,8 @@ class OwnedPartition:
             await self._dirty.wait()
             wait_s = self._last_commit_s + self._worker.commit_interval_s - time.monotonic()
             if wait_s > 0:
-                await asyncio.sleep(wait_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), wait_s)
             if not await self.commit():
                 return
 
@@ -363,6 +381,7 @@ class OwnedPartition:
             if lane is None or sink is None or not self._dirty.is_set():
                 return lane is not None
             self._dirty.clear()
+            self._urgent.clear()
             self._last_commit_s = time.monotonic()
             effects, self.pending = self.pending, Effects()
             work = Commit(
@@ -454,6 +473,7 @@ class Worker:
         self.low_records = int(settings.lane.low_watermark * settings.lane.capacity)
         self.input_partitions = 0
         self.compiled = False
+        self._fetch_at_once = settings.lane.batch_size
         self.sink_spec: SinkSpec
         self.source: Source
         self.partitions: dict[int, OwnedPartition] = {}
@@ -476,6 +496,7 @@ class Worker:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self.compiled = await asyncio.to_thread(takes_batches, self.lane_spec)
+        self._fetch_at_once = BATCHES_AT_ONCE if self.compiled else self.settings.lane.batch_size
         use_fast_lz4()
         await self._prepare_topics()
         self.source = Source(
@@ -538,7 +559,7 @@ class Worker:
                 await asyncio.sleep(0.001 if backlog else POLL_TIMEOUT_MS / 1000)
                 return
             fetched = await self.source.poll(
-                ready, timeout_ms=0 if backlog else POLL_TIMEOUT_MS, max_records=self.settings.lane.batch_size
+                ready, timeout_ms=0 if backlog else POLL_TIMEOUT_MS, max_records=self._fetch_at_once
             )
         except OffsetOutOfRangeError as error:
             raise DataLossError(

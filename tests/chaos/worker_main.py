@@ -4,6 +4,7 @@
 
 CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a commit, ...
 CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
+COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
 SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
 
 The switches replace functions of the package here, in this process; the package knows nothing of them.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -43,6 +45,10 @@ def main() -> int:
     order = os.environ.get("SPLIT_COMMIT")
     if order is not None:
         _split_commits(order)
+
+    if "COMMIT_TIMEOUT_S" in os.environ:
+        limit_s = float(os.environ["COMMIT_TIMEOUT_S"])
+        worker.SinkSpec = functools.partial(sink.SinkSpec, commit_timeout_s=limit_s)  # type: ignore[misc,assignment]
 
     async def run(stop: asyncio.Event) -> None:
         await worker.run_worker(settings, stop=stop)

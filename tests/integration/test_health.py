@@ -136,3 +136,19 @@ async def test_a_producer_serves_metrics_where_it_is_told_to(broker: Broker, top
         producer.stop()
     finally:
         producer.kill()
+
+
+@pytest.mark.slow
+async def test_a_store_tells_when_it_stores(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    app = application(broker, topic_name, metrics__port=port)
+    argv = ["store", "--sqlite", str(tmp_path / "frames.db")]
+    store = Process([sys.executable, "-m", "workers", *argv, *app.flags()], tmp_path / "store.log")
+    try:
+        await until(lambda: http(port, "/readyz") == (200, "ok\n"), "ready")
+        assert http(port, "/healthz") == (200, "ok\n")
+        assert total([samples(port)], "workers_store_partitions_owned") == PARTITIONS
+        assert total([samples(port)], "workers_store_up") == 1
+        store.stop()
+    finally:
+        store.kill()

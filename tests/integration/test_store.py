@@ -216,14 +216,13 @@ async def stored_to_the_end(app: App, database: Database, limit_s: float = 60.0)
 
 async def feedback(app: App) -> list[tuple[bytes | None, dict[str, object] | None]]:
     """All that is on the feedback topic."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=app.bootstrap, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(bootstrap_servers=app.bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
         await consumer._client.add_topic(f"{app.name}-feedback")
         topic = TopicPartition(f"{app.name}-feedback", 0)
         consumer.assign([topic])
         end = (await consumer.end_offsets([topic]))[topic]
-        await consumer.seek_to_beginning(topic)
         found: list[tuple[bytes | None, dict[str, object] | None]] = []
         async with asyncio.timeout(20):
             while await consumer.position(topic) < end:

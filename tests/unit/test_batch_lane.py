@@ -27,7 +27,7 @@ from workers.errors import BrokerError, StateFormatError, StateMismatchError
 from workers.frames import OutRecord
 from workers.kernel import WINDOW_VALUE_BYTES
 from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.lanes import make_lane, records_of, supports
+from workers.lanes import count_of, end_of, make_lane, records_of, supports
 from workers.rawbatch import RawBatch, RawRecord
 from workers.snapshot import _WINDOW
 from workers.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
@@ -206,7 +206,9 @@ def test_batches_unpack_into_the_records_they_were_made_of() -> None:
         RawRecord(7, 999, None, None, (("h", b"1"), ("ü", None), ("h", b""))),
         RawRecord(200, 10**12, b"", b"x" * 1_000_000),
     ]
-    assert list(records_of([build_batch(records)])) == records
+    batch = build_batch(records)
+    assert list(records_of([batch])) == records
+    assert (count_of([batch]), end_of([batch])) == (count_of(records), end_of(records)) == (3, 201)
 
 
 @pytest.mark.parametrize("harm", ["cut", "longer", "length"])

@@ -547,6 +547,17 @@ def test_a_quiet_symbols_last_tick_is_passed_on_when_the_partition_has_moved_on(
     # A newer tick of A's interval goes on as well: B's progress adds a tick and takes none.
     lane.process([replace(ticks(("A", 4))[0], offset=3)])
     assert (lane.counts.held, lane.counts.aggregated, lane.counts.throttled) == (1, 2, 1)
+    # An older one does not.
+    assert ledger(lane.process([replace(ticks(("A", 3))[0], offset=4)])) == [(4, "throttled")]
+
+
+def test_a_symbol_that_came_and_expired_between_two_commits_leaves_nothing_in_the_changelog() -> None:
+    for operator in (Deduplicate(("id",), 10 * MS), Throttle(MS), Conflate(MS, 0)):
+        lane = lane_with(operator, key_ttl_ns=50 * MS)
+        lane.process(ticks(("A", 0, {"id": 1}), ("B", 1_000, {"id": 1})))
+        keys = [key for key in entries_of(lane.take_changes()) if key[:1] == b"o"]
+        assert keys
+        assert all(key.endswith(b"B") for key in keys)
 
 
 @given(logs, st.sampled_from([MS, 2 * MS, 5 * MS]))

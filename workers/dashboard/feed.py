@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaConsumer
@@ -50,7 +50,8 @@ _MAX_BACKOFF_S: Final = 5.0
 _LOOK_BACK: Final = 64
 _OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
-Take = Callable[["ConsumerRecord"], None]
+Take = Callable[["ConsumerRecord", bool], None]
+"""Takes a record, and whether it came after reading began."""
 
 
 def model_for(settings: Settings) -> DashboardModel:
@@ -100,13 +101,13 @@ class Feed:
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def _frame(self, record: ConsumerRecord) -> None:
-        self._model.take_frame(record.value, record.partition, time.monotonic_ns())
+    def _frame(self, record: ConsumerRecord, live: bool) -> None:
+        self._model.take_frame(record.value, record.partition, time.monotonic_ns(), live=live)
 
-    def _late(self, record: ConsumerRecord) -> None:
+    def _late(self, record: ConsumerRecord, live: bool) -> None:
         self._model.take_late(record.value, record.timestamp * 1_000_000)
 
-    def _dead_letter(self, record: ConsumerRecord) -> None:
+    def _dead_letter(self, record: ConsumerRecord, live: bool) -> None:
         self._model.take_dead_letter(record.key, record.value, record.headers, record.timestamp * 1_000_000)
 
     def _measured(self, snapshot: LagSnapshot) -> None:
@@ -171,13 +172,13 @@ class Feed:
             partitions = await self._wait_for(name, topic)
             async with self._consumer(topic) as consumer:
                 tps = [TopicPartition(topic, number) for number in range(partitions)]
-                await self._begin(consumer, tps, positions)
+                ends = await self._begin(consumer, tps, positions)
                 self._model.set_source(name, "ok")
                 while True:
                     found = await consumer.getmany(*tps, timeout_ms=_POLL_MS, max_records=_BATCH)
                     for tp, records in found.items():
                         for record in records:
-                            take(record)
+                            take(record, record.offset >= ends[tp])
                         positions[tp.partition] = records[-1].offset + 1
                     await asyncio.sleep(0)  # a long history must not keep browsers waiting
 
@@ -192,17 +193,21 @@ class Feed:
                 self._model.set_source(name, "waiting", f"topic {topic} does not exist yet")
                 await asyncio.sleep(_TOPIC_CHECK_S)
 
-    async def _begin(self, consumer: AIOKafkaConsumer, tps: list[TopicPartition], positions: dict[int, int]) -> None:
-        """Assign, and seek to where reading stopped before or to a history's length before the end."""
+    async def _begin(
+        self, consumer: AIOKafkaConsumer, tps: list[TopicPartition], positions: dict[int, int]
+    ) -> Mapping[TopicPartition, int]:
+        """Assign, and seek to where reading stopped before or a history's length before the ends; returns those."""
         consumer.assign(tps)
         async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-            begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+            begins: dict[TopicPartition, int] = await consumer.beginning_offsets(tps)
+            ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)
         share = max(self._history // len(tps), 1)
         for tp in tps:
             fresh = max(begins[tp], ends[tp] - share)
             known = positions.get(tp.partition, fresh)
             # Beyond the end: the topic was deleted and made again.
             consumer.seek(tp, max(known, begins[tp]) if known <= ends[tp] else fresh)
+        return ends
 
     @contextlib.asynccontextmanager
     async def _consumer(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:

@@ -306,7 +306,8 @@ class DashboardModel:
         self.lag: LagReading | None = None
         self.pressure: tuple[str, str, float] | None = None
         """What the feedback topic tells producers: level, by whom, and the share of the rate it leaves."""
-        self.frames = 0
+        self.frames = self._live_frames = 0
+        self._live_since_s: float | None = None
         self.unreadable = 0
         self._frames_rate, self._ticks_rate = _Rate(), _Rate()
         self.heard_ms = 0
@@ -316,8 +317,11 @@ class DashboardModel:
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
-    def take_frame(self, value: bytes | None, partition: int, now_ns: int) -> None:
-        """A record of the frames topic."""
+    def take_frame(self, value: bytes | None, partition: int, now_ns: int, *, live: bool = True) -> None:
+        """A record of the frames topic; one that is not ``live`` was there before anybody looked.
+
+        Old records come all at once, so they count for no rate.
+        """
         try:
             frame = _FRAMES.decode(value or b"")
             packed = self._pack(frame)
@@ -325,6 +329,7 @@ class DashboardModel:
             self.unreadable += 1
             return
         self.frames += 1
+        self._live_frames += live
         symbol = self._symbol(frame.key)
         before = symbol.bars.get(frame.start)
         counted, revised = self._before(frame, before)
@@ -333,7 +338,7 @@ class DashboardModel:
         symbol.seq = self.symbols_seq = seq
         symbol.partition = partition
         symbol.revisions += before is not None and revised is not None and revised is not before[2]
-        self._count(symbol, frame.count - counted, now_ns)
+        self._count(symbol, frame.count - counted, now_ns, live)
         if frame.start >= symbol.newest_ms:
             symbol.newest_ms = frame.start
             symbol.close = _NAN if frame.close is None else frame.close
@@ -364,13 +369,16 @@ class DashboardModel:
             return count, _PRICES.pack(rev, *prices[:4])
         return count, before[2]
 
-    def _count(self, symbol: _Symbol, ticks: int, now_ns: int) -> None:
+    def _count(self, symbol: _Symbol, ticks: int, now_ns: int, live: bool) -> None:
         if ticks <= 0:
             return
-        now_s = now_ns / NS_PER_SECOND
-        symbol.activity = _decayed(symbol, now_s) + ticks
-        symbol.activity_s = now_s
         symbol.ticks += ticks
+        if live:
+            now_s = now_ns / NS_PER_SECOND
+            if self._live_since_s is None:
+                self._live_since_s = now_s
+            symbol.activity = _decayed(symbol, now_s) + ticks
+            symbol.activity_s = now_s
 
     def _make_room(self, symbol: _Symbol, start: int) -> None:
         self._arrived.append((symbol.name, start))
@@ -596,7 +604,7 @@ class DashboardModel:
 
     def sample(self, wall_ns: int, now_ns: int) -> None:
         """Add a point to the curves; call it once a second."""
-        self._frames_rate.take_total(self.frames, now_ns)
+        self._frames_rate.take_total(self._live_frames, now_ns)
         if self.frames != self._frames_heard:
             self._frames_heard, self.heard_ms = self.frames, wall_ns // NS_PER_MS
         delay_ns = self.watermark_delay_ns(wall_ns, now_ns)
@@ -652,11 +660,13 @@ class DashboardModel:
 
         def rank(symbol: _Symbol) -> tuple[bool, bool, float, float, str]:
             name, activity = symbol.name.casefold(), _decayed(symbol, now_s)
-            first = (-symbol.late, -activity) if by == "late" else (-activity, -symbol.late)
+            first = (-symbol.late, -activity) if by == "late" else (-activity, -symbol.ticks)
             return (not wanted or name != wanted, not wanted or not name.startswith(wanted), *first, symbol.name)
 
-        # A count of N, halved every half-life, stems from N * ln 2 / half-life ticks a second.
-        to_rate = math.log(2) / _ACTIVITY_HALF_LIFE_S
+        # A count of N, halved every half-life, stems from N * ln 2 / half-life ticks a second, once it has counted for
+        # long enough.
+        counted_s = max(now_s - self._live_since_s, 1.0) if self._live_since_s is not None else math.inf
+        to_rate = math.log(2) / _ACTIVITY_HALF_LIFE_S / -math.expm1(-math.log(2) * counted_s / _ACTIVITY_HALF_LIFE_S)
         return [
             Ranked(
                 symbol.name,

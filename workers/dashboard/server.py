@@ -342,6 +342,7 @@ async def serve(dashboard: Dashboard, opened: socket.socket, stop: asyncio.Event
     """Serve on a listening socket until ``stop`` is set; browsers that are still connected are told goodbye."""
     config = uvicorn.Config(
         dashboard.app,
+        interface="asgi3",
         log_config=None,
         access_log=False,
         server_header=False,

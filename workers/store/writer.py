@@ -21,7 +21,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from aiokafka.errors import (
@@ -36,6 +36,7 @@ from workers.admin import ensure_topics
 from workers.client import repair_client
 from workers.connection import admin_client, connecting
 from workers.errors import DataLossError, StateMismatchError
+from workers.health import HealthServer
 from workers.pressure import Level, LevelGauge
 from workers.settings import Settings, consumer_options
 from workers.source import Source
@@ -66,7 +67,6 @@ FIRST_BACKOFF_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 20.0
 IN_FLIGHT_SHARE: Final = 0.25  # of the rebalance timeout, for the transaction under way
 TELL_KAFKA_S: Final = 2.0
-NO_PARTITION: Final = 2**31 - 1
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
@@ -82,11 +82,6 @@ class FramesSource(Source):
         """Where reading goes on: behind transaction markers, which are no records but take up offsets."""
         offset: int = await self._consumer.position(self._tp(partition))
         return offset
-
-    async def stay(self) -> None:
-        """Show that this member is alive while it fetches nothing: one that doesn't ask for ``max.poll.interval.ms``
-        leaves the group. Asks for a partition that doesn't exist, which touches nothing that was fetched."""
-        await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
 
     async def tell_kafka(self, offsets: dict[int, int]) -> None:
         """Commit offsets to the group, for those who watch its lag. Raises ``KafkaError``."""
@@ -131,6 +126,7 @@ class StoreWriter:
         self._partitions: dict[int, OwnedPartition] = {}
         self._database = asyncio.Lock()  # a connection does one thing at a time
         self._available: bool | None = None
+        self._joined = False
         self._down_since_s = 0.0
         self._arrived = asyncio.Event()
         self._stopping = False
@@ -169,6 +165,22 @@ class StoreWriter:
         finally:
             stopped.cancel()
             await self._shut_down()
+
+    def not_alive(self) -> Sequence[str]:
+        """Why this process should be started again; nothing while it is well, a database that is away included."""
+        failure = self._failure
+        if failure is None or not failure.done() or failure.cancelled() or failure.exception() is None:
+            return []
+        return [f"failed: {failure.exception()}"]
+
+    def not_ready(self) -> Sequence[str]:
+        """What it waits for before it stores frames; a member without partitions is ready."""
+        if not self._available:
+            return [f"{self.store.name} can't be used"]
+        if not self._joined:
+            return [f"not in the group {self.group_id}, or a rebalance is under way"]
+        waiting = [number for number, partition in self._partitions.items() if not partition.reading]
+        return [f"not reading {self.topic} {waiting[:5]} yet"] if waiting else []
 
     # -- start and end ------------------------------------------------------------------------------------------------
 
@@ -240,6 +252,7 @@ class StoreWriter:
 
     async def _revoked(self, revoked: set[int]) -> None:
         """Drop what is queued; let the transaction under way end, so that the next owner reads its offset."""
+        self._joined = False
         for number in revoked:
             self._partitions.pop(number, None)
         self._drop_lost()
@@ -252,6 +265,7 @@ class StoreWriter:
         self._partitions = {number: OwnedPartition(number) for number in assigned}
         self._drop_lost()
         self.metrics.partitions_owned.set(len(assigned))
+        self._joined = True
         log.info("partitions assigned", partitions=sorted(assigned))
         if assigned:
             self._start(self._open_partitions(list(self._partitions.values())))
@@ -320,6 +334,7 @@ class StoreWriter:
             ready = [number for number, partition in self._partitions.items() if partition.reading]
             room = self.queue.room
             try:
+                self.source.check()
                 if not ready or not room or self.gauge.level is Level.HARD:
                     await self.source.stay()
                     await asyncio.sleep(POLL_TIMEOUT_MS / 1000 if not ready else 0.01)
@@ -338,10 +353,10 @@ class StoreWriter:
                 log.warning("fetching failed; trying again", error=repr(error))
                 await asyncio.sleep(1.0)
                 continue
-            for number, records in fetched.items():
+            for number, found in fetched.items():
                 partition = self._partitions.get(number)
-                if records and partition is not None and partition.reading:
-                    await self._accept(partition, records)
+                if partition is not None and partition.reading:
+                    await self._accept(partition, cast("Sequence[Record]", found.items))
 
     async def _accept(self, partition: OwnedPartition, records: Sequence[Record]) -> None:
         chunk = Chunk(partition, records, records[-1].offset + 1)
@@ -532,5 +547,8 @@ def _smaller(
 
 
 async def run_store(settings: Settings, store: Store, *, stop: asyncio.Event) -> None:
-    """Run one store writer until ``stop`` is set. Raises what `StoreWriter.run` raises."""
-    await StoreWriter(settings, store).run(stop)
+    """Run one store writer until ``stop`` is set, with its metrics and health. Raises what `StoreWriter.run` raises,
+    and ``ConfigError`` where the metrics endpoint can't be opened."""
+    writer = StoreWriter(settings, store)
+    async with HealthServer(settings.metrics, writer.metrics.registry, alive=writer.not_alive, ready=writer.not_ready):
+        await writer.run(stop)

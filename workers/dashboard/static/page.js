@@ -89,7 +89,7 @@ function takeHello(hello) {
   if (state.hello && state.hello.version !== hello.version) location.reload();
   state.hello = hello;
   state.points = [];
-  byId("events").replaceChildren();
+  byId("events").replaceChildren(el("li", { class: "muted", text: "None since the dashboard was started." }));
   put(byId("application"), shown(hello.application, 80));
   put(byId("about"), `${hello.window} windows of ${shown(hello.topics.ticks, 60)}, lag ${hello.lag}, allowed lateness ${hello.allowed_lateness}`);
   document.title = `${shown(hello.application, 60)} – workers dashboard`;
@@ -406,14 +406,14 @@ function takeGroup(group) {
 
 function takeEvents(rows) {
   const list = byId("events");
-  list.querySelector(".muted:only-child")?.remove();
+  list.querySelector("li.muted")?.remove();
   for (const [at, kind, text] of rows) list.prepend(el("li", { class: `kind-${kind}` }, el("span", { class: "muted number", text: clock(at) }), el("span", { text: shown(text) })));
   while (list.children.length > MAX_EVENTS) list.lastChild.remove();
 }
 
 // -- at a glance ------------------------------------------------------------------------------------------------------
 
-const TILES = ["lag", "waits", "level", "rate scale", "watermark delay", "ticks/s", "frames/s", "late", "dead letters"];
+const TILES = ["lag, records", "lag, seconds", "level", "rate scale", "watermark delay", "ticks/s", "frames/s", "late", "dead letters"];
 const tileParts = new Map();
 for (const name of TILES) {
   const parts = { value: el("div", { class: "value", text: "–" }), under: el("div", { class: "under" }) };
@@ -435,8 +435,8 @@ function tiles() {
   const newest = state.points.at(-1);
   if (group) {
     const drain = group.drain_s === null ? (group.lag ? "not draining" : "") : group.lag ? `drains in ${seconds(group.drain_s)}` : "nothing waits";
-    tile("lag", group.lag === null ? "–" : short(group.lag), group.lag === null ? "not measured" : drain);
-    tile("waits", seconds(group.waiting_s), group.event_lag_s === null ? "event time –" : `event time ${seconds(group.event_lag_s)}`);
+    tile("lag, records", group.lag === null ? "–" : short(group.lag), group.lag === null ? "not measured" : drain);
+    tile("lag, seconds", seconds(group.waiting_s), group.event_lag_s === null ? "in event time –" : `in event time ${seconds(group.event_lag_s)}`);
     tile("level", hello?.soft_lag === null ? "off" : (LEVEL_SIGNS[group.level] ?? group.level), group.pressure ? `told: ${group.pressure[0]} by ${shown(group.pressure[1], 20)}` : "nobody tells producers", `level-${group.level.toLowerCase()}`);
     tile("rate scale", `× ${group.scale}`, group.scale === 1 ? "producers at full rate" : group.scale === 0 ? "producers stopped" : "producers slowed", group.scale === 1 ? "" : group.scale === 0 ? "level-hard" : "level-soft");
   }

@@ -1,0 +1,230 @@
+"""The test driver: what users test with must behave as workers do, whatever the schedule."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import oracle
+from tests.strategies import Case, configs, streams
+from tests.unit.test_lane import real_frames, spec_of
+from workers import testing
+from workers.errors import CallbackError
+from workers.lane import LaneSpec
+from workers.pipeline import Filter, Route, Router
+from workers.settings import load_settings
+from workers.testing import TestDriver
+from workers.ticks import Tick, TickFormat
+
+SECOND_NS = 10**9
+T0 = 1_700_000_000_000  # a window's start
+SPEC = LaneSpec(lateness_ns=SECOND_NS)
+
+
+def test_a_window_comes_out_once_it_is_committed() -> None:
+    driver = TestDriver(SPEC, partitions=2)
+    driver.send("AAPL", T0, price=189.10, size=100)
+    driver.send("AAPL", T0 + 8_000, price=189.20, size=50)
+    assert driver.frames() == []
+    driver.commit()
+    (bar,) = driver.frames()
+    assert (bar["close"], bar["count"], bar["rev"], bar["status"]) == (189.10, 1, 0, "final")
+
+
+def test_late_ticks_and_rejected_records_are_accounted_for() -> None:
+    driver = TestDriver(SPEC)
+    driver.send("AAPL", T0 + 10_000, 1, 1)
+    driver.send("AAPL", T0 + 7_000, 1, 1)  # on the threshold: 10 s - lag 2 s - allowed lateness 1 s
+    driver.send("AAPL", T0, 1, size=-1)
+    driver.send_raw(None, b"rubbish")
+    driver.commit()
+    (late,) = driver.late()
+    assert (late["reason"], late["late_by_ns"], late["offset"]) == ("watermark", 0, 1)
+    assert [(letter["reason"], letter["offset"]) for letter in driver.dead_letters()] == [
+        ("negative_size", 2),
+        ("malformed_json", 3),
+    ]
+    counts = driver.counts()
+    assert (counts.records, counts.aggregated, counts.late, counts.rejected) == (4, 1, 1, 2)
+    assert counts.balance() == 0
+
+
+def test_keys_are_where_murmur2_puts_them_unless_told_otherwise() -> None:
+    driver = TestDriver(LaneSpec(tick=TickFormat(on_misrouted="reject")), partitions=4)
+    home = oracle.partition_of(b"AAPL", 4)
+    assert driver.send("AAPL", T0, 1, 1) == (home, 0)
+    assert driver.send("AAPL", T0, 1, 1, partition=(home + 1) % 4) == ((home + 1) % 4, 0)
+    driver.commit()
+    assert [letter["reason"] for letter in driver.dead_letters()] == ["misrouted"]
+
+
+def test_silence_brings_idle_windows_out_provisionally_when_they_are_due_and_not_before() -> None:
+    driver = TestDriver(LaneSpec())  # 5 s windows, lag 2 s, idle after 1 s
+    driver.send("AAPL", T0 + 1_000, 1, 1)
+    driver.advance("6.999s")
+    assert driver.frames() == []
+    driver.advance(timedelta(milliseconds=1))
+    driver.commit()
+    (shown,) = driver.frames()
+    assert (shown["status"], shown["trigger"], shown["rev"]) == ("provisional", "timeout", 0)
+    driver.send("AAPL", T0 + 7_000, 1, 1)
+    driver.commit()
+    assert [frame["status"] for frame in driver.frames()] == ["provisional", "final"]
+    assert driver.frames(provisional=False) == [driver.latest("AAPL")[T0]]
+
+
+def test_open_windows_are_shown_at_flushes_with_emit_partial() -> None:
+    driver = TestDriver(LaneSpec(emit_partial=True), flush_interval="250ms", commit_interval="100ms")
+    driver.send("AAPL", T0, 1, 1)
+    driver.advance("249ms")
+    assert driver.frames() == []
+    driver.advance("1ms")
+    driver.commit()
+    assert [frame["trigger"] for frame in driver.frames()] == ["partial"]
+
+
+@pytest.mark.parametrize(("guarantee", "seen"), [("exactly_once", 1), ("at_least_once", 2)])
+def test_a_crash_loses_nothing_and_repeats_only_what_at_least_once_may(guarantee: str, seen: int) -> None:
+    driver = TestDriver(SPEC, guarantee=guarantee)
+    driver.send("AAPL", T0, 1, 1)
+    driver.commit()
+    driver.send("AAPL", T0 + 8_000, 1, 1)  # brings the window out; not committed
+    driver.crash()
+    driver.commit()
+    records = driver.records("frames")
+    assert [record.value for record in records] == [records[0].value] * seen
+    assert driver.counts().records == 2
+
+
+def test_settings_give_the_driver_what_they_give_a_worker() -> None:
+    overrides = {"window.size": "1s", "tick.price": "p", "topics.partitions": 3, "commit_interval": "200ms"}
+    settings = load_settings(None, environ={}, overrides=overrides)
+    driver = TestDriver(settings)
+    driver.send("AAPL", datetime(2026, 1, 30, 13, 21, 25, 500_000, tzinfo=UTC), "189.10", 1)
+    driver.send("AAPL", "2026-01-30T13:21:28.000000001Z", 1, 1)
+    driver.advance("200ms")
+    assert json.loads(driver.log(oracle.partition_of(b"AAPL", 3))[0].value or b"")["p"] == "189.10"
+    (bar,) = driver.frames("AAPL")
+    assert bar["end"] - bar["start"] == 1_000
+    assert driver.guarantee == "exactly_once"
+
+
+def raises_at_thirteen(tick: Tick) -> bool:
+    if tick.price == 13:
+        raise RuntimeError("thirteen")
+    return tick.price > 1
+
+
+def test_operators_run_and_a_function_that_raises_is_the_callers_to_see() -> None:
+    routes = Router((Route("elsewhere", symbol="X*"),))
+    driver = TestDriver(LaneSpec(pipeline=(Filter(f"{__name__}:raises_at_thirteen"), routes)))
+    driver.send("AAPL", T0, 1, 1)
+    driver.send("XAU", T0, 2, 1)
+    driver.commit()
+    assert [entry["reason"] for entry in driver.late()] == ["filtered"]
+    assert [record.key for record in driver.routed("elsewhere")] == [b"XAU"]
+    with pytest.raises(CallbackError, match="thirteen"):
+        driver.send("AAPL", T0, 13, 1)
+
+
+def test_impossible_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="partitions is 0"):
+        TestDriver(partitions=0)
+    driver = TestDriver(partitions=2)
+    with pytest.raises(ValueError, match="the topic has 2"):
+        driver.send_raw(b"A", b"", partition=2)
+    with pytest.raises(ValueError, match="time does not go back"):
+        driver.advance(timedelta(seconds=-1))
+    with pytest.raises(ValueError, match="not a duration"):
+        driver.advance("soon")
+
+
+# -- any schedule -----------------------------------------------------------------------------------------------------
+
+steps = st.one_of(
+    st.just(("send", 1)),
+    st.tuples(st.just("send"), st.integers(1, 20)),
+    st.tuples(st.sampled_from(("commit", "crash", "rebalance", "flush")), st.just(0)),
+    st.tuples(st.just("advance"), st.integers(0, 20_000)),
+    st.tuples(st.just("move"), st.integers(0, 2)),
+)
+# One oracle for each partition must know how many there are, and windows need names of their own on the wire.
+cases = (
+    configs(all_late=False)
+    .filter(lambda config: config.partitions == 3 and config.size_ns >= 1_000_000)
+    .flatmap(lambda config: streams(config).map(lambda records: Case(config, records)))
+)
+
+
+def play(driver: TestDriver, records: Sequence[oracle.Record], schedule: Sequence[tuple[str, int]]) -> None:
+    left = list(records)
+    for what, number in schedule:
+        match what:
+            case "send":
+                for record in left[:number]:
+                    driver.send_raw(record.key, record.value, record.timestamp_ms)
+                del left[:number]
+            case "advance":
+                driver.advance(timedelta(milliseconds=number))
+            case "move":
+                driver.rebalance([number])
+            case _:
+                getattr(driver, what)()
+    for record in left:
+        driver.send_raw(record.key, record.value, record.timestamp_ms)
+    driver.commit()
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@given(case=cases, schedule=st.lists(steps, max_size=25), emit_partial=st.booleans())
+def test_no_schedule_of_crashes_rebalances_and_silences_changes_a_frame(
+    guarantee: str, case: Case, schedule: list[tuple[str, int]], emit_partial: bool
+) -> None:
+    driver = TestDriver(spec_of(case.config, emit_partial=emit_partial), partitions=3, guarantee=guarantee)
+    play(driver, case.records, schedule)
+    logs = {
+        number: [oracle.Record(each.offset, each.timestamp, each.key, each.value) for each in driver.log(number)]
+        for number in range(3)
+    }
+    expected = oracle.run_topic(case.config, logs)
+    found = real_frames(driver.records("frames"))
+    late = [(entry["partition"], entry["offset"]) for entry in driver.late()]
+    bad = [(letter["partition"], letter["offset"]) for letter in driver.dead_letters()]
+    if guarantee == "at_least_once":
+        found = {key: list(dict.fromkeys(frames)) for key, frames in found.items()}
+        late, bad = list(dict.fromkeys(late)), list(dict.fromkeys(bad))
+    assert found == expected.wire()
+    assert sorted(late) == sorted((each.partition, each.offset) for each in expected.late)
+    assert sorted(bad) == sorted((each.partition, each.offset) for each in expected.rejected)
+    counts = driver.counts()
+    assert (counts.records, counts.balance()) == (len(case.records), 0)
+
+
+def test_a_driver_that_forgot_its_windows_would_be_noticed() -> None:
+    """The comparison above can fail: without its windows in the changelog, a crash changes the frame."""
+    driver = TestDriver(SPEC)
+    driver.send("AAPL", T0, 1, 5)
+    driver.send("AAPL", T0 + 1_000, 1, 5)
+    driver.commit()
+    changelog = driver._partitions[0]._changelog
+    for key in [key for key in changelog if key[:1] == b"w"]:
+        del changelog[key]
+    driver.crash()
+    driver.send("AAPL", T0 + 1_500, 1, 5)
+    driver.send("AAPL", T0 + 8_000, 1, 1)
+    driver.commit()
+    log = [oracle.Record(each.offset, each.timestamp, each.key, each.value) for each in driver.log(0)]
+    config = oracle.Config(size_ns=5 * SECOND_NS, lag_ns=2 * SECOND_NS, allowed_lateness_ns=SECOND_NS)
+    assert real_frames(driver.records("frames")) != oracle.run(config, log).wire()
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    assert testing.__doc__ is not None
+    example = testing.__doc__.split("\n\n")[1:3]
+    exec(textwrap.dedent("\n".join(example)), {})  # its own asserts
