@@ -27,7 +27,6 @@ def supports(spec: LaneSpec) -> bool:
         spec.payload == "ohlcv"
         and spec.aggregation == "ohlcv"
         and spec.scope == "key"
-        and not spec.pipeline
         and len(set(names)) == len(names)
         and not spec.pipeline
         and max(*durations, form.max_future_skew_ns) <= LONGEST_NS

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -30,6 +31,7 @@ __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", 
 
 log = structlog.get_logger(__name__)
 
+_NO_HEADERS: list[tuple[str, bytes]] = []
 RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
 
 
@@ -87,6 +89,9 @@ class PartitionSink:
 
     def __init__(self, spec: SinkSpec, partition: int) -> None:
         self._spec = spec
+        batch_bytes = spec.producer_options["max_batch_size"]
+        assert isinstance(batch_bytes, int)
+        self._batch_bytes = batch_bytes
         self._partition = partition
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
@@ -178,41 +183,75 @@ class PartitionSink:
         partition: int | None = None,
     ) -> list[asyncio.Future[object]]:
         """Queue records in as few batches as they fit, in order per partition; by key where no partition is given."""
-        futures: list[asyncio.Future[object]] = []
-        open_batches: dict[int, BatchBuilder] = {}
-        now_ms = time.time_ns() // 1_000_000
-        for record in records:
-            timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
-            if partition is not None:
-                to = partition
-            elif record.key is None:
-                to = self._partition % topic.partitions
-            else:
-                to = partition_for(record.key, topic.partitions)
-            headers = list(record.headers)  # the C builder takes nothing else
-            batch = open_batches.get(to)
+        packed = pack(
+            records,
+            producer,
             # The broker measures batches, not records: several that fit alone can be too large together.
-            if (
-                batch is not None
-                and batch.size() + _size(record) <= topic.max_record_bytes
-                and batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers)
-            ):
-                continue
-            if batch is not None:
-                futures.append(await producer.send_batch(batch, topic.name, partition=to))
-            batch = open_batches[to] = producer.create_batch()
-            # An empty batch takes any record; whether the topic does was checked when it was made.
-            batch.append(timestamp=timestamp_ms, key=record.key, value=record.value, headers=headers)
-        for to, batch in open_batches.items():
-            batch.close()
-            futures.append(await producer.send_batch(batch, topic.name, partition=to))
-        return futures
+            limit_bytes=min(topic.max_record_bytes, self._batch_bytes),
+            partitions=topic.partitions,
+            partition=partition,
+            keyless=self._partition % topic.partitions,
+        )
+        return [await producer.send_batch(batch, topic.name, partition=to) for to, batch in packed]
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not."""
         producers = (self._producer, self._results_producer)
         self._producer = self._results_producer = None
         await asyncio.gather(*(abandon(producer) for producer in producers if producer is not None))
+
+
+def pack(
+    records: Iterable[OutRecord],
+    producer: AIOKafkaProducer,
+    *,
+    limit_bytes: int,
+    partitions: int,
+    partition: int | None,
+    keyless: int,
+) -> list[tuple[int, BatchBuilder]]:
+    """Batches of at most ``limit_bytes`` before compression, closed, with the partition each is for, in order.
+
+    A record goes to ``partition``, or where murmur2 puts its key among ``partitions``, without a key to ``keyless``.
+    The C builder inside aiokafka's is filled directly: this runs once for every frame and every changed window.
+    """
+    packed: list[tuple[int, BatchBuilder]] = []
+    fill: dict[int, list[Any]] = {}  # partition -> builder, its C builder's append, records in it
+    now_ms = time.time_ns() // 1_000_000
+    for record in records:
+        key, timestamp_ms = record.key, record.timestamp_ms
+        if timestamp_ms is None:
+            timestamp_ms = now_ms
+        to = partition
+        if to is None:
+            to = keyless if key is None else partition_for(key, partitions)
+        headers = list(record.headers) if record.headers else _NO_HEADERS
+        open_batch = fill.get(to)
+        if open_batch is not None:
+            if open_batch[1](open_batch[2], timestamp_ms, key, record.value, headers) is not None:
+                open_batch[2] += 1
+                continue
+            packed.append((to, _closed(open_batch)))
+        builder = _new_builder(producer, limit_bytes)
+        open_batch = fill[to] = [builder, builder._builder.append, 1]
+        # An empty batch takes any record; whether the topic does was checked when it was made.
+        open_batch[1](0, timestamp_ms, key, record.value, headers)
+    packed += [(to, _closed(open_batch)) for to, open_batch in fill.items()]
+    return packed
+
+
+def _new_builder(producer: AIOKafkaProducer, limit_bytes: int) -> BatchBuilder:
+    """As the producer's ``create_batch``, with a size of its own."""
+    accumulator = producer._message_accumulator
+    transactional = producer._txn_manager is not None and producer._txn_manager.transactional_id is not None
+    return BatchBuilder(limit_bytes, accumulator._compression_type, is_transactional=transactional)
+
+
+def _closed(open_batch: list[Any]) -> BatchBuilder:
+    builder: BatchBuilder = open_batch[0]
+    builder._relative_offset = open_batch[2]
+    builder.close()
+    return builder
 
 
 async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
@@ -232,13 +271,18 @@ def fit(work: Commit, spec: SinkSpec) -> int:
     """
     replaced = 0
     kept: list[OutRecord] = []
-    for frame in work.frames:
+    # Frames have no headers, so the largest value and the longest key tell whether all fit: the usual case, made cheap.
+    largest = max((len(frame.value or b"") for frame in work.frames), default=0)
+    longest = max((len(frame.key or b"") for frame in work.frames), default=0)
+    all_fit = RECORD_OVERHEAD_BYTES + largest + longest <= spec.frames.max_record_bytes
+    for frame in () if all_fit else work.frames:
         if _size(frame) <= spec.frames.max_record_bytes:
             kept.append(frame)
             continue
         work.dead_letters.append(shrink_frame(frame, spec.frames.max_record_bytes))
         replaced += 1
-    work.frames = kept
+    if not all_fit:
+        work.frames = kept
     for name, records in work.routed.items():
         limit = spec.routed[name].max_record_bytes
         work.dead_letters += [oversized_routed(record, name, limit) for record in records if _size(record) > limit]

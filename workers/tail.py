@@ -152,9 +152,17 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
 
 
 def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
-    """A late tick in one line: its time, how late and why, the window it missed, where it was."""
+    """A late tick in one line: its time, how late and why, the window it missed, where it was.
+
+    One that an operator dropped: its time, which operator and why, where it was.
+    """
     late = _object(record.value)
     ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
+    if isinstance(ts, int) and isinstance(late.get("stage"), str):
+        return (
+            f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} {late.get('reason')}, by "
+            f"operator {late['stage']}, from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
+        )
     if not (isinstance(ts, int) and isinstance(start, int) and isinstance(end, int) and isinstance(late_by, int)):
         return f"[p={record.partition}] {_excerpt(record.value)} (not a late tick)"
     return (

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -51,11 +50,11 @@ MISROUTED = [(T0 + 500, tick("AAPL", T0 + 500, 20.0)), (T0 + 9_000, tick("AAPL",
 
 
 async def _tell(app: App) -> None:
-    before = [(key, value, T0 - 600_000) for key, value, _ in market(60, symbols=6) if b'"ts":17000' in (value or b"")]
-    old = [(b"AAPL", tick("AAPL", T0 - 600_000 + n), T0 - 600_000 + n) for n in range(40)]
-    await send(app, [*old, *((b"S1", tick("S1", T0 - 600_000), T0 - 600_000) for _ in before)])
+    for symbol in ("AAPL", "S1"):
+        old = [(symbol.encode(), tick(symbol, T0 - 600_000 + n), T0 - 600_000 + n) for n in range(40)]
+        await send(app, old)
     await send(app, [(b"AAPL", value, timestamp) for timestamp, value in STORY])
-    await send(app, [(key, value, T0 + 60_000) for key, value, _ in market(3_000)])
+    await send(app, [(key, value, T0 + 60_000) for key, value, _ in market(10_000, symbols=20)])
     producer = AIOKafkaProducer(bootstrap_servers=app.bootstrap)
     await producer.start()
     try:
@@ -86,9 +85,9 @@ def told(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> App:
 
 
 @pytest.fixture
-def own(broker: Broker, tmp_path: Path) -> Iterator[App]:
+def own(broker: Broker, tmp_path: Path) -> App:
     """The same, for one test to spoil."""
-    yield _application(broker, tmp_path / "worker.log")
+    return _application(broker, tmp_path / "worker.log")
 
 
 def settings_of(app: App, **more: str) -> Settings:
@@ -101,16 +100,10 @@ def replay(app: App, *arguments: str, **more: object) -> subprocess.CompletedPro
 
 
 async def published(app: App) -> list[bytes]:
-    found = [
-        record.value or b""
-        for records in (await read_topic(app.bootstrap, app.topics.frames)).values()
-        for record in records
-    ]
-    return [
-        value
-        for value in found
-        if orjson.loads(value)["status"] != "provisional" and orjson.loads(value)["start"] >= T0
-    ]
+    """The non-provisional frames of the span, as they are in the topic."""
+    records = [each for found in (await read_topic(app.bootstrap, app.topics.frames)).values() for each in found]
+    frames = [(orjson.loads(record.value or b""), record.value or b"") for record in records]
+    return [value for frame, value in frames if frame["status"] != "provisional" and frame["start"] >= T0]
 
 
 async def put(app: App, topic: str, key: bytes, value: bytes, partition: int | None = None) -> int:

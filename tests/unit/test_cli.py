@@ -176,6 +176,9 @@ def test_an_interrupted_command_ends_at_the_second_signal(tmp_path: Path) -> Non
         assert said.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert said.readline() == b"stopping\n"
+        process.send_signal(signal.SIGINT)  # at once: the same wish, told twice
+        time.sleep(1.0)
+        assert process.poll() is None
         began_s = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == ExitCode.INTERRUPTED

@@ -228,7 +228,7 @@ def test_what_is_no_duration_with_a_unit_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["0", '"0"', '"0s"'])
 def test_zero_needs_no_unit(value: str) -> None:
-    assert load(f"[window]\nlag = {value}").window.lag == 0
+    assert load(f'[window]\nlag = {value}\nallowed_lateness = "1s"').window.lag == 0
 
 
 def test_a_timedelta_is_a_duration_in_code() -> None:
@@ -397,6 +397,7 @@ IMPOSSIBLE = [
     ('[topics]\nticks = "a.b"\nframes = "a_b"', "topics.frames", "topics must differ"),
     ('[tick]\nprice = "p"\nsize = "p"', "tick.size", "must differ"),
     ('[window]\nsize = "1500us"', "window.size", "whole number of milliseconds"),
+    ('[window]\nlag = "0s"', "window.lag", "every tick would be late"),
     ('[window]\nkey_ttl = "6999ms"', "window.key_ttl", "at least size + lag + allowed_lateness = 7s"),
     ('[window]\nemit = "final"\nemit_partial = true', "window.emit_partial", "one frame a window"),
     ('[window]\npayload = "items"\naggregation = "a.b:c"', "window.aggregation", "thrown away"),

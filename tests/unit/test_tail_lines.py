@@ -7,9 +7,9 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from workers.commands.common import printable
-from workers.ledger import dead_letter
+from workers.ledger import dead_letter, dropped_record
 from workers.tail import dead_letter_line, frame_line, json_line, late_line
-from workers.ticks import Reason, Rejection
+from workers.ticks import Reason, Rejection, Tick
 
 NOW_NS = 1_700_000_400 * 1_000_000_000  # 2023-11-14T22:20:00Z
 FRAME = {
@@ -81,6 +81,14 @@ def test_what_is_no_frame_is_shown_all_the_same(value: bytes | None) -> None:
 
 def test_times_beyond_the_calendar_do_not_end_the_tail() -> None:
     assert "ns" in frame_line(frame(start=2**62, end=2**62 + 1), now_ns=NOW_NS)
+
+
+def test_a_tick_that_an_operator_dropped_says_which_why_and_where_from() -> None:
+    tick = Tick("AAPL", 1_700_000_003_500_000_000, 1.5, 1.0, 17, b"{}", {})
+    dropped = dropped_record(tick, "duplicate", "2:deduplicate", {"first_ts": 5}, 1_000_000, "ticks", 3)
+    assert late_line(record(dropped.value), now_ns=NOW_NS, unit="ms") == (
+        "[p=1] AAPL 22:13:23.500 duplicate, by operator 2:deduplicate, from ticks[3] offset 17"
+    )
 
 
 def test_a_late_tick_says_how_late_why_and_where_from() -> None:

@@ -553,10 +553,11 @@ class DashboardModel:
         """The group as its coordinator describes it. What changed becomes events."""
         found = tuple(sorted(members, key=lambda member: member.member_id))[:_MAX_MEMBERS]
         if state != self.group_state:
+            number = f"{len(found)} member{'' if len(found) == 1 else 's'}"
             if "Rebalance" in state and "Rebalance" not in self.group_state:
-                self._event(wall_ns, "rebalance", f"rebalance begins, {len(found)} members")
+                self._event(wall_ns, "rebalance", f"rebalance begins, {number}")
             elif state == "Stable" and "Rebalance" in self.group_state:
-                self._event(wall_ns, "rebalance", f"rebalance done, {len(found)} members")
+                self._event(wall_ns, "rebalance", f"rebalance done, {number}")
             elif state in ("Empty", "Dead") and self.group_state not in ("", "Empty", "Dead"):
                 self._event(wall_ns, "rebalance", "nobody is left in the group")
         elif found == self.members:

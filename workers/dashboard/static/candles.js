@@ -255,6 +255,7 @@ export class Candles {
       context.moveTo(plot.left, at);
       context.lineTo(plot.right, at);
       context.stroke();
+      if (Math.abs(at - y(bars.at(-1).close)) < font * 1.2) continue; // the last price stands there
       context.fillStyle = muted;
       context.fillText(price(value), plot.right + 6, at);
     }

@@ -89,7 +89,7 @@ function takeHello(hello) {
   if (state.hello && state.hello.version !== hello.version) location.reload();
   state.hello = hello;
   state.points = [];
-  byId("events").replaceChildren(el("li", { class: "muted", text: "None since the dashboard was started." }));
+  byId("events").replaceChildren(el("li", { class: "muted none", text: "None since the dashboard was started." }));
   put(byId("application"), shown(hello.application, 80));
   put(byId("about"), `${hello.window} windows of ${shown(hello.topics.ticks, 60)}, lag ${hello.lag}, allowed lateness ${hello.allowed_lateness}`);
   document.title = `${shown(hello.application, 60)} – workers dashboard`;
@@ -295,9 +295,12 @@ function facts(bar) {
     ...(bar.parts > 1 ? [["windows", whole(bar.parts)]] : []), ...(before ? [[`was (rev ${bar.before.rev})`, before]] : []),
   ];
   const list = byId("facts");
-  while (list.children.length > 2 * entries.length) list.lastChild.remove();
-  while (list.children.length < 2 * entries.length) list.append(el(list.children.length % 2 ? "dd" : "dt"));
-  entries.flat().forEach((text, index) => put(list.children[index], text));
+  while (list.children.length > entries.length) list.lastChild.remove();
+  while (list.children.length < entries.length) list.append(el("div", {}, el("dt"), el("dd")));
+  entries.forEach(([name, text], index) => {
+    put(list.children[index].firstChild, name);
+    put(list.children[index].lastChild, text);
+  });
 }
 
 function takeExplained(answer) {
@@ -359,7 +362,7 @@ const curves = [
     { name: "watermark delay", colour: "up", dash: [4, 3], of: (point) => point.delay },
   ] }),
   new Curve(byId("curves"), { title: "Rate scale and level", format: (value) => (value === null ? "–" : `× ${value}`), most: 1.05, lines: [{ name: "scale", colour: "good", step: true, of: (point) => point.scale }] }),
-  new Curve(byId("curves"), { title: "A second", format: short, lines: [
+  new Curve(byId("curves"), { title: "Per second", format: short, lines: [
     { name: "ticks", colour: "up", of: (point) => point.ticks },
     { name: "committed", colour: "good", dash: [2, 2], of: (point) => point.committed },
     { name: "frames", colour: "late", dash: [5, 3], of: (point) => point.frames },
@@ -406,7 +409,7 @@ function takeGroup(group) {
 
 function takeEvents(rows) {
   const list = byId("events");
-  list.querySelector("li.muted")?.remove();
+  list.querySelector("li.none")?.remove();
   for (const [at, kind, text] of rows) list.prepend(el("li", { class: `kind-${kind}` }, el("span", { class: "muted number", text: clock(at) }), el("span", { text: shown(text) })));
   while (list.children.length > MAX_EVENTS) list.lastChild.remove();
 }
