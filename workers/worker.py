@@ -556,6 +556,7 @@ class Worker:
         try:
             self.source.check()
             if not ready:
+                await self.source.stay()
                 await asyncio.sleep(0.001 if backlog else POLL_TIMEOUT_MS / 1000)
                 return
             fetched = await self.source.poll(
