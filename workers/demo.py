@@ -7,11 +7,12 @@ from the topics, not counted on the way. Nothing is left running, nor any topic,
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,7 @@ from workers.admin import delete_topics, ensure_topics
 from workers.broker.supervisor import Supervisor
 from workers.changelog import read_changelog
 from workers.connection import admin_client
-from workers.errors import WorkersError
+from workers.errors import BrokerError, WorkersError
 from workers.group import LagReader
 from workers.settings import Settings, consumer_options, load_settings
 from workers.snapshot import META_KEY, Counts
@@ -37,6 +38,7 @@ __all__ = ["Demo", "DemoSummary"]
 
 WORKERS = 2
 CATCH_UP_LIMIT_S = 60.0
+DASHBOARD_LIMIT_S = 30.0
 QUIET_NS = 4_000_000_000  # longer than lag + idle_after: the last windows have come out by then
 
 
@@ -86,7 +88,8 @@ class Demo:
                 workers = [self._start(stack, logs, f"worker-{number}", ["run"]) for number in range(1, WORKERS + 1)]
                 self._say(f"{WORKERS} workers share {self._settings.topics.partitions} partitions; a market opens")
                 producer = self._start(stack, logs, "producer", self._market())
-                await self._watch(stop, producer)
+                async with self._dashboard(stack, logs):
+                    await self._watch(stop, producer)
                 if not stop.is_set():
                     self._say("the market has closed; the workers leave")
                 for worker in workers:
@@ -108,6 +111,41 @@ class Demo:
         process = stack.enter_context(Supervisor())
         process.start([sys.executable, "-m", "workers", *command, *_flags(self._settings)], log=logs / f"{name}.log")
         return process
+
+    @asynccontextmanager
+    async def _dashboard(self, stack: ExitStack, logs: Path) -> AsyncIterator[None]:
+        """A dashboard for as long as the block takes. It is a guest: without it the demo goes on all the same."""
+        if any(importlib.util.find_spec(module) is None for module in ("starlette", "uvicorn", "websockets")):
+            self._say("no dashboard: it comes with pip install 'tick-workers[dashboard]'")
+            yield
+            return
+        try:
+            process = self._start(stack, logs, "dashboard", ["dashboard", "--port", "0"])
+        except BrokerError as error:
+            self._say(f"no dashboard: {error}")
+            yield
+            return
+        telling = asyncio.create_task(self._tell_address(process, logs / "dashboard.log"))
+        try:
+            yield
+        finally:
+            telling.cancel()
+            with suppress(BrokerError):
+                process.signal(15)
+
+    async def _tell_address(self, process: Supervisor, log: Path) -> None:
+        """Say where the dashboard listens, once it does, or why it does not."""
+        limit_s = time.monotonic() + DASHBOARD_LIMIT_S
+        while time.monotonic() < limit_s:
+            await asyncio.sleep(0.2)
+            text = log.read_text(errors="replace") if log.exists() else ""
+            line = next((line for line in text.splitlines() if line.startswith("dashboard: http")), None)
+            if line is not None:
+                self._say(f"{line} (while the demo runs)")
+                return
+            if not process.running():
+                self._say(f"no dashboard: {text.strip()[-300:] or 'it ended at once'}")
+                return
 
     async def _watch(self, stop: asyncio.Event, producer: Supervisor) -> None:
         """Show frames until the producer is done, the group has caught up, and nothing comes any more."""

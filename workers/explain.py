@@ -6,8 +6,9 @@ The lane does its work again, watched (`workers.investigation`), and what it mak
 so every accepted tick of a window was sent at ``start - max_future_skew`` or later, and the broker finds the first such
 record. What lies before can't change the answer: none of it belongs to the window, and no clock set by it reaches the
 window's start, so it makes no tick of the window late. This holds for replays of old data (all of it is then read) and
-wrong clocks alike; only records without any timestamp, which no current producer writes, escape it. Operators of a
-``[[pipeline]]`` can have a memory of their own: with any, reading begins where the log does.
+wrong clocks alike. Two things escape it: ticks rejected because they were further ahead than that, and records without
+any timestamp, which no current producer writes; reading from the beginning finds them. Operators of a ``[[pipeline]]``
+can have a memory of their own: with any, reading begins where the log does.
 
 *Where it ends.* Ticks may come for a window that is over, any time later: they are late, and it is worth saying so. So
 reading goes on for ``read_on_ns`` of the log's own time (its records' timestamps) after the window was over.

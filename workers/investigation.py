@@ -18,7 +18,7 @@ from workers.ledger import REASON_HEADER
 from workers.partitioning import partition_for
 from workers.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
 from workers.ticks import Record, Tick, tick_decoder
-from workers.times import NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
 __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]
 
@@ -335,12 +335,11 @@ def _time_said(value: bytes | None, field_name: str, unit: str) -> int | None:
     except orjson.JSONDecodeError:
         return None
     ts = found.get(field_name) if isinstance(found, dict) else None
-    if type(ts) is int and abs(ts) < 2**62 // UNIT_NS[unit]:
-        return ts * UNIT_NS[unit]
     try:
-        return parse_rfc3339(ts) if isinstance(ts, str) else None
+        ts_ns = ts * UNIT_NS[unit] if type(ts) is int else parse_rfc3339(ts) if isinstance(ts, str) else None
     except (ValueError, OverflowError):
         return None
+    return ts_ns if ts_ns is not None and abs(ts_ns) <= MAX_EVENT_TIME_NS else None
 
 
 def _moment(time_ns: int) -> str:

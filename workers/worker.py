@@ -58,6 +58,7 @@ log = structlog.get_logger(__name__)
 POLL_TIMEOUT_MS = 50
 MAX_BACKOFF_S = 5.0
 RESTORES_AT_ONCE = 4
+DISAGREEING_LOOKS = 6  # at state and group's offset, over some 3 s, before their disagreement is believed
 DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 CLOSE_TIMEOUT_S = 5.0
@@ -95,6 +96,11 @@ def lane_spec(settings: Settings) -> LaneSpec:
         aggregation=window.aggregation,
         pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
     )
+
+
+class _OffsetsDisagreeError(StateMismatchError):
+    """State and group name different offsets. Not at once believed: a broker that has just recovered from a crash was
+    seen to tell the group's offset of a transaction before it showed the transaction's changelog record."""
 
 
 class Phase(Enum):
@@ -193,7 +199,7 @@ class OwnedPartition:
             await sink.close()
 
     async def _open_until_done(self) -> None:
-        backoff_s = 0.1
+        backoff_s, looks = 0.1, 0
         while self.phase is Phase.OPENING:
             if not self._worker.source.owns(self.number):
                 await asyncio.sleep(POLL_TIMEOUT_MS / 1000)  # a rebalance is under way, whose end decides
@@ -204,16 +210,22 @@ class OwnedPartition:
                 return
             except (*_FATAL, TopicError):
                 raise
+            except _OffsetsDisagreeError as error:
+                looks += 1
+                if looks == DISAGREEING_LOOKS:
+                    raise
+                failure: Exception = error
             except (KafkaError, TimeoutError, OSError, AssertionError, FencedError, BrokerError) as error:
-                await self._discard()
-                log.warning(
-                    "cannot open the partition; trying again",
-                    partition=self.number,
-                    error=repr(error),
-                    retry_in_s=round(backoff_s, 1),
-                )
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                failure = error
+            await self._discard()
+            log.warning(
+                "cannot open the partition; trying again",
+                partition=self.number,
+                error=repr(failure),
+                retry_in_s=round(backoff_s, 1),
+            )
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _open_once(self) -> None:
         worker = self._worker
@@ -269,7 +281,7 @@ class OwnedPartition:
                 )
             return end if worker.settings.kafka.auto_offset_reset == "latest" else begin
         if committed is not None and committed != stored:
-            raise StateMismatchError(
+            raise _OffsetsDisagreeError(
                 f"the stored state reflects offset {stored} of {where}, but the group "
                 f"{worker.settings.application_id!r} has committed {committed}: the group's offsets were changed apart "
                 "from the state. Set them back, or drop both with `workers state reset`"

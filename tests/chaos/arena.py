@@ -24,12 +24,13 @@ from tests.verify import Findings, Topics, end_offsets, verify
 from workers.broker import Broker
 from workers.broker.base import free_ports
 
-__all__ = ["PARTITIONS", "Arena", "WorkerProcess", "broker_config"]
+__all__ = ["PARTITIONS", "SESSION_S", "Arena", "WorkerProcess", "broker_config"]
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 8
 MS = 1_000_000
 
+SESSION_S = 1.5  # short: after a crash the group waits for the dead member's session to end
 STOP_LIMIT_S = 40.0  # a worker that was asked to stop must be gone by then, whatever the broker does
 DONE_LIMIT_S = 90.0
 START_LIMIT_S = 40.0
@@ -150,8 +151,8 @@ class Arena:
             "window.payload": payload,
             "metrics.port": "off",
             "backpressure.enabled": False,
-            "kafka.session.timeout.ms": 3_000,
-            "kafka.heartbeat.interval.ms": 800,
+            "kafka.session.timeout.ms": int(SESSION_S * 1000),
+            "kafka.heartbeat.interval.ms": int(SESSION_S * 300),
             "kafka.rebalance.timeout.ms": 12_000,
             "kafka.transaction.timeout.ms": 8_000,
             **{name.replace("__", "."): value for name, value in more.items()},

@@ -10,20 +10,21 @@ import time
 
 import pytest
 
-from tests.chaos.arena import PARTITIONS, Arena
+from tests.chaos.arena import PARTITIONS, SESSION_S, Arena
 from tests.chaos.feed import Feed, produce
 from tests.chaos.link import Link
 from tests.chaos.schedule import make_schedule, play
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
 TICKS_PER_SECOND = 2_500
-SESSION_S = 3.0
-SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else [20_231_114]
+# These two have all kinds of harm overlap: a freeze and a cut longer than the session around a restart of the broker.
+RUNS = [("exactly_once", 2255), ("at_least_once", 2450)]
+if "CHAOS_SEED" in os.environ:
+    RUNS = [(guarantee, int(os.environ["CHAOS_SEED"])) for guarantee, _ in RUNS]
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 
 
-@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("guarantee", "seed"), RUNS)
 async def test_every_tick_counts_once_through_every_harm(arena: Arena, guarantee: str, seed: int) -> None:
     await _survive(arena, guarantee, seed, SECONDS)
 

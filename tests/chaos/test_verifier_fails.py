@@ -30,17 +30,3 @@ async def test_a_commit_split_in_two_is_found_out(arena: Arena, order: str, symp
     surplus = [int(found.rpartition(" ")[2]) - int(wanted.partition(";")[0]) for found, wanted in counts]
     assert surplus
     assert all(number > 0 for number in surplus) if symptom == "repeated" else all(number < 0 for number in surplus)
-
-
-async def test_an_unharmed_run_is_found_in_order(arena: Arena) -> None:
-    arena.configure("exactly_once")
-    await arena.create_topics()
-    feed = Feed(12, partitions=PARTITIONS)
-    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=8_000, seconds=1.5)
-    arena.start()
-    await arena.until_committed()
-    await arena.stop_workers()
-    arena.check()
-    findings = await arena.verify()
-    assert not findings, str(findings)
-    assert findings.frames > 100

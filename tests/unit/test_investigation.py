@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests import oracle
 from tests.strategies import SYMBOLS, Case, configs, streams
 from tests.unit.test_lane import kafka_records, spec_of
 from workers.explain import differences, parse_time
-from workers.investigation import Investigation, seconds_text
+from workers.investigation import Investigation, WindowStory, seconds_text
 from workers.lane import Input, LaneSpec
 from workers.pipeline import Conflate, Deduplicate, Filter
 from workers.testing import TestDriver
@@ -166,6 +166,30 @@ def test_fates_are_those_of_the_oracle(case: Case, symbol: str) -> None:
     assert own <= told
     frames = [frame.value for story in found.windows.values() for frame in story.frames]
     assert sorted(frames) == sorted(expected.wire().get(symbol, []))
+
+
+stamped = cases.map(lambda case: Case(case.config, [each for each in case.records if each.timestamp_ms >= 0]))
+
+
+@given(stamped, st.sampled_from(SYMBOLS[:3]), st.integers(0, 59))
+def test_what_was_sent_before_the_window_could_be_is_not_needed(case: Case, symbol: str, number: int) -> None:
+    """Why reading may begin at the first record sent max_future_skew before the window, or later."""
+    spec, source = spec_of(case.config), Input("ticks", 0, case.config.partitions or 1)
+    records = kafka_records(case.records)
+    whole = Investigation(spec, source, symbol, -EVERYTHING, EVERYTHING)
+    whole.take(records)
+    starts = sorted(whole.windows)
+    assume(starts)
+    start_ns = starts[number % len(starts)]
+    earliest_ms = (start_ns - spec.tick.max_future_skew_ns) // 10**6
+    begin = next((n for n, each in enumerate(records) if each.timestamp >= earliest_ms), len(records))
+    part = Investigation(spec, source, symbol, start_ns, start_ns)
+    part.take(records[begin:])
+    wanted, found = whole.windows[start_ns], part.windows.get(start_ns, WindowStory(0, start_ns, 0))
+    assert [tick for tick in found.ticks if tick.fate != "rejected"] == [
+        tick for tick in wanted.ticks if tick.fate != "rejected"
+    ]
+    assert found.frames == wanted.frames
 
 
 # -- small things -----------------------------------------------------------------------------------------------------
