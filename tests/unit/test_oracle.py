@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests import strategies
@@ -511,11 +511,9 @@ def test_the_strategies_reach_every_reason_and_every_kind_of_frame() -> None:
     expected |= {"key_mismatch", "timestamp_out_of_range", "future_timestamp", "misrouted", "rev>1"}
     expected |= {"closed watermark", "final watermark", "closed late", "final expiry", "final end"}
 
-    @settings(max_examples=1_500, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
     @given(strategies.cases())
     def look(case: strategies.Case) -> None:
-        if expected <= seen.keys():
-            return
         outcome = run(case.config, case.records, end_of_input=True)
         seen.update(each.reason for each in outcome.late)
         seen.update(each.reason for each in outcome.rejected)
@@ -523,7 +521,10 @@ def test_the_strategies_reach_every_reason_and_every_kind_of_frame() -> None:
             seen.update(f"{frame['status']} {frame['trigger']}" for frame in frames)
             seen.update("rev>1" for frame in frames if frame["rev"] not in (0, 1))
 
-    look()
+    for number in range(30):  # seeded: what is rare is drawn by one of them, and always by the same
+        if expected <= seen.keys():
+            break
+        seed(number)(look)()
     assert expected <= seen.keys(), f"never drawn: {expected - seen.keys()}; drawn: {seen}"
 
 
