@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
-__all__ = ["PostgresServer", "own_postgres", "postgres", "postgres_dsn"]
+__all__ = ["PostgresServer", "own_postgres", "postgres", "postgres_dsn", "postgres_server"]
 
 LIMIT_S = 60
 MISSING = "no PostgreSQL server programs (initdb, pg_ctl) here; .ci/install-postgres installs Debian's"
@@ -57,6 +60,19 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop as a crash would: no transaction under way is finished."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "-t", str(LIMIT_S), "stop")
+
+    def freeze(self) -> None:
+        """SIGSTOP to all its processes: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().splitlines()[0]))
+        for process in [postmaster, *postmaster.children(recursive=True)]:
+            process.send_signal(number)
 
     def dsn(self, database: str = "postgres") -> str:
         return f"postgresql://workers@127.0.0.1:{self.port}/{database}"
@@ -134,6 +150,10 @@ def _server() -> Iterator[PostgresServer]:
         yield server
     finally:
         server.remove()
+
+
+postgres_server = contextmanager(_server)
+"""A server outside of fixtures, for benchmarks; raises ``pytest.skip.Exception`` where there are no programs for it."""
 
 
 @pytest.fixture

@@ -136,16 +136,17 @@ class Demo:
     async def _tell_address(self, process: Supervisor, log: Path) -> None:
         """Say where the dashboard listens, once it does, or why it does not."""
         limit_s = time.monotonic() + DASHBOARD_LIMIT_S
-        while time.monotonic() < limit_s:
-            await asyncio.sleep(0.2)
-            text = log.read_text(errors="replace") if log.exists() else ""
-            line = next((line for line in text.splitlines() if line.startswith("dashboard: http")), None)
-            if line is not None:
-                self._say(f"{line} (while the demo runs)")
-                return
-            if not process.running():
-                self._say(f"no dashboard: {text.strip()[-300:] or 'it ended at once'}")
-                return
+        with suppress(BrokerError):
+            while time.monotonic() < limit_s:
+                await asyncio.sleep(0.2)
+                text = _written(log)
+                line = next((line for line in text.splitlines() if line.startswith("dashboard: http")), None)
+                if line is not None:
+                    self._say(f"{line} (while the demo runs)")
+                    return
+                if not process.running():
+                    self._say(f"no dashboard: {text.strip()[-300:] or 'it ended at once'}")
+                    return
 
     async def _watch(self, stop: asyncio.Event, producer: Supervisor) -> None:
         """Show frames until the producer is done, the group has caught up, and nothing comes any more."""
@@ -230,6 +231,10 @@ def _flags(settings: Settings) -> list[str]:
         "metrics.port": "off",
     }
     return [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
+
+
+def _written(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 async def _ended(processes: list[Supervisor], logs: Path) -> None:

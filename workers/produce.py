@@ -61,7 +61,9 @@ Ticks = list[tuple[bytes, bytes]]
 
 _TAKE: Final = 4096
 _STEP_NS: Final = 5_000_000
-_BURST_NS: Final = NS_PER_SECOND
+_BURST_NS: Final = NS_PER_SECOND // 10
+_LOOK_NS: Final = NS_PER_SECOND // 4  # a wait is no longer, to notice a changed scale
+_CATCH_UP_NS: Final = NS_PER_SECOND
 _BATCH_BYTES: Final = 512 * 1024
 _OPEN_BYTES: Final = 64 * 1024 * 1024
 _SILENCE_S: Final = 5.0
@@ -195,7 +197,8 @@ class _PipeReader:
 class RateLimited:
     """Gives out ``rate`` ticks a second, times the scale that the group asks of its producers.
 
-    A pause (the cluster was away) is made good for one second's worth, not more: a flood after an outage helps nobody.
+    A pause (the cluster was away, the group was full) is made good for a tenth of a second's worth, not more: whoever
+    was in trouble must not meet a flood when it recovers.
     """
 
     def __init__(self, source: Source, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
@@ -232,40 +235,50 @@ class RateLimited:
         """Until the next tick is due, but long enough for a few, and short enough to notice a changed scale."""
         rate = self._rate * self._scale()
         due_ns = int((1 - self._allowance) * NS_PER_SECOND / rate) if rate > 0 else _BURST_NS
-        return min(max(due_ns, _STEP_NS), NS_PER_SECOND // 4)
+        return min(max(due_ns, _STEP_NS), _LOOK_NS)
 
 
 class Replayed:
     """Gives out ticks at the pace of their event times, ``speed`` times as fast as they happened.
 
     Ticks keep their order; one that is earlier than those before it is due with them. A tick whose time can't be read
-    goes with the one before.
+    goes with the one before. The replay has a clock of its own, which goes slower by the ``scale`` (0 to 1) that the
+    group asks of its producers and stands still at 0; what was not sent meanwhile is due later, not all at once. For
+    the same reason the clock passes over what a pause of the cluster took beyond a second.
     """
 
-    def __init__(self, source: Source, form: TickFormat, speed: float, stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        source: Source,
+        form: TickFormat,
+        speed: float,
+        stop: asyncio.Event,
+        scale: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         if not speed > 0:
             raise ValueError(f"speed is {speed}; expected more than 0")
-        self._source, self._form, self._speed, self._stop = source, form, speed, stop
+        self._source, self._form, self._speed, self._stop, self._scale = source, form, speed, stop, scale
         self._held: Ticks = []
         self._due_ns: list[int] = []
         self._taken = 0
         self._first_ns: int | None = None
         self._newest_ns = 0
-        self._began_ns = 0
+        self._clock_ns = 0
+        self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
         """See `Source`."""
         if self._taken >= len(self._held):
-            self._held, self._taken = await self._source.take(limit), 0
-            self._due_ns = [self._due(value) for _key, value in self._held]
+            await self._next(limit)
         if not self._held:
             return []
-        while (wait_ns := self._due_ns[self._taken] - time.monotonic_ns()) > 0:
-            await _sleep(wait_ns, self._stop)
+        while (left_ns := self._due_ns[self._taken] - self._now_ns()) > 0 or self._scale() <= 0:
+            scale = self._scale()
+            await _sleep(min(int(left_ns / scale), _LOOK_NS) if scale > 0 else _LOOK_NS, self._stop)
             if self._stop.is_set():
                 return []
-        end, now_ns = self._taken, time.monotonic_ns()
-        while end < len(self._held) and end - self._taken < limit and self._due_ns[end] <= now_ns:
+        end = self._taken
+        while end < len(self._held) and end - self._taken < limit and self._due_ns[end] <= self._clock_ns:
             end += 1
         ticks = self._held[self._taken : end]
         self._taken = end
@@ -276,17 +289,35 @@ class Replayed:
         """True while the next tick is not yet due."""
         if self._taken >= len(self._held):
             return self._source.idle
-        return self._due_ns[self._taken] > time.monotonic_ns()
+        return self._due_ns[self._taken] > self._now_ns()
+
+    async def _next(self, limit: int) -> None:
+        """More ticks of the source. Time spent waiting for it passes in full: it is the ticks that were slow."""
+        before_ns = self._now_ns()
+        asked_ns = time.monotonic_ns()
+        self._held, self._taken = await self._source.take(limit), 0
+        self._seen_ns = time.monotonic_ns()
+        self._clock_ns = before_ns + self._seen_ns - asked_ns
+        self._due_ns = [self._due(value) for _key, value in self._held]
+
+    def _now_ns(self) -> int:
+        """The replay's own time."""
+        now_ns = time.monotonic_ns()
+        if self._seen_ns is not None:
+            self._clock_ns += int(min(now_ns - self._seen_ns, _CATCH_UP_NS) * self._scale())
+        self._seen_ns = now_ns
+        return self._clock_ns
 
     def _due(self, value: bytes) -> int:
         ts_ns = event_time_ns(value, self._form)
         if ts_ns is not None:
             if self._first_ns is None:
-                self._first_ns, self._newest_ns, self._began_ns = ts_ns, ts_ns, time.monotonic_ns()
+                self._first_ns, self._newest_ns = ts_ns, ts_ns
+                self._clock_ns = 0
             self._newest_ns = max(self._newest_ns, ts_ns)
         if self._first_ns is None:
             return 0
-        return self._began_ns + int((self._newest_ns - self._first_ns) / self._speed)
+        return int((self._newest_ns - self._first_ns) / self._speed)
 
 
 class Slowed:
@@ -331,7 +362,7 @@ def paced(
     if rate is not None:
         return RateLimited(source, rate, stop, scale or (lambda: 1.0))
     if speed is not None:
-        source = Replayed(source, form, speed, stop)
+        return Replayed(source, form, speed, stop, scale or (lambda: 1.0))
     return source if scale is None else Slowed(source, stop, scale)
 
 

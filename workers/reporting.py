@@ -3,6 +3,9 @@
 Who: the owner of partition 0. There is exactly one while the group is stable and none has to be elected; while it
 changes, two may measure for a moment, which harms nobody: both tell the same truth. With no worker at all nobody
 exports or publishes, which is why producers measure themselves and scalers ask the broker.
+
+With ``backpressure.enabled = false`` the lag is exported all the same, where metrics are: whoever does without
+throttling needs to see it most. Then no level is decided and nothing is published.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from workers.feedback import FeedbackPublisher, level_policy
 from workers.lag import LagMonitor, LagSnapshot
 from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
+from workers.settings import METRICS_OFF
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -42,7 +46,8 @@ class GroupReporter:
 
     def owns(self, partitions: set[int]) -> None:
         """Note which partitions this process owns now: begin or end reporting."""
-        wanted = REPORTING_PARTITION in partitions and self._settings.backpressure.enabled
+        useful = self._settings.backpressure.enabled or self._settings.metrics.port != METRICS_OFF
+        wanted = REPORTING_PARTITION in partitions and useful
         if wanted and self._task is None:
             self._task = asyncio.create_task(self._report(), name="group-reporter")
         elif not wanted and self._task is not None:
@@ -63,7 +68,10 @@ class GroupReporter:
 
     async def _report(self) -> None:
         try:
-            await self._measure_and_tell()
+            if self._settings.backpressure.enabled:
+                await self._measure_and_tell()
+            else:
+                await self._measure()
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -72,15 +80,19 @@ class GroupReporter:
             self._metrics.forget_lag()
             self._forget_pressure()
 
+    async def _measure(self) -> None:
+        async with LagMonitor(self._settings, on_snapshot=self._metrics.show_lag, on_failure=self._failed):
+            await asyncio.Event().wait()
+
+    def _failed(self, _error: Exception) -> None:
+        self._metrics.lag_failures.inc()
+        self._metrics.forget_lag()  # an old number is worse than none
+
     async def _measure_and_tell(self) -> None:
         gauge, news = LevelGauge(self._policy), asyncio.Event()
         publisher = FeedbackPublisher(
             self._settings, coordinator_id=f"group-{self._settings.application_id}", source=GROUP_SOURCE
         )
-
-        def failed(_error: Exception) -> None:
-            self._metrics.lag_failures.inc()
-            self._metrics.forget_lag()  # an old number is worse than none
 
         def measured(snapshot: LagSnapshot) -> None:
             self._metrics.show_lag(snapshot)
@@ -91,7 +103,7 @@ class GroupReporter:
                 log.info("backpressure", level=level.label, before=before.label, lag=snapshot.total)
             news.set()
 
-        async with LagMonitor(self._settings, on_snapshot=measured, on_failure=failed) as monitor:
+        async with LagMonitor(self._settings, on_snapshot=measured, on_failure=self._failed) as monitor:
             try:
                 while True:
                     await news.wait()

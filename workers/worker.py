@@ -65,7 +65,7 @@ CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 CHANGES_BEFORE_COMMIT = 20_000  # windows; writing them to the changelog holds the event loop for some 20 ms
 BATCHES_AT_ONCE = 32  # of record batches fetched whole
-PENDING_LIMIT_RECORDS = 100_000  # results waiting for a commit; beyond it the lane waits
+PENDING_LIMIT_RECORDS = 60_000  # results of all partitions that wait for a commit or are in one; then lanes wait
 GAPS_LOGGED_AT_ONCE = 5  # of one batch; all are counted
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
@@ -131,6 +131,7 @@ class OwnedPartition:
         self._urgent = asyncio.Event()  # so much has changed that the next commit would take long
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
+        self._in_commit = 0  # results and state records of the commit under way
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -313,7 +314,10 @@ class OwnedPartition:
 
     def step(self) -> bool:
         """Process the next records of the backlog; resume the partition at the low watermark. False: nothing to do."""
-        if self.phase is not Phase.RUNNING or not self.backlog or self._results_waiting() >= PENDING_LIMIT_RECORDS:
+        if self.phase is not Phase.RUNNING or not self.backlog:
+            return False
+        if self._worker.results_waiting() >= PENDING_LIMIT_RECORDS:
+            self._urgent.set()
             return False
         assert self.lane is not None
         fetched, rest = self.backlog.popleft().split(self._worker.settings.lane.batch_size)
@@ -369,10 +373,11 @@ class OwnedPartition:
         if len(gaps) > GAPS_LOGGED_AT_ONCE:
             log.warning("more ids are missing", gaps=len(gaps) - GAPS_LOGGED_AT_ONCE, partition=self.number)
 
-    def _results_waiting(self) -> int:
+    def results_waiting(self) -> int:
+        """Results that are not yet acknowledged by the cluster: what they take in memory must not grow."""
         pending = self.pending
         routed = sum(map(len, pending.routed.values()))
-        return len(pending.frames) + len(pending.late) + len(pending.dead_letters) + routed
+        return self._in_commit + len(pending.frames) + len(pending.late) + len(pending.dead_letters) + routed
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -405,6 +410,7 @@ class OwnedPartition:
                 lane.take_changes(),
             )
             oversized = fit(work, self._worker.sink_spec)
+            self._in_commit = len(work.frames) + len(work.late) + len(work.dead_letters) + len(work.changes)
             try:
                 await sink.commit(work)
             except _FATAL:
@@ -412,6 +418,8 @@ class OwnedPartition:
             except (KafkaError, TimeoutError, OSError, AssertionError, WorkersError) as error:
                 await self._recover(error)
                 return False
+            finally:
+                self._in_commit = 0
             self.committed_offset = work.offset
             self._count(effects, oversized, time.monotonic() - self._last_commit_s)
             return True
@@ -674,6 +682,10 @@ class Worker:
                 yield
             finally:
                 self.metrics.partitions_restoring.dec()
+
+    def results_waiting(self) -> int:
+        """Results of all partitions that are not yet acknowledged."""
+        return sum(partition.results_waiting() for partition in self.partitions.values())
 
     def make_sink(self, partition: int) -> PartitionSink:
         """A new producer for a partition, not yet open."""

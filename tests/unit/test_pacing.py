@@ -63,7 +63,66 @@ async def test_a_pause_is_not_made_good_by_a_flood() -> None:
     source = paced(GeneratedSource(iter(ENDLESS)), FORM, asyncio.Event(), rate=1_000)
     await source.take(1)
     source._seen_ns -= 60 * 1_000_000_000  # type: ignore[attr-defined]  # a minute without a broker
-    assert len(await source.take(1_000_000)) <= 1_000
+    assert len(await source.take(1_000_000)) <= 100, "a tenth of a second's worth"
+
+
+async def test_after_a_stop_a_rate_begins_again_without_a_burst() -> None:
+    share, stop = 0.0, asyncio.Event()
+    source = paced(GeneratedSource(iter(ENDLESS)), FORM, stop, rate=10_000, scale=lambda: share)
+    await source.take(1)
+    waiting = asyncio.create_task(source.take(1_000_000))
+    await asyncio.sleep(0.6)
+    assert not waiting.done()
+    share = 1.0
+    async with asyncio.timeout(5):
+        first = len(await waiting)
+    assert first <= 1_000, "what the stop withheld is not made good at once"
+
+
+async def test_a_replay_that_was_stopped_goes_on_where_it_was_instead_of_catching_up() -> None:
+    share, stop = 1.0, asyncio.Event()
+    values = iter([(b"A", b'{"ts":%d}' % ms) for ms in range(100_000)])
+    source = paced(GeneratedSource(values), FORM, stop, speed=1, scale=lambda: share)
+    before = sum(count for _, count in await timed(source, seconds=0.3))
+    share = 0.0
+    waiting = asyncio.create_task(source.take(4_096))
+    await asyncio.sleep(1.0)
+    assert not waiting.done()
+    share = 1.0
+    async with asyncio.timeout(5):
+        first = len(await waiting)
+    assert 200 <= before <= 600
+    assert first <= 300, "a second was withheld, of which a look's worth is made good"
+
+
+async def test_a_replay_at_half_scale_takes_twice_the_time() -> None:
+    values = iter([(b"A", b'{"ts":%d}' % ms) for ms in range(100_000)])
+    source = paced(GeneratedSource(values), FORM, asyncio.Event(), speed=1, scale=lambda: 0.5)
+    assert 200 <= sum(count for _, count in await timed(source, seconds=0.6)) <= 400
+
+
+async def test_a_replay_that_waited_for_its_source_does_not_wait_again() -> None:
+    class Live:
+        idle = True
+        ticks = iter([(b"A", b'{"ts":0}'), (b"A", b'{"ts":1500}')])
+
+        async def take(self, limit: int) -> Ticks:
+            await asyncio.sleep(1.5)
+            return [next(self.ticks)]
+
+    source = paced(Live(), FORM, asyncio.Event(), speed=1)
+    await source.take(1)
+    began_s = time.monotonic()
+    assert len(await source.take(1)) == 1
+    assert time.monotonic() - began_s < 1.9
+
+
+async def test_a_replay_makes_good_a_second_of_an_outage() -> None:
+    values = iter([(b"A", b'{"ts":%d}' % ms) for ms in range(100_000)])
+    source = paced(GeneratedSource(values), FORM, asyncio.Event(), speed=1)
+    await source.take(1)
+    source._seen_ns -= 60 * 1_000_000_000  # type: ignore[attr-defined]  # a minute without a broker
+    assert 900 <= len(await source.take(1_000_000)) <= 1_500
 
 
 async def test_an_unpaced_source_gives_up_the_share_of_its_time_that_it_is_asked_for() -> None:

@@ -597,3 +597,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 legend();
 theme(themeName);
 if (state.symbol !== null) put(byId("symbol"), shown(state.symbol, 80));
+drawBars();
