@@ -84,12 +84,13 @@ async def _store_away(rig: Rig, what: str, away: Callable[[], None], back: Calla
         await asyncio.to_thread(back)
     ended_s = rig.observer.mark("PostgreSQL back")
     seen = list(rig.report.series.between(begun_s, ended_s))
-    for who, value in (
-        ("the store's queue", lambda sample: sample.store_level),
-        ("the worker", lambda sample: sample.worker_level),
-        ("the producer", lambda sample: sample.level),
-    ):
-        highest = max((value(sample) or 0 for sample in seen), default=0)
+    levels: dict[str, Callable[[Sample], float | None]] = {
+        "the store's queue": lambda sample: sample.store_level,
+        "the worker": lambda sample: sample.worker_level,
+        "the producer": lambda sample: sample.level,
+    }
+    for who, level in levels.items():
+        highest = max((level(sample) or 0 for sample in seen), default=0)
         rig.report.expect(highest == 2, f"{who} did not come to level HARD, only to {highest:.0f}")
     _expect_standstill(rig, seen)
     await _recovery(rig, ended_s)

@@ -162,14 +162,12 @@ async def rig(bootstrap: str, postgres: PostgresServer, name: str, plan: Plan, f
         raise RuntimeError(made.stderr)
     dsn = await asyncio.to_thread(postgres.create_database)
     observer = Observer(app, dsn=dsn)
-    processes: list[Process] = []
     try:
         async with observer:
             report = Report(name, observer.series, plan)
             yield Rig(app, plan, observer, report, folder, postgres, dsn)
-            processes = list(observer.processes.values())
     finally:
-        for process in [*processes, *observer.processes.values()]:
+        for process in observer.processes.values():
             process.kill()
 
 
