@@ -38,16 +38,25 @@ LZ4 = 3
 Log = list[bytes]
 
 
-def make_logs(ticks: int) -> list[Log]:
-    """The stored batches of each partition, in order."""
+def make_logs(
+    ticks: int, *, symbols: int = SYMBOLS, disorder_ms: int = 1_000, partitions: int = PARTITIONS
+) -> list[Log]:
+    """The stored batches of each partition, in order, of the load above."""
     rng = np.random.default_rng(1)
-    weights = 1 / np.arange(1, SYMBOLS + 1)
-    symbols = rng.choice(SYMBOLS, ticks, p=weights / weights.sum()).tolist()
-    times = 1_700_000_000_000 + np.arange(ticks) * 5_000 // TICKS_PER_WINDOW - rng.integers(0, 1_000, ticks)
+    weights = 1 / np.arange(1, symbols + 1)
+    chosen = rng.choice(symbols, ticks, p=weights / weights.sum())
+    times = 1_700_000_000_000 + np.arange(ticks) * 5_000 // TICKS_PER_WINDOW - rng.integers(0, disorder_ms, ticks)
+    return pack_logs(chosen, times, partitions)
+
+
+def pack_logs(symbols: np.ndarray, times: np.ndarray, partitions: int) -> list[Log]:
+    """The stored batches of each partition, for the symbols' numbers and the event times (ms) of some ticks."""
+    rng = np.random.default_rng(2)
+    ticks = len(symbols)
     prices, sizes = np.round(100 + rng.random(ticks) * 50, 2).tolist(), rng.integers(1, 1_000, ticks).tolist()
-    builders: list[DefaultRecordBatchBuilder | None] = [None] * PARTITIONS
-    logs: list[Log] = [[] for _ in range(PARTITIONS)]
-    counts, firsts = [0] * PARTITIONS, [0] * PARTITIONS
+    builders: list[DefaultRecordBatchBuilder | None] = [None] * partitions
+    logs: list[Log] = [[] for _ in range(partitions)]
+    counts, firsts = [0] * partitions, [0] * partitions
 
     def close(partition: int) -> None:
         if (builder := builders[partition]) is not None:
@@ -56,10 +65,10 @@ def make_logs(ticks: int) -> list[Log]:
             logs[partition].append(bytes(data))
         builders[partition] = None
 
-    for symbol_number, ts, price, size in zip(symbols, times.tolist(), prices, sizes, strict=True):
+    for symbol_number, ts, price, size in zip(symbols.tolist(), times.tolist(), prices, sizes, strict=True):
         symbol = f"SYM{symbol_number:04d}"
         value = orjson.dumps({"symbol": symbol, "ts": ts, "price": price, "size": size})
-        partition = partition_for(symbol.encode(), PARTITIONS)
+        partition = partition_for(symbol.encode(), partitions)
         while True:
             if builders[partition] is None:
                 builders[partition] = DefaultRecordBatchBuilder(2, LZ4, 0, -1, -1, -1, BATCH_BYTES)
@@ -69,7 +78,7 @@ def make_logs(ticks: int) -> list[Log]:
                 break
             close(partition)
         counts[partition] += 1
-    for partition in range(PARTITIONS):
+    for partition in range(partitions):
         close(partition)
     return logs
 
