@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_LIMIT ?= 20m
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check format bench soak broker readme clean
+.PHONY: help demo test check format bench load soak broker readme clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ format: $(READY)  ## put the code into the project's format
 
 bench: $(READY)  ## measure, side by side with what others would use
 	$(BIN)/python -m benchmarks $(BENCH)
+
+load: $(READY)  ## overload, a database that hangs, workers that are gone: tables and drawings in load-report/
+	$(BIN)/python -m benchmarks.load $(LOAD)
 
 soak: $(READY)  ## chaos for SOAK_MINUTES, with new seeds; each is printed
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/chaos -m soak --timeout=0

@@ -45,8 +45,8 @@ __all__ = ["SCENARIOS", "Plan", "Report", "run_scenario", "write_report"]
 async def slow_worker(rig: Rig) -> None:
     """The producer sends three times what the worker can do; later the worker can do it all again."""
     plan = rig.plan
-    more = {"window__aggregation": "benchmarks.slow:Braked", "lane__batch_size": 50, "lane__capacity": 2_000}
-    await _at_full_pace(rig, **more)
+    more = {"window__aggregation": "benchmarks.slow:Braked", "lane__batch_size": 100, "lane__capacity": 2_000}
+    await _at_full_pace(rig, 1, **more)
     begun_s = rig.observer.mark(f"worker braked to {plan.worker_capacity}/s")
     rig.brake.write_text(str(plan.worker_capacity))
     await _last(rig, plan.stall_s)
@@ -58,7 +58,7 @@ async def slow_worker(rig: Rig) -> None:
     rig.report.figures |= {"sent/s at the end of it": round(sent_per_s), "done/s at the end of it": round(done_per_s)}
     rig.report.expect(sent_per_s <= 0.67 * plan.rate, f"the producer still sends {sent_per_s:.0f}/s of {plan.rate}")
     rig.report.expect(
-        done_per_s >= 0.7 * plan.worker_capacity,
+        done_per_s >= 0.6 * plan.worker_capacity,
         f"the worker did {done_per_s:.0f}/s of the {plan.worker_capacity} it can do: it was throttled too far",
     )
     await _recovery(rig, ended_s)
@@ -80,6 +80,7 @@ async def _store_away(rig: Rig, what: str, away: Callable[[], None], back: Calla
     await asyncio.to_thread(away)
     try:
         await _last(rig, rig.plan.stall_s)
+        await _standstill(rig, begun_s)
     finally:
         await asyncio.to_thread(back)
     ended_s = rig.observer.mark("PostgreSQL back")
@@ -92,7 +93,6 @@ async def _store_away(rig: Rig, what: str, away: Callable[[], None], back: Calla
     for who, level in levels.items():
         highest = max((level(sample) or 0 for sample in seen), default=0)
         rig.report.expect(highest == 2, f"{who} did not come to level HARD, only to {highest:.0f}")
-    _expect_standstill(rig, seen)
     await _recovery(rig, ended_s)
 
 
@@ -102,15 +102,19 @@ async def workers_stopped(rig: Rig) -> None:
     begun_s = rig.observer.mark("workers stopped")
     await rig.stop(*rig.worker_names)
     await _last(rig, rig.plan.stall_s)
+    await _standstill(rig, begun_s)
     ended_s = rig.observer.mark("workers started")
     rig.start_workers()
-    _expect_standstill(rig, list(rig.report.series.between(begun_s, ended_s)))
     await _recovery(rig, ended_s)
+    left = rig.report.series.samples
+    before = next(sample for sample in reversed(left) if sample.at_s <= ended_s)
+    working = _first(rig.report.series, ended_s, lambda sample: sample.committed > before.committed)
+    rig.report.figures["first commit of the new workers after"] = working
 
 
-async def _at_full_pace(rig: Rig, **worker: object) -> None:
-    """Everything runs at the full rate, for a while."""
-    rig.start_workers(**worker)
+async def _at_full_pace(rig: Rig, count: int | None = None, **worker: object) -> None:
+    """Everything runs at the full rate, for a while; ``worker`` are the workers' settings."""
+    rig.start_workers(count, **worker)
     rig.start_store()
     await rig.observer.until(lambda sample: sample.worker_level == 0, "the worker runs", START_LIMIT_S)
     rig.start_producer()
@@ -132,12 +136,14 @@ async def _last(rig: Rig, seconds: float) -> None:
         await asyncio.sleep(min(left_s, 0.5))
 
 
-def _expect_standstill(rig: Rig, seen: Sequence[Sample]) -> None:
-    stopped_s = next((sample.at_s for sample in seen if sample.produced_per_s == 0), None)
-    if stopped_s is not None:
-        rig.report.figures["producer stood still after"] = f"{stopped_s - seen[0].at_s:.1f} s"
-    rig.report.expect(seen[-1].produced_per_s == 0, f"the producer still sends {seen[-1].produced_per_s:.0f}/s")
-    rig.report.expect(seen[-1].level == 2, f"the producer is at level {seen[-1].level}, not at HARD (2)")
+async def _standstill(rig: Rig, begun_s: float) -> None:
+    """Nothing is sent any more; waited for where the trouble is short."""
+    try:
+        await rig.observer.until(lambda sample: sample.produced_per_s == 0 and sample.level == 2, "nothing is sent")
+    except TimeoutError as error:
+        rig.report.problems.append(str(error))
+    stopped = _first(rig.report.series, begun_s, lambda sample: sample.produced_per_s == 0)
+    rig.report.figures["producer stood still after"] = stopped
 
 
 async def _recovery(rig: Rig, ended_s: float) -> None:

@@ -10,7 +10,7 @@ from benchmarks.observe import Sample, Series
 
 __all__ = ["Line", "Panel", "svg"]
 
-WIDTH, LEFT, RIGHT, TOP, PANEL, GAP = 900, 70, 150, 44, 96, 26
+WIDTH, LEFT, RIGHT, TOP, PANEL, GAP = 900, 70, 150, 66, 96, 30
 COLOURS = ("#1668b8", "#c2571a", "#2c8a4b", "#8a3fa0")
 Value = Callable[[Sample], float | None]
 
@@ -44,12 +44,10 @@ def svg(title: str, series: Series, panels: Sequence[Panel]) -> str:
     for number, panel in enumerate(panels):
         parts += _panel(panel, series, end_s, TOP + number * (PANEL + GAP))
     bottom = TOP + len(panels) * (PANEL + GAP) - GAP
-    for at_s, text in series.marks:
-        x = _x(at_s, end_s)
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{bottom}" stroke="#999" stroke-dasharray="3"/>'
-        )
-        parts.append(_text(x + 2, TOP - 8, text, colour="#555"))
+    for number, (at_s, text) in enumerate(series.marks):
+        x, top = _x(at_s, end_s), TOP - 18 - 12 * (number % 2)  # neighbours' texts on two lines
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="#999" stroke-dasharray="3"/>')
+        parts.append(_text(x + 2, top - 2, text, colour="#555"))
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -62,9 +60,9 @@ def _panel(panel: Panel, series: Series, end_s: float, top: int) -> list[str]:
 
     parts = [
         f'<rect x="{LEFT}" y="{top}" width="{WIDTH - LEFT - RIGHT}" height="{PANEL}" fill="none" stroke="#ccc"/>',
-        _text(LEFT - 6, top + 10, f"{highest:,.4g}", anchor="end"),
+        _text(LEFT - 6, top + 10, f"{highest:,.0f}" if highest >= 10 else f"{highest:.1f}", anchor="end"),
         _text(LEFT - 6, top + PANEL, "0", anchor="end"),
-        _text(LEFT + 4, top + 12, panel.title, colour="#333"),
+        _text(LEFT, top - 5, panel.title, colour="#333"),
         _text(WIDTH - RIGHT, top + PANEL + 12, f"{end_s:.0f} s", anchor="end"),
     ]
     for name, limit in panel.limits:

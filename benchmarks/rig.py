@@ -48,6 +48,8 @@ class Plan:
     rate: int = 3_000
     symbols: int = 200
     workers: int = 2
+    queue_s: int = 20  # of frames that the store's queue holds
+    others_share: float = 0.9  # of what they do alone, cold partitions must do beside a hot one
     poll_interval_s: float = 1.0
     min_dwell_s: float = 5.0
 
@@ -112,9 +114,9 @@ class Rig:
         self.observer.processes[name], self.observer.ports[name] = process, port
         return process
 
-    def start_workers(self, **more: object) -> None:
-        """Start all workers; the first is called worker, and it is the one that is asked for its level."""
-        for number, port in enumerate(free_ports(self.plan.workers), 1):
+    def start_workers(self, count: int | None = None, **more: object) -> None:
+        """Start the plan's workers, or ``count``; the first is called worker, and is the one asked for its level."""
+        for number, port in enumerate(free_ports(count or self.plan.workers), 1):
             self.start("worker" if number == 1 else f"worker{number}", "run", port=port, metrics__port=port, **more)
 
     def start_store(self) -> None:
@@ -153,7 +155,7 @@ async def rig(bootstrap: str, postgres: PostgresServer, name: str, plan: Plan, f
         "backpressure.hard_lag": plan.hard_lag,
         "backpressure.poll_interval": f"{round(plan.poll_interval_s * 1000)}ms",
         "backpressure.min_dwell": f"{round(plan.min_dwell_s * 1000)}ms",
-        "store.queue_capacity": 5 * plan.symbols,
+        "store.queue_capacity": plan.queue_s * plan.symbols,
         "store.batch_size": plan.symbols,
     }
     app = App(bootstrap, f"load-{name}-{uuid.uuid4().hex[:8]}", PARTITIONS, settings)

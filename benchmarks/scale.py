@@ -12,7 +12,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import psutil
@@ -33,7 +33,7 @@ class Load:
 
     name: str
     make: Callable[[], list[Log]]
-    spec: LaneSpec = LaneSpec()
+    spec: LaneSpec = field(default_factory=LaneSpec)
 
 
 def uniform(keys: int, ticks: int, *, span_ms: int) -> list[Log]:

@@ -65,6 +65,7 @@ class LaneSpec:
     def fingerprint(self, partitions: int, aggregation: Aggregation[object] | None) -> dict[str, object]:
         """The settings that give stored windows their meaning; state made under others can't be continued."""
         return {
+            "tick.timestamp_unit": self.tick.unit,  # first_ts and last_ts are written in it
             "window.size_ns": self.size_ns,
             "window.lag_ns": self.lag_ns,
             "window.allowed_lateness_ns": self.lateness_ns,

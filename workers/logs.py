@@ -6,8 +6,11 @@ Other libraries log through the standard library; their lines come out in the sa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TextIO
 
 import structlog
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from workers.settings import LoggingSettings
 
-__all__ = ["configure_logging"]
+__all__ = ["Sparing", "configure_logging"]
 
 _CLIENT: Final = "aiokafka"
 
@@ -45,6 +48,8 @@ def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(stream, as_json)],
         )
     )
+    if level > logging.DEBUG:
+        handler.addFilter(Sparing())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -60,6 +65,35 @@ def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class Sparing(logging.Filter):
+    """Lets a message of the Kafka client through once in ten seconds, and says how often it was left out meanwhile.
+
+    With the broker away the client logs hundreds of errors a second, all alike: nobody could read the rest.
+    """
+
+    def __init__(self, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._every_s = every_s
+        self._clock = clock
+        self._shown: dict[tuple[str, str], tuple[float, int]] = {}  # when last, and how many since; one a call site
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged; its message then tells of those left out."""
+        if not record.name.startswith(_CLIENT):
+            return True
+        where = (record.pathname, str(record.lineno))
+        last_s, left_out = self._shown.get(where, (-math.inf, 0))
+        now_s = self._clock()
+        if now_s - last_s < self._every_s:
+            self._shown[where] = (last_s, left_out + 1)
+            return False
+        self._shown[where] = (now_s, 0)
+        if left_out:
+            record.msg = f"{record.getMessage()} (and {left_out} more like it)"
+            record.args = ()
+        return True
 
 
 def _renderers(stream: TextIO, as_json: bool) -> list[Processor]:

@@ -26,6 +26,7 @@ from workers.errors import BrokerError, FencedError
 from workers.frames import OutRecord
 from workers.ledger import oversized_routed, shrink_dead_letter, shrink_frame, shrink_late
 from workers.partitioning import partition_for
+from workers.unfinished import finish, last_decision
 
 __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "reached"]
 
@@ -97,16 +98,37 @@ class PartitionSink:
         self._producer: AIOKafkaProducer | None = None
 
     async def open(self) -> None:
-        """Start the producer and initialise its transactional id; the previous owner can commit nothing after this."""
+        """Start the producer and initialise its transactional id; the previous owner can commit nothing after this.
+
+        What the previous owner committed is readable after this, too, even where the broker had left it unfinished.
+        """
         options = self._spec.producer_options
         transactional_id = f"{self._spec.group_id}-{self._spec.input_topic}-{self._partition}"
-        self._producer = await self._started(AIOKafkaProducer(**options, transactional_id=transactional_id))
+        producer = AIOKafkaProducer(**options, transactional_id=transactional_id)
+        try:
+            async with asyncio.timeout(self._spec.commit_timeout_s):
+                await producer.client.bootstrap()
+                decision = await last_decision(producer.client, transactional_id)
+                await producer.start()
+                changelog = TopicPartition(self._spec.changelog.name, self._partition)
+                await finish(producer, decision, changelog, self._result_partitions(), self._spec.group_id)
+        except BaseException:
+            await abandon(producer)
+            raise
+        self._producer = producer
         if not self._spec.exactly_once:
             try:
                 self._results_producer = await self._started(AIOKafkaProducer(**options))
             except BaseException:
                 await self.close()
                 raise
+
+    def _result_partitions(self) -> list[TopicPartition]:
+        """Where transactions of this partition may have written, but for the changelog."""
+        if not self._spec.exactly_once:
+            return []
+        topics = (self._spec.frames, self._spec.late, self._spec.dead_letters, *self._spec.routed.values())
+        return [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
 
     async def _started(self, producer: AIOKafkaProducer) -> AIOKafkaProducer:
         try:

@@ -515,8 +515,11 @@ class Worker:
         Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
         """
         self._failure = asyncio.get_running_loop().create_future()
-        self.compiled = await asyncio.to_thread(takes_batches, self.lane_spec)
-        self._fetch_at_once = BATCHES_AT_ONCE if self.compiled else self.settings.lane.batch_size
+        self.compiled = await self._load_compiled()
+        # The client hands out all it has of one partition before the next one's: with no more than a lane takes at once
+        # a partition with much to read would never fill its lane and be paused, and the others would wait for it.
+        room = self.settings.lane.capacity - self.high_records
+        self._fetch_at_once = BATCHES_AT_ONCE if self.compiled else max(self.settings.lane.batch_size, room)
         use_fast_lz4()
         await self._prepare_topics()
         self.source = Source(
@@ -540,6 +543,14 @@ class Worker:
                 await self._loop(stop)
         finally:
             await self._shut_down()
+
+    async def _load_compiled(self) -> bool:
+        """Load the compiled lanes, or compile them: once for each version, but then it takes a while, and is said."""
+        loading = asyncio.ensure_future(asyncio.to_thread(takes_batches, self.lane_spec))
+        done, _ = await asyncio.wait([loading], timeout=3.0)
+        if not done:
+            log.info("compiling the lanes, once for this version; it takes up to a minute")
+        return await loading
 
     async def _loop(self, stop: asyncio.Event) -> None:
         assert self._failure is not None

@@ -395,6 +395,11 @@ async def test_bars_move_while_ticks_flow_through_a_real_worker(
                 assert len(looks) >= 4
                 await expect(page.locator("#sum")).to_have_class("sum good")
                 await shows(page, "#members", "4 of 4")
+                await page.focus("#candles")
+                await page.keyboard.press("Home")
+                await page.keyboard.press("Enter")
+                await expect(page.locator("#explained")).to_contain_text("✓ as recomputed", timeout=60_000)
+                await shows(page, "#explained", "joined")
             finally:
                 producer.kill()
         shown.stop()

@@ -7,6 +7,9 @@ CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
 COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
 SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
 
+LOSE_MARKERS=outcome     write a transaction that its coordinator does not know, after one that it decided to "commit"
+                         or "abort", and die: what a broker leaves that crashed and forgot a transaction's markers
+
 The switches replace functions of the package here, in this process; the package knows nothing of them.
 """
 
@@ -19,6 +22,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 
 import structlog
 from aiokafka import TopicPartition
@@ -49,6 +53,9 @@ def main() -> int:
     if "COMMIT_TIMEOUT_S" in os.environ:
         limit_s = float(os.environ["COMMIT_TIMEOUT_S"])
         worker.SinkSpec = functools.partial(sink.SinkSpec, commit_timeout_s=limit_s)  # type: ignore[misc,assignment]
+
+    if "LOSE_MARKERS" in os.environ:
+        _lose_markers(os.environ["LOSE_MARKERS"])
 
     async def run(stop: asyncio.Event) -> None:
         await worker.run_worker(settings, stop=stop)
@@ -96,6 +103,45 @@ def _split_commits(order: str) -> None:
         await producer.begin_transaction()
         await second()
         await producer.commit_transaction()
+
+    sink.PartitionSink._commit = commit  # type: ignore[method-assign]
+
+
+def _lose_markers(outcome: str) -> None:
+    original = sink.PartitionSink._commit
+    commits: Counter[sink.PartitionSink] = Counter()
+    chosen: sink.PartitionSink | None = None
+
+    async def commit(self: sink.PartitionSink, work: sink.Commit) -> None:
+        nonlocal chosen
+        commits[self] += 1
+        if chosen is None and commits[self] > 2 and work.frames and work.late:
+            chosen = self
+        if chosen is not self:
+            await original(self, work)
+            return
+        producer, spec = self._producer, self._spec
+        assert producer is not None
+        changelog = TopicPartition(spec.changelog.name, self._partition)
+        transaction = producer._txn_manager
+        if outcome == "abort":
+            await producer.begin_transaction()
+            transaction.maybe_add_partition_to_txn(changelog)
+            await producer.abort_transaction()
+        await asyncio.sleep(0.5)  # the markers of the last transaction come a moment after its end, and would end this
+        await producer.begin_transaction()
+        transaction._txn_partitions.update((changelog, *self._result_partitions()))  # as if they had been added
+        transaction._txn_consumer_group = spec.group_id
+        await sink._acknowledged(
+            [
+                *await self._send_results(producer, work),
+                *await self._send(producer, spec.changelog, work.changes, partition=self._partition),
+            ]
+        )
+        offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
+        await producer.send_offsets_to_transaction(offsets, spec.group_id)
+        log.info("left hanging", partition=self._partition, offset=work.offset, outcome=outcome)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     sink.PartitionSink._commit = commit  # type: ignore[method-assign]
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import http, samples, until
+from tests.verify import read_topic
 from workers.broker import Broker
 from workers.broker.base import free_ports
 
@@ -152,3 +153,25 @@ async def test_a_store_tells_when_it_stores(broker: Broker, topic_name: str, tmp
         store.stop()
     finally:
         store.kill()
+
+
+async def test_the_lag_is_exported_where_backpressure_is_off_and_nothing_is_published(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    app = application(
+        broker,
+        topic_name,
+        metrics__port=port,
+        backpressure__enabled=False,
+        backpressure__soft_lag=1,
+        backpressure__hard_lag=2,
+    )
+    await send(app, ticks(500))
+    with app.worker(tmp_path / "worker.log") as process:
+        await committed_through(app, process=process)
+        lag = ("kafka_consumergroup_lag_sum", (("consumergroup", app.name), ("topic", app.topics.ticks)))
+        await until(lambda: samples(port).get(lag) == 0, "the lag is measured, and none is left")
+        assert total([samples(port)], "kafka_consumergroup_members") == 1
+        assert not [name for name, _ in samples(port) if name == "pipeline_backpressure_state"]
+    assert not any((await read_topic(app.bootstrap, f"{app.name}-feedback")).values())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import commit, create, http, produce, samples, settings_for, until
@@ -168,6 +170,64 @@ async def test_a_producer_that_cannot_see_slows_says_why_and_recovers(own_broker
         await asyncio.to_thread(own_broker.start)
         await until(lambda: throttle.scale() == 1.0, "recovered")
     assert [change.level for change in changes] == [Level.SOFT, Level.OK]
+
+
+async def test_a_group_that_is_deleted_counts_as_having_everything_to_do(broker: Broker, topic_name: str) -> None:
+    await prepared(broker, topic_name)
+    await produce(broker.bootstrap_servers, f"{topic_name}-ticks", [TICK] * 1_200)
+    await commit_all(broker, topic_name, 1_200)
+    changes: list[ThrottleState] = []
+    async with throttled(broker, topic_name, on_change=changes.append) as throttle:
+        assert throttle.scale() == 1.0
+        await _delete_group(broker, topic_name)
+        await until(lambda: throttle.scale() == 0.0, "stopped")
+        assert "1,200 records, no worker runs" in throttle.state.reason
+        await commit_all(broker, topic_name, 1_200)
+        await until(lambda: throttle.scale() == 1.0, "recovered")
+    assert [change.level for change in changes] == [Level.HARD, Level.OK]
+
+
+async def _delete_group(broker: Broker, group: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        coordinator = await admin.find_coordinator(group)
+        answer = await admin._send_request_to_node(coordinator, DeleteGroupsRequest([group]))
+        assert answer.results == [(group, 0)]
+    finally:
+        await admin.close()
+
+
+@pytest.mark.slow
+async def test_produce_adaptive_says_that_it_is_blind_slows_and_delivers_everything_once(
+    own_broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = App(own_broker.bootstrap_servers, topic_name, 2, {"backpressure.poll_interval": "200ms"})
+    assert app.run_command("topics", "create").returncode == 0
+    argv = ["produce", "--synthetic", "--adaptive", "--rate", "1000", "--count", "12000"]
+    producer = Process([sys.executable, "-m", "workers", *argv, *app.flags()], tmp_path / "produce.log")
+    try:
+        await _until_ticks(app, 1_000)
+        own_broker.pause()
+        try:
+            await until(lambda: "has not been known for" in producer.output(), "the producer says that it can't see")
+        finally:
+            own_broker.resume()
+        await until(lambda: "ok, 100% of the full pace" in producer.output(), "the producer sees again")
+        await until(lambda: producer.exit_code is not None, "all is sent", 60)
+        assert producer.exit_code == 0, producer.output()
+        assert await _ticks(app) == 12_000
+    finally:
+        producer.kill()
+    said = producer.output()
+    assert "soft, 50% of the full pace" in said
+    assert "Traceback" not in said
+
+
+async def _until_ticks(app: App, count: int) -> None:
+    async with asyncio.timeout(45):
+        while await _ticks(app) < count:
+            await asyncio.sleep(0.2)
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------

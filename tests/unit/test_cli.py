@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from workers.cli import app
 from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
-from workers.logs import configure_logging
+from workers.logs import Sparing, configure_logging
 from workers.settings import LoggingSettings
 
 COMMANDS = ["run", "produce", "tail", "lag", "topics", "config"]
@@ -229,3 +229,19 @@ def test_logs_are_text_where_asked_for_and_exceptions_show_no_local_variables() 
     assert "key=AAPL" in shown
     assert "ValueError: broken" in shown
     assert "hunter2" not in shown
+
+
+def test_a_client_that_repeats_itself_is_shown_once_in_a_while_with_the_number_left_out() -> None:
+    now_s = 0.0
+    sparing = Sparing(every_s=10.0, clock=lambda: now_s)
+
+    def record(name: str, line: int) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, "client.py", line, "cannot reach node %s", (1,), None)
+
+    assert [sparing.filter(record("aiokafka", 1)) for _ in range(5)] == [True, False, False, False, False]
+    assert sparing.filter(record("aiokafka", 2)), "another message is another matter"
+    assert all(sparing.filter(record("workers.worker", 1)) for _ in range(3)), "our own are few, and all shown"
+    now_s = 10.0
+    shown = record("aiokafka", 1)
+    assert sparing.filter(shown)
+    assert shown.getMessage() == "cannot reach node 1 (and 4 more like it)"

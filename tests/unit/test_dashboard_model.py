@@ -162,7 +162,7 @@ def test_frames_without_prices_and_volumes_beyond_json_are_bars_with_holes() -> 
         frame().replace(b":1700000000000,", b":%d," % 2**70),
         frame(open="10"),
         frame(rev=None),
-        frame().replace(b"\"count\":4", b"\"count\":%d" % 2**64),
+        frame().replace(b'"count":4', b'"count":%d' % 2**64),
     ],
 )
 def test_a_record_that_is_no_frame_is_counted_and_does_nothing(value: bytes | None) -> None:

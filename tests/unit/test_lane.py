@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,8 @@ def real_frames(frames: Sequence[OutRecord]) -> dict[str, list[bytes]]:
 def late_entries(records: Sequence[OutRecord]) -> list[tuple[object, ...]]:
     entries = [orjson.loads(record.value or b"") for record in records]
     return [
-        (entry["offset"], entry["key"], entry["reason"], entry["watermark_ns"], entry["late_by_ns"]) for entry in entries
+        (entry["offset"], entry["key"], entry["reason"], entry["watermark_ns"], entry["late_by_ns"])
+        for entry in entries
     ]
 
 
@@ -105,7 +107,7 @@ def test_batches_crashes_clocks_and_flushes_change_no_frame(case: Case, data: st
     changelog: list[OutRecord] = []
     frames: list[OutRecord] = []
     bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         frames += lane.process(records[begin:end]).frames
         match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash"]), "then"):
             case "silence":

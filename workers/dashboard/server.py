@@ -30,7 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from workers.dashboard.access import COOKIE, Access
 from workers.dashboard.views import View, Wish, WishError, read_wish
 from workers.errors import ConfigError, WorkersError
-from workers.times import NS_PER_MS, format_duration
+from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,6 +44,8 @@ MAX_CLIENTS: Final = 32
 SEND_TIMEOUT_S: Final = 15.0
 SEND_EVERY_S: Final = 0.25
 EXPLAIN_TIMEOUT_S: Final = 30.0
+EXPLAIN_READ_ON_NS: Final = 60 * NS_PER_SECOND  # of the log, after the window was over
+EXPLAINED_TICKS: Final = 300
 MAX_EXPLAINED_BYTES: Final = 256 * 1024
 _MAX_WISHES_PER_S: Final = 40
 _MAX_FORM_BYTES: Final = 4 * 1024
@@ -206,26 +208,37 @@ class Dashboard:
 
     async def _explain(self, symbol: str, start_ms: int) -> dict[str, object]:
         """What became of the ticks of a bar, as ``workers explain`` tells it, or why that can't be told."""
-        try:
-            from workers.explain import explain
-        except ImportError:
+        if importlib.util.find_spec("workers.explain") is None:
             return {"error": "this installation has no workers explain"}
         if self._explaining.locked():
             return {"error": "another browser is being answered; try again in a moment"}
         async with self._explaining:
             try:
-                async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
-                    found = (await explain(self._settings, symbol, start_ms * NS_PER_MS, tick_limit=200)).to_dict()
-                told = orjson.dumps(found, default=str)
+                # Reading a log again is work: in a thread with a loop of its own, it delays nobody's bars.
+                told = await asyncio.to_thread(lambda: asyncio.run(_explained(self._settings, symbol, start_ms)))
             except TimeoutError:
-                return {"error": f"no answer within {EXPLAIN_TIMEOUT_S:.0f} s"}
-            except NotImplementedError:
-                return {"error": "this version's workers explain can't tell yet"}
-            except (WorkersError, ValueError, OverflowError, TypeError) as error:
+                return {"error": f"no answer within {EXPLAIN_TIMEOUT_S:.0f} s; use `workers explain` on a terminal"}
+            except (WorkersError, ValueError, OverflowError) as error:
                 return {"error": str(error)[:2_000]}
         if len(told) > MAX_EXPLAINED_BYTES:
             return {"error": f"the answer is {len(told):,} bytes; use `workers explain` on a terminal"}
         return {"told": orjson.Fragment(told)}
+
+
+async def _explained(settings: Settings, symbol: str, start_ms: int) -> bytes:
+    """The answer as JSON. Raises ``TimeoutError``, and what ``explain`` raises."""
+    from workers.explain import explain
+
+    async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
+        found = await explain(
+            settings,
+            symbol,
+            start_ms * NS_PER_MS,
+            read_on_ns=EXPLAIN_READ_ON_NS,
+            everywhere=False,
+            tick_limit=EXPLAINED_TICKS,
+        )
+    return orjson.dumps(found.to_dict(), default=str)
 
 
 class _Client:

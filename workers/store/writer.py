@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS: Final = 50
 FETCH_RECORDS: Final = 5_000
-MAX_BACKOFF_S: Final = 5.0
+MAX_BACKOFF_S: Final = 2.0  # everybody upstream waits for the database to be noticed again
 FIRST_BACKOFF_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 20.0
 IN_FLIGHT_SHARE: Final = 0.25  # of the rebalance timeout, for the transaction under way

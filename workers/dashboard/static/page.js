@@ -3,7 +3,7 @@
 import { CLOSED, Candles, FINAL, PROVISIONAL, drawCandle, drawDiamond, fitted, merged, readColours } from "./candles.js";
 import { Curve } from "./curves.js";
 import { Link } from "./link.js";
-import { clock, el, instant, length, outline, price, put, seconds, short, shown, whole } from "./text.js";
+import { clock, el, explanation, instant, length, price, put, seconds, short, shown, whole } from "./text.js";
 
 const BAR = ["start", "end", "rev", "status", "trigger", "count", "first", "last", "open", "high", "low", "close", "volume", "vwap", "before"];
 const POINT = ["at", "lag", "waiting", "eventLag", "level", "scale", "delay", "ticks", "committed", "frames"];
@@ -289,24 +289,27 @@ function chosen(bar, wantsExplanation) {
 function facts(bar) {
   put(byId("detail-when"), `${instant(bar.start)} – ${clock(bar.end)} UTC`);
   const before = bar.before ? `o ${price(bar.before.open)} h ${price(bar.before.high)} l ${price(bar.before.low)} c ${price(bar.before.close)}` : null;
+  const wide = [["status", words(bar)], ...(before ? [[`was (rev ${bar.before.rev})`, before]] : [])];
   const entries = [
-    ["status", words(bar)], ["brought out by", shown(bar.trigger, 40)], ["open", price(bar.open)], ["high", price(bar.high)], ["low", price(bar.low)], ["close", price(bar.close)],
-    ["volume", short(bar.volume)], ["vwap", price(bar.vwap)], ["ticks", whole(bar.count)], ["first, last", `+${seconds((bar.first - bar.start) / 1000)}, +${seconds((bar.last - bar.start) / 1000)}`],
-    ...(bar.parts > 1 ? [["windows", whole(bar.parts)]] : []), ...(before ? [[`was (rev ${bar.before.rev})`, before]] : []),
+    ...wide, ["open", price(bar.open)], ["high", price(bar.high)], ["low", price(bar.low)], ["close", price(bar.close)],
+    ["volume", short(bar.volume)], ["vwap", price(bar.vwap)], ["ticks", whole(bar.count)], bar.parts > 1 ? ["windows", whole(bar.parts)] : ["trigger", shown(bar.trigger, 40)],
+    ["first", `+${seconds((bar.first - bar.start) / 1000)}`], ["last", `+${seconds((bar.last - bar.start) / 1000)}`],
   ];
   const list = byId("facts");
   while (list.children.length > entries.length) list.lastChild.remove();
   while (list.children.length < entries.length) list.append(el("div", {}, el("dt"), el("dd")));
   entries.forEach(([name, text], index) => {
-    put(list.children[index].firstChild, name);
-    put(list.children[index].lastChild, text);
+    const row = list.children[index];
+    row.className = index < wide.length ? "wide" : "";
+    put(row.firstChild, name);
+    put(row.lastChild, text);
   });
 }
 
 function takeExplained(answer) {
   if (state.explaining !== `${answer.symbol} ${answer.start}`) return;
   const says = byId("explained");
-  put(says, answer.error ? `workers explain: ${shown(answer.error, 2000)}` : outline(answer.told).join("\n"));
+  put(says, answer.error ? `workers explain: ${shown(answer.error, 2000)}` : explanation(answer.told).join("\n"));
 }
 
 const legendMarks = [];
@@ -364,7 +367,7 @@ const curves = [
   new Curve(byId("curves"), { title: "Rate scale and level", format: (value) => (value === null ? "–" : `× ${value}`), most: 1.05, lines: [{ name: "scale", colour: "good", step: true, of: (point) => point.scale }] }),
   new Curve(byId("curves"), { title: "Per second", format: short, lines: [
     { name: "ticks", colour: "up", of: (point) => point.ticks },
-    { name: "committed", colour: "good", dash: [2, 2], of: (point) => point.committed },
+    { name: "done", colour: "good", dash: [2, 2], of: (point) => point.committed },
     { name: "frames", colour: "late", dash: [5, 3], of: (point) => point.frames },
   ] }),
 ];
@@ -499,11 +502,17 @@ function takeLedger({ reasons, rows }) {
 }
 
 function ledgerRow([, kind, at, symbol, reason, text, place, value]) {
-  const cells = [clock(at), kind === "late" ? "late" : "dead", shown(symbol, 60) || "(none)", shown(reason, 64), missed(text), shown(place, 120), shown(value, 200)];
+  const cells = [clock(at), kind === "late" ? "late" : "dead", shown(symbol, 60) || "(none)", shown(reason, 64), missed(text), shown(near(place), 120), shown(value, 200)];
   const row = el("tr", {}, ...cells.map((cell) => el("td", { text: cell })));
   row.cells[1].className = `kind-${kind}`;
   row.title = [symbol, reason, missed(text), place, value].map((part) => shown(part, 300)).join("\n");
   return row;
+}
+
+// A place in the ticks topic needs no name: that topic is the one that everything here is about.
+function near(place) {
+  const topic = state.hello?.topics.ticks ?? "";
+  return topic && place.startsWith(`${topic}[`) ? place.slice(topic.length) : place;
 }
 
 // "missed the window from 1700000000000" in words.

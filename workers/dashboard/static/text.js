@@ -82,22 +82,33 @@ export function length(ms) {
   return ms % 1000 === 0 ? `${ms / 1000}s` : `${ms}ms`;
 }
 
-// What `workers explain` says, as indented lines: a tree of names and values.
-export function outline(value, indent = 0, lines = [], limit = 600) {
-  const space = "  ".repeat(indent);
-  const plain = (item) => item === null || typeof item !== "object";
-  const entries = Array.isArray(value) ? value.map((item) => ["-", item]) : Object.entries(value);
-  for (const [name, item] of entries) {
-    if (lines.length >= limit) break;
-    const label = name === "-" ? "-" : `${shown(name, 80)}:`;
-    if (plain(item)) lines.push(`${space}${label} ${shown(item ?? "none")}`);
-    else if (Object.keys(item).length === 0) lines.push(`${space}${label} none`);
-    else if (indent > 0 && Object.values(item).every(plain) && Object.keys(item).length <= 8)
-      lines.push(`${space}${label} ${Object.entries(item).map(([key, each]) => (Array.isArray(item) ? shown(each, 120) : `${shown(key, 40)}=${shown(each ?? "none", 120)}`)).join("  ")}`);
-    else {
-      lines.push(`${space}${label}`);
-      outline(item, indent + 1, lines, limit);
+const MAX_TOLD_TICKS = 100;
+const OF_DAY = /^\d{4}-\d\d-\d\dT(.*)Z$/;
+const ofDay = (text) => shown(text, 40).replace(OF_DAY, "$1");
+
+// What `workers explain` says, in lines: the verdict first, then frames, then ticks, those that did not join before
+// those that did. Any part may be missing in another version.
+export function explanation(told) {
+  const lines = [told.matches === false ? "✗ NOT as recomputed from the ticks" : "✓ as recomputed from the ticks"];
+  for (const window of told.windows ?? []) {
+    const counts = Object.entries(window.counts ?? {}).map(([fate, number]) => `${whole(number)} ${shown(fate, 40)}`);
+    lines.push("", `window ${ofDay(window.start)} – ${ofDay(window.end)}, partition ${shown(window.partition, 20)}: ${shown(window.state, 40)}; ${counts.join(", ") || "no ticks"}`);
+    const frames = window.frames ?? [], provisional = frames.filter((frame) => frame.verdict === "provisional").length;
+    if (provisional) lines.push(`${whole(provisional)} provisional frame${provisional === 1 ? "" : "s"}, not compared: the wall clock brings them out`);
+    for (const frame of frames) {
+      if (frame.verdict === "provisional") continue;
+      lines.push(`frame rev ${shown(frame.rev, 20)} ${shown(frame.status, 20)} (${shown(frame.trigger, 20)}): ${shown(frame.verdict, 40)}`);
+      for (const each of frame.differences ?? []) lines.push(`  ${shown(each.field, 80)} is ${shown(JSON.stringify(each.found), 200)}, expected ${shown(JSON.stringify(each.expected), 200)}`);
     }
+    const ticks = window.ticks ?? [], joined = (tick) => tick.fate === "joined";
+    const ordered = [...ticks.filter((tick) => !joined(tick)), ...ticks.filter(joined)];
+    for (const tick of ordered.slice(0, MAX_TOLD_TICKS)) {
+      const late = typeof tick.late_by_ns === "number" ? ` late by ${seconds(tick.late_by_ns / 1e9)}` : "";
+      lines.push(`${shown(tick.fate, 20)} ${ofDay(tick.ts ?? "no time")} ${shown(tick.price ?? "?", 40)} × ${shown(tick.size ?? "?", 40)} offset ${shown(tick.offset, 20)}${late}${tick.detail ? `: ${shown(tick.detail)}` : ""}`);
+    }
+    const all = Object.values(window.counts ?? {}).reduce((sum, number) => sum + number, 0), told = Math.min(ordered.length, MAX_TOLD_TICKS);
+    if (all > told) lines.push(`… and ${whole(all - told)} more`);
   }
+  for (const note of told.notes ?? []) lines.push("", shown(note, 1000));
   return lines;
 }
