@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A test run has an end, whatever hangs.
-TEST_LIMIT ?= 20m
+TEST_LIMIT ?= 45m
 SOAK_MINUTES ?= 10
 
 .PHONY: help demo test check format bench load soak broker readme clean
