@@ -18,7 +18,8 @@ __all__ = ["BRAKE", "Braked"]
 
 BRAKE = "LOAD_BRAKE"
 LOOK_S = 0.2
-NAP_S = 0.005  # sleeping for less costs more than it waits
+NAP_S = 0.01  # sleeping for less costs more than it waits
+CREDIT_S = 0.1  # time lost elsewhere, or overslept, that is made good: else a busy machine would be a second brake
 
 
 class _Brake:
@@ -34,7 +35,7 @@ class _Brake:
         now_s = time.monotonic()
         if now_s - self._looked_s > LOOK_S:
             self._looked_s, self._cost_s = now_s, self._read()
-        self._due_s = max(self._due_s, now_s) + self._cost_s
+        self._due_s = max(self._due_s, now_s - CREDIT_S) + self._cost_s
         if self._due_s - now_s > NAP_S:
             time.sleep(self._due_s - now_s)
 
