@@ -25,7 +25,7 @@ __all__ = ["hot_symbol"]
 OTHERS_SHARE = 0.3  # of what the worker can do
 HOT_FACTOR = 2.0
 STEP_S = 0.05
-SETTLE_S = 2.0
+SETTLE_S = 1.5
 BATCH = 10  # ticks of a millisecond: a lane's turn holds the worker for as long as 5,000 ordinary ones do
 DISORDER_MS = 200
 
