@@ -58,6 +58,10 @@ async def abandon(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # there is nothing to flush, which is all that its own stop would do more
     await _close(producer.client)
     await _cancel([producer._sender.sender_task])
+    metadata = producer.client._md_update_fut
+    if metadata is not None:  # requests that wait for news from a cluster that this client no longer talks to
+        metadata.cancel()
+        await asyncio.sleep(0)
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:

@@ -261,6 +261,7 @@ async def test_a_replay_changes_nothing(app: App, database: Database, tmp_path: 
     for _ in range(2):
         process = store(app, database, tmp_path / "log")
         try:
+            await wait_until(lambda: "store started" in process.output(), "the store to start")  # noqa: B023
             await stored_to_the_end(app, database)
             process.stop()
         finally:
@@ -287,6 +288,8 @@ async def test_kill_9_in_the_middle_loses_and_repeats_nothing(app: App, database
                 process.kill()
     process = store(app, database, tmp_path / "log")
     try:
+        # The last one may have stored all there is: a SIGTERM before the handlers are in place just kills.
+        await wait_until(lambda: "store started" in process.output(), "the store to start")
         await stored_to_the_end(app, database)
         process.stop()
     finally:
