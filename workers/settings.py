@@ -388,7 +388,9 @@ class LaneSettings(_Section):
 class BackpressureSettings(_Section):
     """When and how much producers are slowed down; lags are in records, summed over the group's partitions."""
 
-    enabled: bool = Field(default=True, description="Publish the group's level to producers; false: its lag is only measured.")
+    enabled: bool = Field(
+        default=True, description="Publish the group's level to producers; false: its lag is only measured."
+    )
     soft_lag: int = Field(default=100_000, ge=1, description="Lag in records at which the level becomes SOFT.")
     hard_lag: int = Field(default=1_000_000, ge=1, description="Lag in records at which the level becomes HARD.")
     release: _Portion = Field(
