@@ -56,6 +56,7 @@ __all__ = ["Worker", "lane_spec", "run_worker"]
 log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS = 50
+STALL_S = 0.001
 MAX_BACKOFF_S = 5.0
 RESTORES_AT_ONCE = 4
 DISAGREEING_LOOKS = 6  # at state and group's offset, over some 3 s, before their disagreement is believed
@@ -559,9 +560,15 @@ class Worker:
         while not stop.is_set() and not self._failure.done():
             self.turned_s = time.monotonic()
             await self._fetch()
+            stepped = False
             for partition in list(self.partitions.values()):
                 if partition.step():
+                    stepped = True
                     await asyncio.sleep(0)  # commits and heartbeats get their turn between lanes
+            if not stepped and any(partition.backlog for partition in self.partitions.values()):
+                # All lanes wait for results to be acknowledged, and a fetch that need not wait never yields: without
+                # this the commits that they wait for would never run.
+                await asyncio.sleep(STALL_S)
             now_s = time.monotonic()
             for partition in list(self.partitions.values()):
                 await partition.show_overdue(now_s)

@@ -35,6 +35,7 @@ async def test_batches_workers_and_crashes_do_not_change_a_byte(arena: Arena) ->
 
     assert await _run(arena, ticks, _one_worker, lane__batch_size=1) == golden
     assert await _run(arena, ticks, _one_worker, lane__batch_size=5_000, commit_interval="700ms") == golden
+    assert await _run(arena, ticks, _one_with_little_room, lane__batch_size=100) == golden
     assert await _run(arena, ticks, _two_workers) == golden
     assert await _run(arena, ticks, _three_with_crashes, lane__batch_size=37, commit_interval="100ms") == golden
     assert sent == feed.made, "the broker took every record, so the log is the same on every machine"
@@ -59,6 +60,11 @@ async def _run(arena: Arena, ticks: str, drive: Callable[[Arena], Awaitable[None
 
 async def _one_worker(arena: Arena) -> None:
     arena.start()
+
+
+async def _one_with_little_room(arena: Arena) -> None:
+    """Its lanes stop again and again for results that wait to be committed."""
+    arena.start(PENDING_LIMIT_RECORDS=20)
 
 
 async def _two_workers(arena: Arena) -> None:

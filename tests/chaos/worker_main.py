@@ -5,6 +5,7 @@
 CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a commit, ...
 CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
 COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
+PENDING_LIMIT_RECORDS=n  so few results may wait for a commit that lanes stop for them
 SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
 
 LOSE_MARKERS=outcome     write a transaction that its coordinator does not know, after one that it decided to "commit"
@@ -50,6 +51,8 @@ def main() -> int:
     if order is not None:
         _split_commits(order)
 
+    if "PENDING_LIMIT_RECORDS" in os.environ:
+        worker.PENDING_LIMIT_RECORDS = int(os.environ["PENDING_LIMIT_RECORDS"])
     if "COMMIT_TIMEOUT_S" in os.environ:
         limit_s = float(os.environ["COMMIT_TIMEOUT_S"])
         worker.SinkSpec = functools.partial(sink.SinkSpec, commit_timeout_s=limit_s)  # type: ignore[misc,assignment]
