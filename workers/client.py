@@ -58,10 +58,24 @@ async def abandon(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # there is nothing to flush, which is all that its own stop would do more
     await _close(producer.client)
     await _cancel([producer._sender.sender_task])
+    _read_failures(producer)
     metadata = producer.client._md_update_fut
     if metadata is not None:  # requests that wait for news from a cluster that this client no longer talks to
         metadata.cancel()
         await asyncio.sleep(0)
+
+
+def _read_failures(producer: AIOKafkaProducer) -> None:
+    """Look at the failures that nobody waits for: unread, each would be logged as never retrieved. The caller has the
+    reason from the call that failed."""
+    accumulator = producer._message_accumulator
+    batches = [batch for queue in accumulator._batches.values() for batch in queue]
+    futures = [
+        future for batch in (*batches, *accumulator._pending_batches) for future in (batch._drain_waiter, batch.future)
+    ]
+    for future in (getattr(producer._txn_manager, "_transaction_waiter", None), *futures):
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:

@@ -214,7 +214,7 @@ class PartitionSink:
             partition=partition,
             keyless=self._partition % topic.partitions,
         )
-        return [await producer.send_batch(batch, topic.name, partition=to) for to, batch in packed]
+        return [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not."""
@@ -274,6 +274,12 @@ def _closed(open_batch: list[Any]) -> BatchBuilder:
     builder._relative_offset = open_batch[2]
     builder.close()
     return builder
+
+
+def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
+    """The future, whose failure is not complained of should the commit end before it is awaited."""
+    sent.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return sent
 
 
 async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
