@@ -11,7 +11,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 
 def main(bootstrap: str, topic: str, count: int) -> None:
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"bare-{topic}", "enable.auto.commit": False})
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": f"bare-{topic}",
+            "enable.auto.commit": False,
+            "fetch.queue.backoff.ms": 1,  # by default it rests for a second whenever 100,000 messages are waiting
+        }
+    )
     partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
     read = 0

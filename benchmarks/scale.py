@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,11 +29,27 @@ BASE_MS = 1_700_000_000_000
 
 @dataclass(frozen=True)
 class Load:
-    """A row of the table: the log of one partition, and the lane that reads it."""
+    """The log of one partition, and the lane that reads it; with ``curve``, ``x`` is its place on one."""
 
     name: str
     make: Callable[[], list[Log]]
     spec: LaneSpec = field(default_factory=LaneSpec)
+    curve: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a load cost; memory is given where there are enough keys to tell."""
+
+    name: str
+    lane: str
+    keys: int
+    cpu_us_per_tick: float
+    bytes_per_key: float | None
+    longest_step_ms: float
+    curve: str = ""
+    x: float | None = None
 
 
 def uniform(keys: int, ticks: int, *, span_ms: int) -> list[Log]:
@@ -54,10 +70,20 @@ def loads(ticks: int, most_keys: int) -> Iterator[Load]:
     for keys in (10, 1_000, 10_000, 100_000, most_keys):
         # Two rounds over all keys; the second alone is measured, so a tick always finds its key.
         count = max(2 * keys, ticks)
-        yield Load(f"{keys:,} keys, uniform", lambda keys=keys, count=count: uniform(keys, count, span_ms=4_000))
-    for disorder_ms in (1, 1_900):
-        name = f"disorder {disorder_ms / 1000:g} s"
-        yield Load(name, lambda disorder_ms=disorder_ms: make_logs(ticks, disorder_ms=disorder_ms, partitions=1))
+        yield Load(
+            f"{keys:,} keys, uniform",
+            lambda keys=keys, count=count: uniform(keys, count, span_ms=4_000),
+            curve="keys",
+            x=keys,
+        )
+    for disorder_ms in (1, 10, 100, 1_000, 1_900, 10_000):
+        name = f"disorder {disorder_ms / 1000:g} s" + (": most are late" if disorder_ms > 2_000 else "")
+        yield Load(
+            name,
+            lambda disorder_ms=disorder_ms: make_logs(ticks, disorder_ms=disorder_ms, partitions=1),
+            curve="disorder",
+            x=disorder_ms / 1000,
+        )
     yield Load("hot key: half of the ticks", lambda: hot(ticks))
     hour = replace(LaneSpec(), size_ns=3_600 * NS_PER_SECOND)
     yield Load("windows of 1 h", lambda: make_logs(ticks, partitions=1), hour)
@@ -67,8 +93,9 @@ def loads(ticks: int, most_keys: int) -> Iterator[Load]:
         "one frame a window (emit final)", lambda: make_logs(ticks, partitions=1), replace(LaneSpec(), emit="final")
     )
     few = min(ticks, 200_000)
-    yield Load("payload items", lambda: make_logs(few, partitions=1), replace(LaneSpec(), payload="items"))
-    yield Load("payload both", lambda: make_logs(few, partitions=1), replace(LaneSpec(), payload="both"))
+    for payload in ("ohlcv", "items", "both"):
+        spec = replace(LaneSpec(), payload=payload)
+        yield Load(f"payload {payload}", lambda: make_logs(few, partitions=1), spec, curve="payload")
     yield Load(
         "watermark scope partition", lambda: make_logs(few, partitions=1), replace(LaneSpec(), scope="partition")
     )
@@ -86,8 +113,8 @@ def steps(batches: list[RawBatch]) -> Iterator[list[RawBatch]]:
         yield portion
 
 
-def measure(load: Load) -> str:
-    """One row."""
+def measure(load: Load) -> Row:
+    """Run a load twice; the second half of its log is what counts."""
     (log,) = load.make()
     batches: list[RawBatch] = []
     for data in log:
@@ -117,20 +144,41 @@ def measure(load: Load) -> str:
     lane.take_changes()
     gc.collect()
     per_key = (psutil.Process().memory_info().rss - before) / max(lane.key_count, 1)
-    memory = f"{per_key:,.0f}" if lane.key_count >= 10_000 else "-"
-    kind = "compiled" if compiled else "plain"
-    cost = f"{seconds / count * 1e6:.2f}"
-    return f"| {load.name} | {kind} | {lane.key_count:,} | {cost} | {memory} | {longest_s * 1e3:.0f} |"
+    return Row(
+        load.name,
+        "compiled" if compiled else "plain",
+        lane.key_count,
+        seconds / count * 1e6,
+        per_key if lane.key_count >= 10_000 else None,
+        longest_s * 1e3,
+        load.curve,
+        load.x,
+    )
+
+
+def measure_all(*, quick: bool) -> list[Row]:
+    """Every load, in turn."""
+    ticks, most_keys = (100_000, 100_000) if quick else (400_000, 1_000_000)
+    return [measure(load) for load in loads(ticks, most_keys)]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| load | lane | keys | CPU-µs per tick | bytes per key | longest step, ms |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        memory = "-" if row.bytes_per_key is None else f"{row.bytes_per_key:,.0f}"
+        lines.append(
+            f"| {row.name} | {row.lane} | {row.keys:,} | {row.cpu_us_per_tick:.2f} | {memory} | "
+            f"{row.longest_step_ms:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer ticks and keys")
     options = parser.parse_args()
-    ticks, most_keys = (100_000, 100_000) if options.quick else (400_000, 1_000_000)
-    print("| load | lane | keys | CPU-µs per tick | bytes per key | longest step, ms |\n|---|---|---|---|---|---|")
-    for load in loads(ticks, most_keys):
-        print(measure(load), flush=True)
+    print(table(measure_all(quick=options.quick)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ __all__ = ["AdaptiveThrottle", "Ramp", "ThrottleState", "TokenBucket"]
 
 log = structlog.get_logger(__name__)
 
-RAMP_UP_NS: Final = 5 * NS_PER_SECOND  # from nothing to the full rate
+RAMP_UP_NS: Final = 3 * NS_PER_SECOND  # from nothing to the full rate
 RAMP_DOWN_NS: Final = NS_PER_SECOND
 BLIND_AFTER_NS: Final = 5 * NS_PER_SECOND  # or three measurements, whichever is longer
 _BURST_NS: Final = NS_PER_SECOND // 10

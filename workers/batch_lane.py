@@ -48,7 +48,7 @@ FRAMES_AT_ONCE: Final = 1024
 CHANGES_AT_ONCE: Final = 2048
 WINDOWS_AT_ONCE: Final = 20_000  # in a step of restoring
 GROW_AT_MOST: Final = 1 << 16  # rows: arrays grow by remapping, so small steps cost little and large ones stall
-SETTLE_AT_LEAST: Final = 20_000  # windows looked at in one step, so that none holds the process for long
+SETTLE_AT_LEAST: Final = 8_000  # windows looked at in one step, so that none holds the process for long: some 50 ms
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
 
 _KIND_NAMES: Final = ke.KINDS

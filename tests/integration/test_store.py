@@ -335,6 +335,31 @@ async def test_a_database_that_stops_is_waited_for_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+async def test_a_database_that_neither_answers_nor_fails_is_said_to_be_silent(
+    app: App, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    database = in_postgres(own_postgres.dsn())
+    process = store(app, database, tmp_path / "log")
+    try:
+        await write(app, a_market(6, 10, 10))
+        await stored_to_the_end(app, database)
+        own_postgres.freeze()
+        try:
+            await write(app, a_market(6, 100, 20))
+            await wait_until(lambda: "does not answer" in process.output(), "the silence noticed")
+            assert process.exit_code is None
+        finally:
+            own_postgres.thaw()
+        await wait_until(lambda: "is back" in process.output(), "its end noticed")
+        await stored_to_the_end(app, database)
+        process.stop()
+    finally:
+        process.kill()
+    assert database.frames() == await table_of(app)
+    assert process.output().count("does not answer") == 1
+
+
+@pytest.mark.slow
 async def test_a_store_that_slept_through_a_rebalance_harms_nothing(
     app: App, postgres_dsn: str, tmp_path: Path
 ) -> None:

@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with find_broker(way=options.way, config=dict(options.config)) as broker:
             print(f"bootstrap={broker.bootstrap_servers}", flush=True)
-            print(f"{broker.description}; Ctrl-C stops it", file=sys.stderr, flush=True)
+            print(f"{broker.description}; Ctrl-C stops it. For other shells:", file=sys.stderr, flush=True)
+            print(f"  export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}", file=sys.stderr, flush=True)
             return _watch(broker, enough)
     except WorkersError as error:
         print(f"workers.broker: {error}", file=sys.stderr)

@@ -67,6 +67,7 @@ FIRST_BACKOFF_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 20.0
 IN_FLIGHT_SHARE: Final = 0.25  # of the rebalance timeout, for the transaction under way
 TELL_KAFKA_S: Final = 2.0
+SILENT_S: Final = 5.0  # a transaction without an answer for this long counts as an outage
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
@@ -480,8 +481,13 @@ class StoreWriter:
 
     @contextlib.asynccontextmanager
     async def _using_database(self) -> AsyncIterator[None]:
-        """The database's turn, and its state as it shows: logged when it changes, and only then."""
+        """The database's turn, and its state as it shows: logged when it changes, and only then.
+
+        One that neither answers nor fails (a frozen server, a lock somebody holds) is waited for without end, since
+        giving up could not tell whether the transaction was made; so that, too, has to show.
+        """
         async with self._database:
+            silent = asyncio.get_running_loop().call_later(SILENT_S, self._database_is_silent, time.monotonic())
             try:
                 yield
             except StoreUnavailableError as error:
@@ -492,12 +498,21 @@ class StoreWriter:
                     self.metrics.outages.inc()
                     log.warning("the database can't be used; waiting for it", store=self.store.name, reason=str(error))
                 raise
+            finally:
+                silent.cancel()
             if not self._available:
                 if self._available is False:
                     seconds = round(time.monotonic() - self._down_since_s, 1)
                     log.info("the database is back", store=self.store.name, after_seconds=seconds)
                 self._available = True
                 self.metrics.up.set(1)
+
+    def _database_is_silent(self, since_s: float) -> None:
+        self._available = False
+        self._down_since_s = since_s
+        self.metrics.up.set(0)
+        self.metrics.outages.inc()
+        log.warning("the database does not answer; waiting for it", store=self.store.name, for_seconds=SILENT_S)
 
     # -- for those who watch ------------------------------------------------------------------------------------------
 
