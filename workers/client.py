@@ -5,6 +5,8 @@ What is repaired, in 0.14:
 - A connection that breaks is written to once more before its reader notices. asyncio's transport only warns; uvloop's
   raises ``RuntimeError``, which no task of the client expects: the one that refreshes metadata, fetches, or joins the
   group ends for good, and the worker stalls without a word. Here it becomes the ``KafkaConnectionError`` that it is.
+- Where a topic it reads is gone, the client asks for metadata again and again without a rest, some thousand times a
+  second, for as long as it lives. Here ten requests a second are the most.
 
 What is bounded: ``stop`` of a producer waits for batches that can't be sent, ``stop`` of a consumer for a coordinator
 that does not answer. And ``stop`` cancels the client's own tasks and awaits them, so that a ``CancelledError`` that
@@ -15,11 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
+from collections import deque
 from collections.abc import Iterable
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
@@ -29,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 3.0
 FORCE_TIMEOUT_S = 1.0
+METADATA_UPDATES_A_SECOND = 10
 
 
 def repair_client() -> None:
@@ -36,6 +42,17 @@ def repair_client() -> None:
     original = AIOKafkaConnection.send
     if hasattr(original, "__wrapped__"):
         return
+    update = AIOKafkaClient._metadata_update
+
+    @functools.wraps(update)
+    async def metadata_update(self: AIOKafkaClient, cluster: ClusterMetadata, topics: object) -> object:
+        times = self.__dict__.setdefault("_update_times", deque(maxlen=METADATA_UPDATES_A_SECOND))
+        if len(times) == times.maxlen and (rest_s := times[0] + 1.0 - time.monotonic()) > 0:
+            await asyncio.sleep(rest_s)
+        times.append(time.monotonic())
+        return await update(self, cluster, topics)
+
+    AIOKafkaClient._metadata_update = metadata_update
 
     @functools.wraps(original)
     def send(self: AIOKafkaConnection, request: object, expect_response: bool = True) -> object:
