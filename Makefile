@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 TEST_LIMIT ?= 45m
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check format bench load soak broker readme clean
+.PHONY: help demo test check format bench load soak broker readme docs docs-serve clean
 
 help:  ## show this
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,5 +48,11 @@ broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
 readme: $(READY)  ## write the settings' tables into README.md
 	$(BIN)/python docs/update_readme.py
 
+docs: $(READY)  ## build the documentation into site/, strictly; nothing in it asks another host
+	$(BIN)/python docs/build_site.py
+
+docs-serve: docs  ## and show it at http://127.0.0.1:8000/
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,380 @@
+"""Stage the documentation site: the pages of docs/, with the parts that the code knows best written by the code.
+
+    python docs/generate_reference.py build/docs
+
+A page says where such a part goes:
+
+    <!-- generated: settings -->               one of `PARTS`
+    <!-- include: examples/ticks.ndjson -->    a file, from the folder docs/, as a block of code
+
+Nothing that is generated is committed, so it can't drift. `make docs` runs this and then builds the site.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import workers
+import workers.cli  # every command makes itself known
+from workers import errors
+from workers.admin import planned_topics
+from workers.commands.common import ExitCode, app, exit_code_for
+from workers.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
+from workers.metrics import CatalogueRow, catalogue
+from workers.pressure import FeedbackEvent, Level
+from workers.settings import ReferenceRow, Settings, load_settings, operator_reference, reference
+from workers.store.metrics import StoreMetrics
+from workers.testing import TestDriver
+from workers.ticks import Reason
+
+__all__ = ["PARTS", "environment_name", "stage"]
+
+DOCS: Final = Path(__file__).parent
+ROOT: Final = DOCS.parent
+LEFT_OUT: Final = {".py"}  # scripts of this folder; those of examples/ are shown
+GENERATED: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+INCLUDE: Final = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
+TEST: Final = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
+ALERT: Final = re.compile(r"\[([A-Z][A-Za-z]+)\]\((\S*alerts\.md)\)")  # its heading is there once it is generated
+HELP_WIDTH: Final = 100
+
+KEPT: Final = {"-1": "for ever"}
+REASONS: Final = {
+    Reason.MALFORMED_JSON: "It is not JSON, or has no value.",
+    Reason.MISSING_FIELD: "It lacks one of the four fields.",
+    Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
+    Reason.NEGATIVE_SIZE: "Its size is below 0.",
+    Reason.KEY_MISMATCH: "The record's key is not its symbol.",
+    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time does not fit 64-bit nanoseconds.",
+    Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
+    Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
+    Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
+    FRAME_TOO_LARGE: "It is a frame, without its items, that its topic would refuse.",
+    ROUTED_TOO_LARGE: "It is a tick that the topic it was routed to would refuse.",
+}
+EXIT_CODES: Final = {
+    ExitCode.OK: "Done; for `workers run`, also stopped on request.",
+    ExitCode.FAILED: "Failed: one of the errors below, or a check that found a difference.",
+    ExitCode.USAGE: "Wrong usage, or an impossible configuration. Trying again does not help.",
+    ExitCode.UNREACHABLE: "The broker can't be reached, or refuses the credentials.",
+    ExitCode.INTERRUPTED: "Interrupted (Ctrl-C) before there was anything to finish.",
+}
+GROUPS: Final = {
+    "Windows and clocks": (
+        "window_event_time",
+        "tumbling_window_event_time",
+        "tumbling_window",
+        "TumblingWindowSpec",
+        "HoppingWindowSpec",
+        "SessionWindowSpec",
+        "CalendarWindowSpec",
+        "WatermarkPolicy",
+        "EventTimeClock",
+        "WindowFrame",
+        "WindowStream",
+        "Lateness",
+    ),
+    "Aggregations": ("Aggregation", "Tick"),
+    "Channels and lanes": ("hash_partition", "PartitioningSpec", "PartitionedChannel", "Channel", "Watermark"),
+    "Operators": (
+        "deduplicate",
+        "throttle",
+        "router",
+        "resample_ohlc",
+        "Bar",
+        "map_async",
+        "filter_async",
+        "buffer_async",
+    ),
+    "Producers": ("AdaptiveThrottle",),
+    "Errors": ("WorkersError", "ChannelClosed"),
+}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "&#124;").replace("\n", " ")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = list(head)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+# -- settings and operators -------------------------------------------------------------------------------------------
+
+
+def environment_name(key: str) -> str:
+    """The variable that sets a setting; empty for those that only a file can hold."""
+    if key == "bootstrap_servers":
+        return "KAFKA_BOOTSTRAP_SERVERS"
+    if key == "pipeline":
+        return ""
+    if key.startswith("kafka."):
+        return key.replace(".", "_").upper()
+    return "WORKERS__" + key.replace(".", "__").upper()
+
+
+def _settings() -> str:
+    sections: dict[str, list[ReferenceRow]] = {}
+    for row in reference():
+        sections.setdefault(row.key.partition(".")[0] if "." in row.key else "", []).append(row)
+    parts = []
+    for section, rows in sections.items():
+        title = f"## `[{section}]`" if section else "## At the top"
+        cells = (
+            (
+                f"{_code(row.key)}<br>{_code(environment_name(row.key))}",
+                _code(row.default),
+                f"{row.description}<br>*{row.allowed}*",
+            )
+            for row in rows
+        )
+        parts += [title, "", _table(("setting, and its variable", "default", "meaning, and what is allowed"), cells)]
+    return "\n".join(parts)
+
+
+def _operators() -> str:
+    parts: list[str] = []
+    operator = ""
+    rows: list[tuple[str, ...]] = []
+
+    def close() -> None:
+        if operator:
+            parts.extend((f"## {operator}", "", _table(("option", "default", "allowed", "meaning"), rows)))
+
+    for row in operator_reference():
+        _pipeline, name, option = row.key.split(".", 2)
+        if name != operator:
+            close()
+            operator, rows = name, []
+        rows.append((_code(option), _code(row.default), row.allowed, row.description))
+    close()
+    return "\n".join(parts)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _commands() -> str:
+    parts = []
+    for words in _paths(typer.main.get_command(app), ()):
+        shown = " ".join(("workers", *words))
+        ran = CliRunner().invoke(
+            app, [*words, "--help"], prog_name="workers", env={"COLUMNS": str(HELP_WIDTH), "TERM": "dumb"}
+        )
+        if ran.exit_code:
+            raise RuntimeError(f"{shown} --help ended with {ran.exit_code}: {ran.output}")
+        lines = [line.rstrip() for line in ran.output.strip("\n").splitlines()]
+        level = "##" if len(words) < 2 else "###"
+        parts += [f"{level} `{shown}`", "", "```text", *lines, "```", ""]
+    return "\n".join(parts)
+
+
+def _paths(command: Any, words: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _paths(inner, (*words, name))
+
+
+# -- topics -----------------------------------------------------------------------------------------------------------
+
+
+def _topics() -> str:
+    rows = []
+    for plan in planned_topics(Settings()):
+        policy, kept = plan.configs["cleanup.policy"], plan.configs.get("retention.ms", "")
+        text = "compacted" if policy == "compact" else KEPT.get(kept, f"{kept} ms")
+        rows.append((f"`topics.{plan.role}`", _code(plan.name), str(plan.partitions), text))
+    return _table(("setting", "default name", "partitions", "kept"), rows)
+
+
+def _example() -> TestDriver:
+    """An application in which everything happens once: a frame, a late tick, a bad record."""
+    driver = TestDriver(load_settings(None, environ={"WORKERS_CONFIG": os.devnull}, overrides={"topics.partitions": 2}))
+    driver.send("AAPL", 1_700_000_000_000, price=189.10, size=100)
+    driver.send("AAPL", 1_700_000_002_000, price=189.25, size=50)
+    driver.send("AAPL", 1_700_000_007_000, price=189.40, size=20)
+    driver.send("AAPL", 1_700_000_004_500, price=189.30, size=5)
+    driver.send("AAPL", 1_700_000_008_000, price="n/a", size=5)
+    driver.commit()
+    return driver
+
+
+def _record(key: bytes | None, value: bytes | None, timestamp: str, headers: Iterable[tuple[str, bytes]]) -> str:
+    lines = [f"key        {(key or b'').decode()}", f"value      {(value or b'').decode()}", f"timestamp  {timestamp}"]
+    lines += [f"header     {name}: {content.decode()}" for name, content in headers]
+    return "\n".join(("```text", *lines, "```", ""))
+
+
+def _records(role: str) -> str:
+    driver = _example()
+    if role == "ticks":
+        record = driver.log(_partition_of(driver))[0]
+        return _record(record.key, record.value, "the time of sending", ())
+    found = driver.records(role)[0]  # type: ignore[arg-type]
+    stamp = "the time of sending" if found.timestamp_ms is None else f"{found.timestamp_ms} (the window's end)"
+    return _record(found.key, found.value, stamp, found.headers)
+
+
+def _partition_of(driver: TestDriver) -> int:
+    return next(number for number in range(2) if driver.log(number))
+
+
+def _feedback() -> str:
+    event = FeedbackEvent("worker-1", 120_000, 1_000_000, Level.SOFT, "group", 1_700_000_000_000 * 1_000_000)
+    return _record(event.coordinator_id.encode(), event.encode(), "the time of sending", ())
+
+
+def _reasons() -> str:
+    known = {str(reason) for reason in Reason} | {FRAME_TOO_LARGE, ROUTED_TOO_LARGE}
+    if missing := known ^ {str(reason) for reason in REASONS}:
+        raise RuntimeError(f"generate_reference.py and the code disagree about the reasons {sorted(missing)}")
+    return _table(("`workers.reason`", "the record"), ((_code(str(key)), text) for key, text in REASONS.items()))
+
+
+# -- metrics, alerts, errors, library ---------------------------------------------------------------------------------
+
+
+def _metric_rows(rows: Iterable[CatalogueRow]) -> str:
+    cells = ((_code(row.name), row.kind, ", ".join(map(_code, row.labels)), row.help) for row in rows)
+    return _table(("name", "kind", "labels", "meaning"), cells)
+
+
+def _store_metrics() -> str:
+    rows = []
+    for family in StoreMetrics().registry._collector_to_names:
+        metric: Any = family
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        rows.append(CatalogueRow(name, metric._type, metric._documentation, tuple(metric._labelnames)))
+    return _metric_rows(rows)
+
+
+def _alerts() -> str:
+    parts = []
+    for group in yaml.safe_load((ROOT / "config" / "prometheus" / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            notes = rule["annotations"]
+            parts += [f"## {rule['alert']}", "", f"{notes['summary'].replace('{{', '').replace('}}', '')}."]
+            parts += ["", notes["description"]] if "description" in notes else []
+            wait = f", after {rule['for']}" if "for" in rule else ""
+            parts += [
+                "",
+                f"Severity: {rule['labels']['severity']}{wait}.",
+                "",
+                "```text",
+                rule["expr"].strip(),
+                "```",
+                "",
+            ]
+    return "\n".join(parts)
+
+
+def _exit_codes() -> str:
+    if missing := set(ExitCode) ^ set(EXIT_CODES):
+        raise RuntimeError(f"generate_reference.py and the code disagree about the exit codes {missing}")
+    return _table(("code", "meaning"), ((str(int(code)), text) for code, text in EXIT_CODES.items()))
+
+
+def _errors() -> str:
+    rows = []
+    for name in errors.__all__:
+        kind: type[errors.WorkersError] = getattr(errors, name)
+        base = kind.__mro__[1].__name__
+        text = " ".join((kind.__doc__ or "").split())
+        rows.append((_code(name), _code(base), str(int(exit_code_for(kind("")))), text))
+    return _table(("error", "is a", "exit code", "meaning"), rows)
+
+
+def _library() -> str:
+    public = [name for name in workers.__all__ if name != "__version__"]
+    if gone := {name for names in GROUPS.values() for name in names} - set(public):
+        raise RuntimeError(f"generate_reference.py groups names that workers no longer has: {sorted(gone)}")
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "More": tuple(name for name in public if name not in grouped)}
+    parts = []
+    for title, names in groups.items():
+        if not names:
+            continue
+        parts += [f"## {title}", ""]
+        for name in names:
+            parts += [f"::: workers.{name}", ""]
+    return "\n".join(parts)
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "settings": _settings,
+    "operators": _operators,
+    "commands": _commands,
+    "topics": _topics,
+    "record-ticks": lambda: _records("ticks"),
+    "record-frames": lambda: _records("frames"),
+    "record-late": lambda: _records("late"),
+    "record-dead-letters": lambda: _records("dead_letters"),
+    "record-feedback": _feedback,
+    "reasons": _reasons,
+    "metrics": lambda: _metric_rows(catalogue()),
+    "store-metrics": _store_metrics,
+    "alerts": _alerts,
+    "exit-codes": _exit_codes,
+    "errors": _errors,
+    "library": _library,
+}
+
+
+# -- staging ----------------------------------------------------------------------------------------------------------
+
+
+def _included(match: re.Match[str]) -> str:
+    path = (DOCS / match[1]).resolve()
+    if not path.is_relative_to(ROOT):
+        raise ValueError(f"{match[0]}: {path} is outside of the project")
+    language = {".ndjson": "json", ".yml": "yaml", ".java": "java"}.get(path.suffix, path.suffix.lstrip("."))
+    return f"```{language}\n{path.read_text().rstrip()}\n```"
+
+
+def expanded(text: str) -> str:
+    """A page as it is built: parts generated, files included, notes to the tests left out."""
+    text = GENERATED.sub(lambda match: PARTS[match[1]](), text)
+    text = ALERT.sub(lambda match: f"[{match[1]}]({match[2]}#{match[1].lower()})", text)
+    return TEST.sub("", INCLUDE.sub(_included, text))
+
+
+def stage(folder: Path) -> None:
+    """Fill ``folder`` with the site's sources; what was there before is removed.
+
+    Raises ``KeyError`` for a part that doesn't exist, ``OSError`` for a file that can't be included.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in sorted(DOCS.rglob("*")):
+        target = folder / path.relative_to(DOCS)
+        if path.is_dir() or "__pycache__" in path.parts or (path.parent == DOCS and path.suffix in LEFT_OUT):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".md":
+            target.write_text(expanded(path.read_text()))
+        else:
+            shutil.copyfile(path, target)
+    (folder / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text())
+
+
+if __name__ == "__main__":
+    stage(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs")
