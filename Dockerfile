@@ -9,7 +9,7 @@ RUN python -m venv /opt/workers
 WORKDIR /src
 # The dependencies first, against an empty package: a change of the code then costs seconds, not their download.
 COPY pyproject.toml README.md ./
-RUN mkdir workers && touch workers/__init__.py && /opt/workers/bin/pip install ".[fast,postgres]" && rm -r workers
+RUN mkdir workers && touch workers/__init__.py && /opt/workers/bin/pip install ".[calendars,fast,postgres]" && rm -r workers
 COPY workers ./workers
 RUN /opt/workers/bin/pip install --no-deps --force-reinstall .
 

@@ -1,4 +1,4 @@
-"""What operators and kinds of windows cost: the lane alone, in CPU microseconds per tick, as ratios to tumbling windows.
+"""What operators and kinds of windows cost: the lane alone, in CPU µs per tick, as ratios to tumbling windows.
 
 usage: python -m benchmarks.kinds [--quick]
 
@@ -25,8 +25,8 @@ from workers.frames import OutRecord
 from workers.lane import Input, Lane, LaneSpec
 from workers.lanes import make_lane, records_of
 from workers.pipeline import Filter, Map, OperatorSpec, Route, Router
-from workers.rawbatch import RawBatch
 from workers.ratelimit import Conflate, Throttle
+from workers.rawbatch import RawBatch
 from workers.ticks import Record, Tick
 from workers.times import NS_PER_SECOND
 

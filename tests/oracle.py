@@ -15,7 +15,8 @@ The rules, in the order in which they are applied to a record:
 2. The clock (the key's, or the partition's) is moved by the tick, in thought: `watermark = max_ts - lag`.
 3. Late by watermark: `ts <= watermark - allowed_lateness`. Else expired: further than `key_ttl` behind the greatest
    accepted event time of the partition. A late tick changes nothing at all, not even the clock.
-4. The tick joins window `[start, start + size)`. If that window is closed already, it comes out again, at once.
+4. The tick joins window `[start, start + size)`, or those that `windows_of` names. If such a window is closed already,
+   it comes out again, at once.
 5. Windows that the clock has reached come out, in order of start.
 6. Keys that the partition has left more than `key_ttl` behind give up their windows and are forgotten.
 """
@@ -26,7 +27,7 @@ import calendar
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,7 +58,11 @@ Frame = dict[str, object]
 
 @dataclass(frozen=True)
 class Config:
-    """What the frames depend on. All durations are nanoseconds."""
+    """What the frames depend on. All durations are nanoseconds.
+
+    `windows_of`, where given, says which windows a time is in, by start; then `size_ns` means nothing. None at all: the
+    tick is outside of all sessions. It is observed, as any tick is, and joins nothing.
+    """
 
     size_ns: int
     lag_ns: int
@@ -71,6 +76,7 @@ class Config:
     max_future_skew_ns: int = 60 * 10**9
     partitions: int | None = None  # how many the ticks topic has; None: do not check where keys arrive
     on_misrouted: Literal["warn", "reject"] = "warn"
+    windows_of: Callable[[int], Sequence[tuple[int, int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,9 @@ class LateRecord:
     offset: int
     key: str
     ts_ns: int
-    reason: Literal["watermark", "expired"]
-    window_start_ns: int
-    window_end_ns: int
+    reason: Literal["watermark", "expired", "outside_session"]
+    window_start_ns: int | None
+    window_end_ns: int | None
     watermark_ns: int
     late_by_ns: int
     partition: int = 0
@@ -188,6 +194,7 @@ class _Tick:
 @dataclass
 class _Window:
     start_ns: int
+    end_ns: int
     ticks: list[_Tick] = field(default_factory=list)
     next_rev: int = 0
 
@@ -246,21 +253,26 @@ class _Lane:
         return partitions is not None and partition_of(tick.symbol.encode(), partitions) != self.partition
 
     def _judge(self, offset: int, tick: _Tick) -> LateRecord | None:
-        """The reasons to call a tick late, or None. Changes nothing."""
+        """The reasons to call a tick late, or None. Changes nothing, unless the tick is outside of all sessions."""
         config = self.config
         max_ts_ns = self._clock(tick.symbol)
         watermark_ns = (tick.ts_ns if max_ts_ns is None else max(max_ts_ns, tick.ts_ns)) - config.lag_ns
         threshold_ns = watermark_ns - config.allowed_lateness_ns
+        windows = self._windows(tick)
+        if not windows:
+            self._pass_by(tick)
+            return LateRecord(
+                offset, tick.symbol, tick.ts_ns, "outside_session", None, None, watermark_ns, 0, self.partition
+            )
+        start_ns, end_ns = windows[0]
         reason: Literal["watermark", "expired"]
         if tick.ts_ns <= threshold_ns:
             reason, late_by_ns = "watermark", threshold_ns - tick.ts_ns
-        elif self.max_ts_ns is not None and self.max_ts_ns - self._window_start(tick) > config.key_ttl_ns:
+        elif self.max_ts_ns is not None and self.max_ts_ns - start_ns > config.key_ttl_ns:
             # Its window may have been forgotten with its key; it must not come back with the same rev.
-            reason, late_by_ns = "expired", self.max_ts_ns - config.key_ttl_ns - self._window_start(tick)
+            reason, late_by_ns = "expired", self.max_ts_ns - config.key_ttl_ns - start_ns
         else:
             return None
-        start_ns = self._window_start(tick)
-        end_ns = start_ns + config.size_ns
         return LateRecord(
             offset, tick.symbol, tick.ts_ns, reason, start_ns, end_ns, watermark_ns, late_by_ns, self.partition
         )
@@ -275,18 +287,31 @@ class _Lane:
         assert clock_ns is not None
         watermark_ns = clock_ns - self.config.lag_ns
 
-        start_ns = self._window_start(tick)
-        window = key.windows.setdefault(start_ns, _Window(start_ns))
-        window.ticks.append(tick)
-        if start_ns + self.config.size_ns <= watermark_ns and self.config.emit == "eager":
-            assert clock_ns == clock_before_ns, "a tick that moves the clock is ahead of every closed window"
-            self._emit(tick.symbol, window, "closed", "late")
+        for start_ns, end_ns in self._windows(tick):
+            window = key.windows.setdefault(start_ns, _Window(start_ns, end_ns))
+            window.ticks.append(tick)
+            if end_ns <= watermark_ns and self.config.emit == "eager":
+                assert clock_ns == clock_before_ns, "a tick that moves the clock is ahead of every closed window"
+                self._emit(tick.symbol, window, "closed", "late")
 
         self._close_after_clock_moved(tick.symbol, clock_before_ns, watermark_ns)
         if partition_before_ns is None or self.max_ts_ns > partition_before_ns:
             self._expire()
         if self.no_key_is_older_than_ns is None or key.max_ts_ns < self.no_key_is_older_than_ns:
             self.no_key_is_older_than_ns = key.max_ts_ns
+
+    def _pass_by(self, tick: _Tick) -> None:
+        """Observe a tick that joins nothing: it moves the partition's clock, and its key's where there is one."""
+        clock_before_ns, partition_before_ns = self._clock(tick.symbol), self.max_ts_ns
+        key = self.keys.get(tick.symbol)
+        if key is not None:
+            key.max_ts_ns = max(key.max_ts_ns, tick.ts_ns)
+        self.max_ts_ns = tick.ts_ns if self.max_ts_ns is None else max(self.max_ts_ns, tick.ts_ns)
+        clock_ns = self._clock(tick.symbol)
+        if clock_ns is not None:
+            self._close_after_clock_moved(tick.symbol, clock_before_ns, clock_ns - self.config.lag_ns)
+        if self.keys and (partition_before_ns is None or self.max_ts_ns > partition_before_ns):
+            self._expire()
 
     def _close_after_clock_moved(self, symbol: str, clock_before_ns: int | None, watermark_ns: int) -> None:
         """Close every window of the clock's keys that the watermark has reached.
@@ -298,7 +323,7 @@ class _Lane:
             self._close(symbol, watermark_ns)
             return
         size_ns, lateness_ns = self.config.size_ns, self.config.allowed_lateness_ns
-        if clock_before_ns is not None:
+        if clock_before_ns is not None and self.config.windows_of is None:
             before_ns = clock_before_ns - self.config.lag_ns
             same_closed = before_ns // size_ns == watermark_ns // size_ns
             same_final = (before_ns - lateness_ns) // size_ns == (watermark_ns - lateness_ns) // size_ns
@@ -310,7 +335,7 @@ class _Lane:
     def _close(self, symbol: str, watermark_ns: int) -> None:
         key = self.keys[symbol]
         for window in key.in_order_of_start():
-            end_ns = window.start_ns + self.config.size_ns
+            end_ns = window.end_ns
             is_closed = watermark_ns >= end_ns
             is_final = watermark_ns >= end_ns + self.config.allowed_lateness_ns
             is_due = is_closed if self.config.emit == "eager" else is_final
@@ -334,7 +359,7 @@ class _Lane:
                 if not window.was_emitted:
                     self._emit(symbol, window, "final", "expiry")
             del self.keys[symbol]
-        self.no_key_is_older_than_ns = min(key.max_ts_ns for key in self.keys.values())
+        self.no_key_is_older_than_ns = min((key.max_ts_ns for key in self.keys.values()), default=None)
 
     def _clock(self, symbol: str) -> int | None:
         """The greatest event time of the clock that rules a symbol."""
@@ -342,8 +367,11 @@ class _Lane:
             return self.max_ts_ns
         return self.keys[symbol].max_ts_ns if symbol in self.keys else None
 
-    def _window_start(self, tick: _Tick) -> int:
-        return tick.ts_ns // self.config.size_ns * self.config.size_ns  # floors below zero, too
+    def _windows(self, tick: _Tick) -> Sequence[tuple[int, int]]:
+        if self.config.windows_of is not None:
+            return self.config.windows_of(tick.ts_ns)
+        start_ns = tick.ts_ns // self.config.size_ns * self.config.size_ns  # floors below zero, too
+        return [(start_ns, start_ns + self.config.size_ns)]
 
     def _emit(self, symbol: str, window: _Window, status: str, trigger: str) -> None:
         frame = _frame(self.config, symbol, window, status, trigger)
@@ -357,7 +385,7 @@ def _frame(config: Config, symbol: str, window: _Window, status: str, trigger: s
     frame: Frame = {
         "key": symbol,
         "start": window.start_ns // 1_000_000,
-        "end": (window.start_ns + config.size_ns) // 1_000_000,
+        "end": window.end_ns // 1_000_000,
         "rev": window.next_rev,
         "status": status,
         "trigger": trigger,

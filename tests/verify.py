@@ -1,13 +1,13 @@
 """The independent verifier: reads topics, and nothing else, and says whether they hold what the oracle demands.
 
 It shares no code with the package: its reader is `confluent_kafka`-free too, an aiokafka consumer of its own, and what
-must be there comes from `tests.oracle`.
+must be there comes from `tests.oracle`, or from another `Model` of what one application makes of its input.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests import oracle
 
-__all__ = ["Findings", "Topics", "end_offsets", "read_topic", "verify"]
+__all__ = ["Expected", "Findings", "Model", "Topics", "end_offsets", "read_topic", "straight", "verify"]
 
 READ_LIMIT_S = 60.0
 OVERSIZED_MARGIN_BYTES = 1_200  # of a batch's and record's own, key and headers included
@@ -32,13 +32,63 @@ class Topics:
     changelog: str
 
 
+Place = tuple[object, ...]
+"""(partition, offset, reason), and for what was judged by a watermark also that and by how much, in nanoseconds."""
+
+
+@dataclass
+class Expected:
+    """What the topics of an application must hold.
+
+    ``frames``: the non-provisional ones by key. ``late`` and ``rejected``: entries of the ledger and dead letters.
+    ``routed``: by topic and key. ``counts``: of each partition that has records, how many became what, by the names in
+    the changelog, ``records`` being the sum of the others; those of 0 may be left out.
+    """
+
+    frames: dict[str, list[bytes]] = field(default_factory=dict)
+    late: list[Place] = field(default_factory=list)
+    rejected: list[Place] = field(default_factory=list)
+    routed: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, partition: int, outcome: oracle.Outcome, **more: int) -> None:
+        """What a partition's windows must give. ``more`` are counts of records that are not of it."""
+        for key, frames in outcome.wire().items():
+            self.frames.setdefault(key, []).extend(frames)
+        self.late += [(partition, e.offset, e.reason, e.watermark_ns, e.late_by_ns) for e in outcome.late]
+        self.rejected += [(partition, e.offset, e.reason) for e in outcome.rejected]
+        found = {"aggregated": outcome.aggregated, "late": len(outcome.late), "rejected": len(outcome.rejected)}
+        for name, number in more.items():
+            found[name] = found.get(name, 0) + number
+        self.counts[partition] = {"records": sum(found.values()), **found}
+
+
+Model = Callable[[Mapping[int, Sequence[oracle.Record]]], Expected]
+"""What an application must make of the partitions of its input."""
+
+
+def straight(config: oracle.Config) -> Model:
+    """Ticks that go straight into the windows of `tests.oracle`."""
+
+    def model(ticks: Mapping[int, Sequence[oracle.Record]]) -> Expected:
+        expected = Expected()
+        for partition, records in sorted(ticks.items()):
+            expected.add(partition, oracle.run(config, records, partition=partition))
+        return expected
+
+    return model
+
+
 @dataclass
 class Findings:
     """What is wrong, in sentences; empty when nothing is."""
 
     problems: list[str] = field(default_factory=list)
     frames: int = 0
+    triggers: dict[str, int] = field(default_factory=dict)
     late: int = 0
+    late_by_reason: dict[str, int] = field(default_factory=dict)
+    routed: int = 0
     rejected: int = 0
     ticks: int = 0
     repeated: int = 0
@@ -108,12 +158,12 @@ async def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
 async def verify(
     bootstrap: str,
     topics: Topics,
-    config: oracle.Config,
+    model: Model | oracle.Config,
     *,
     exactly_once: bool = True,
     largest_frame_bytes: int | None = None,
 ) -> Findings:
-    """Compare what the topics hold with what the oracle makes of the ticks topic.
+    """Compare what the topics hold with what the model makes of the ticks topic; a configuration is `straight`.
 
     Exactly once: per key the very sequence. At least once: the same, once repeats (which must be byte-identical and
     start at a frame already seen) are taken out.
@@ -123,14 +173,16 @@ async def verify(
     Without it no frame may be found too large.
     """
     ticks = await read_topic(bootstrap, topics.ticks)
-    expected = oracle.run_topic(config, ticks)
+    expected = (straight(model) if isinstance(model, oracle.Config) else model)(ticks)
     findings = Findings(ticks=sum(map(len, ticks.values())))
-    wanted = expected.wire()
+    wanted = expected.frames
     await _check_oversized(findings, wanted, bootstrap, topics.dead_letters, largest_frame_bytes, exactly_once)
     _check_frames(findings, wanted, await read_topic(bootstrap, topics.frames), exactly_once)
     await _check_late(findings, expected, bootstrap, topics.late, exactly_once)
     await _check_dead_letters(findings, expected, bootstrap, topics.dead_letters, exactly_once)
-    _check_counts(findings, expected, await read_topic(bootstrap, topics.changelog))
+    for topic, sequences in expected.routed.items():
+        _check_routed(findings, topic, sequences, await read_topic(bootstrap, topic), exactly_once)
+    _check_counts(findings, expected, ticks, await read_topic(bootstrap, topics.changelog))
     return findings
 
 
@@ -151,6 +203,7 @@ def _check_frames(
             partitions_of.setdefault(frame["key"], set()).add(partition)
             if frame["status"] != "provisional":
                 found.setdefault(frame["key"], []).append(record.value)
+                findings.triggers[frame["trigger"]] = findings.triggers.get(frame["trigger"], 0) + 1
     findings.frames = sum(map(len, found.values()))
     findings.problems += [f"{key!r} is on partitions {on}" for key, on in partitions_of.items() if len(on) > 1]
     for key in sorted(expected.keys() | found.keys()):
@@ -210,21 +263,28 @@ def _difference(key: str, expected: list[bytes], found: list[bytes]) -> str:
     return f"{key!r}: {len(found)} frames for {len(expected)}; frame {at}\n  expected {want}\n  found    {have}"
 
 
-async def _check_late(
-    findings: Findings, expected: oracle.Outcome, bootstrap: str, topic: str, exactly_once: bool
-) -> None:
+async def _check_late(findings: Findings, expected: Expected, bootstrap: str, topic: str, exactly_once: bool) -> None:
     records = [record for found in (await read_topic(bootstrap, topic)).values() for record in found]
     findings.late = len(records)
-    entries = [orjson.loads(record.value or b"") for record in records]
-    found = sorted((e["partition"], e["offset"], e["reason"], e["watermark_ns"], e["late_by_ns"]) for e in entries)
-    wanted = sorted((e.partition, e.offset, e.reason, e.watermark_ns, e.late_by_ns) for e in expected.late)
-    _compare(findings, "late", wanted, found, exactly_once)
+    known = {place[:2]: len(place) for place in expected.late}  # of what no watermark judged, none need be told
+    found: list[Place] = []
+    for record in records:
+        entry = orjson.loads(record.value or b"")
+        findings.late_by_reason[entry["reason"]] = findings.late_by_reason.get(entry["reason"], 0) + 1
+        place = (entry["partition"], entry["offset"], entry["reason"])
+        place += (entry.get("watermark_ns"), entry.get("late_by_ns"))
+        found.append(place[: known.get(place[:2], len(place))])
+    _compare(findings, "late", _in_order(expected.late), _in_order(found), exactly_once)
+
+
+def _in_order(places: Sequence[Place]) -> list[Place]:
+    return sorted(places, key=lambda place: place[:3])
 
 
 async def _check_dead_letters(
-    findings: Findings, expected: oracle.Outcome, bootstrap: str, topic: str, exactly_once: bool
+    findings: Findings, expected: Expected, bootstrap: str, topic: str, exactly_once: bool
 ) -> None:
-    found = []
+    found: list[Place] = []
     for records in (await _read(bootstrap, topic)).values():
         for record in records:
             headers = dict(record.headers)  # type: ignore[attr-defined]
@@ -233,8 +293,31 @@ async def _check_dead_letters(
             partition, offset = (int(headers[f"__streams.errors.{name}"]) for name in ("partition", "offset"))
             found.append((partition, offset, headers["workers.reason"].decode()))
     findings.rejected = len(found)
-    wanted = sorted((each.partition, each.offset, each.reason) for each in expected.rejected)
-    _compare(findings, "dead letters", wanted, sorted(found), exactly_once)
+    _compare(findings, "dead letters", _in_order(expected.rejected), _in_order(found), exactly_once)
+
+
+def _check_routed(
+    findings: Findings,
+    topic: str,
+    expected: Mapping[str, Sequence[bytes]],
+    records: Mapping[int, Sequence[oracle.Record]],
+    exactly_once: bool,
+) -> None:
+    """What was sent to another topic: each key's records as they came, in order, on one partition."""
+    found: dict[str, list[bytes]] = {}
+    for partition, sent in records.items():
+        for record in sent:
+            key = (record.key or b"").decode()
+            found.setdefault(key, []).append(record.value or b"")
+            if oracle.partition_of(key.encode(), len(records)) != partition:
+                findings.problems.append(f"{topic}[{partition}] offset {record.offset}: {key!r} does not belong here")
+    findings.routed += sum(map(len, found.values()))
+    for key in sorted(expected.keys() | found.keys()):
+        wanted, sequence = list(expected.get(key, [])), found.get(key, [])
+        if not exactly_once:
+            wanted, sequence = list(dict.fromkeys(wanted)), list(dict.fromkeys(sequence))
+        if sequence != wanted:
+            findings.problems.append(f"{topic}: {_difference(key, wanted, sequence)}")
 
 
 def _compare(
@@ -253,22 +336,20 @@ def _compare(
 
 
 def _check_counts(
-    findings: Findings, expected: oracle.Outcome, changelog: Mapping[int, Sequence[oracle.Record]]
+    findings: Findings,
+    expected: Expected,
+    ticks: Mapping[int, Sequence[oracle.Record]],
+    changelog: Mapping[int, Sequence[oracle.Record]],
 ) -> None:
-    """The conservation sum, as the state itself counts it."""
-    totals: dict[str, int] = {}
-    for records in changelog.values():
-        metas = [record.value for record in records if record.key == b"m" and record.value is not None]
-        for name, number in (orjson.loads(metas[-1])["counts"] if metas else {}).items():
-            totals[name] = totals.get(name, 0) + number
-    wanted = {
-        "records": expected.ticks_in,
-        "aggregated": expected.aggregated,
-        "late": len(expected.late),
-        "rejected": len(expected.rejected),
-    }
-    found = {name: totals.get(name, 0) for name in wanted}
-    if found != wanted:
-        findings.problems.append(f"counts: expected {wanted}, found {found}")
-    if found["records"] != found["aggregated"] + found["late"] + found["rejected"]:
-        findings.problems.append(f"conservation: {found}")
+    """The conservation sum of each partition, as its state counts it."""
+    for partition, records in ticks.items():
+        metas = [record.value for record in changelog[partition] if record.key == b"m" and record.value is not None]
+        counts: dict[str, int] = orjson.loads(metas[-1])["counts"] if metas else {}
+        found = {name: number for name, number in counts.items() if number}
+        wanted = {name: number for name, number in expected.counts.get(partition, {}).items() if number}
+        if found != wanted:
+            findings.problems.append(f"counts of partition {partition}: expected {wanted}, found {found}")
+        if counts.get("records", 0) != sum(number for name, number in counts.items() if name != "records"):
+            findings.problems.append(f"conservation in partition {partition}: {counts}")
+        if counts.get("records", 0) != len(records):
+            findings.problems.append(f"partition {partition} has {len(records)} records, not {counts.get('records')}")

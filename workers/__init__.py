@@ -8,6 +8,7 @@ that use them.
 from typing import TYPE_CHECKING
 
 from workers.aggregates import Aggregation
+from workers.assigners import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
 from workers.channel import Channel, PartitionedChannel, Watermark, hash_partition
 from workers.errors import ChannelClosed, WorkersError
 from workers.frames import WindowFrame
@@ -20,10 +21,11 @@ from workers.streams import (
     map_async,
     tumbling_window,
     tumbling_window_event_time,
+    window_event_time,
 )
 from workers.ticks import Tick
 from workers.watermark import EventTimeClock, WatermarkPolicy
-from workers.windows import Lateness, TumblingWindowSpec
+from workers.windows import Lateness
 
 if TYPE_CHECKING:
     from workers.adaptive import AdaptiveThrottle
@@ -32,12 +34,15 @@ __all__ = [
     "AdaptiveThrottle",
     "Aggregation",
     "Bar",
+    "CalendarWindowSpec",
     "Channel",
     "ChannelClosed",
     "EventTimeClock",
+    "HoppingWindowSpec",
     "Lateness",
     "PartitionedChannel",
     "PartitioningSpec",
+    "SessionWindowSpec",
     "Tick",
     "TumblingWindowSpec",
     "Watermark",
@@ -56,6 +61,7 @@ __all__ = [
     "throttle",
     "tumbling_window",
     "tumbling_window_event_time",
+    "window_event_time",
 ]
 
 __version__ = "0.1.0"

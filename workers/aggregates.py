@@ -17,7 +17,7 @@ import msgspec
 from workers.errors import ConfigError
 from workers.ticks import Tick
 
-__all__ = ["Aggregation", "Ohlcv", "OhlcvState", "load_aggregation"]
+__all__ = ["Aggregation", "Ohlcv", "OhlcvState", "can_merge", "load_aggregation"]
 
 S = TypeVar("S")
 
@@ -44,6 +44,14 @@ class Aggregation(ABC, Generic[S]):
     @abstractmethod
     def result(self, state: S) -> Mapping[str, object]:
         """The fields that a frame shows, in wire order; values must be representable in JSON."""
+
+    def merge(self, state: S, later: S) -> S:
+        """The state of the ticks of both; those of ``later`` have the greater event times, all of them.
+
+        Only session windows need it, as one tick may make one session of two. It may be ``state``, changed; ``later``
+        must stay as it is.
+        """
+        raise NotImplementedError(f"the aggregation {self.name!r} has no merge(), which session windows need")
 
     def dump(self, state: S) -> bytes:
         """Bytes from which `load` makes an equal state."""
@@ -96,6 +104,22 @@ class Ohlcv(Aggregation[OhlcvState]):
         state.notional += price * tick.size
         return state
 
+    def merge(self, state: OhlcvState, later: OhlcvState) -> OhlcvState:
+        state.close, state.close_ns = later.close, later.close_ns
+        if later.high > state.high:
+            state.high = later.high
+        if later.low < state.low:
+            state.low = later.low
+        state.volume += later.volume
+        state.notional += later.notional
+        return state
+
+    def empty_after(self, state: OhlcvState) -> OhlcvState:
+        """A bar without ticks that follows one with ``state``: its close, and no volume (`workers.gapbars`)."""
+        empty = OhlcvState()
+        empty.open = empty.high = empty.low = empty.close = state.close
+        return empty
+
     def result(self, state: OhlcvState) -> Mapping[str, object]:
         return {
             "open": state.open,
@@ -131,6 +155,12 @@ class Ohlcv(Aggregation[OhlcvState]):
             state.notional,
         ) = OHLCV_STATE.unpack(data)
         return state
+
+
+def can_merge(folding: object) -> bool:
+    """Whether an aggregation merges states, as session windows ask."""
+    found = getattr(type(folding), "merge", None)
+    return found is not None and found is not Aggregation.merge
 
 
 def load_aggregation(name: str) -> Aggregation[object]:

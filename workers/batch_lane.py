@@ -86,6 +86,7 @@ class BatchLane(Lane):
         form = spec.tick
         params = np.zeros(tb.P_SIZE, np.int64)
         params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = spec.size_ns, spec.lag_ns, spec.lateness_ns
+        params[tb.P_OFFSET_NS] = spec.offset_ns
         params[tb.P_IDLE_AFTER], params[tb.P_TTL] = spec.idle_after_ns, spec.key_ttl_ns
         params[tb.P_FINAL] = spec.emit == "final"
         params[tb.P_PARTIAL] = spec.emit_partial and spec.emit == "eager"
@@ -376,6 +377,7 @@ class BatchLane(Lane):
                 prices.append(decoded.price)
                 sizes.append(decoded.size)
             else:
+                assert isinstance(decoded, Rejection), "compiled lanes know no corrections"
                 rejections.append((row, decoded))
         if not rows:
             return

@@ -5,10 +5,11 @@ The lane does its work again, watched (`workers.investigation`), and what it mak
 *Where reading begins.* A tick that is more than ``tick.max_future_skew`` ahead of its record's timestamp is rejected,
 so every accepted tick of a window was sent at ``start - max_future_skew`` or later, and the broker finds the first such
 record. What lies before can't change the answer: none of it belongs to the window, and no clock set by it reaches the
-window's start, so it makes no tick of the window late. This holds for replays of old data (all of it is then read) and
-wrong clocks alike. Two things escape it: ticks rejected because they were further ahead than that, and records without
-any timestamp, which no current producer writes; reading from the beginning finds them. Operators of a ``[[pipeline]]``
-can have a memory of their own: with any, reading begins where the log does.
+window's start, so it makes no tick of the window late. (Where gaps are filled, the bar before a gap counts as part of
+the window.) This holds for replays of old data (all of it is then read) and wrong clocks alike. Two things escape it:
+ticks rejected because they were further ahead than that, and records without any timestamp, which no current producer
+writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` can have a memory of their own, and a
+session window can have begun at any time before: there reading begins where the log does.
 
 *Where it ends.* Ticks may come for a window that is over, any time later: they are late, and it is worth saying so. So
 reading goes on for ``read_on_ns`` of the log's own time (its records' timestamps) after the window was over.
@@ -20,11 +21,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
 from workers.admin import admin_client, describe_topics
+from workers.assigners import windows_between
 from workers.errors import ConfigError, StateMismatchError
 from workers.group import LagReader, PartitionLag
 from workers.investigation import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
@@ -118,8 +121,9 @@ class Explanation:
     """What happened to ``symbol`` around ``time_ns``.
 
     ``windows`` are by start, the home partition's first; ``strays`` are rejected records that don't say their time,
-    met while the windows were open; ``held`` ticks that an operator has not let go; ``clocks`` are where the clocks
-    that judge the symbol's ticks stand at the end of what was read, by partition; ``notes`` what else is worth knowing.
+    met while the windows were open, and ticks that no window is for; ``held`` ticks that an operator has not let go;
+    ``clocks`` are where the clocks that judge the symbol's ticks stand at the end of what was read, by partition;
+    ``notes`` what else is worth knowing.
     """
 
     symbol: str
@@ -138,8 +142,8 @@ class Explanation:
 
     def at_the_time(self) -> list[TickFate]:
         """The records whose event time is exactly the time asked for."""
-        found = [tick for window in self.windows for tick in window.story.ticks]
-        return [tick for tick in (*found, *self.held) if tick.ts_ns == self.time_ns]
+        found = {tick.offset: tick for window in self.windows for tick in window.story.ticks}
+        return [tick for tick in (*found.values(), *self.strays, *self.held) if tick.ts_ns == self.time_ns]
 
     @property
     def matches(self) -> bool:
@@ -191,7 +195,8 @@ async def explain(
     the pipeline raises.
     """
     spec = lane_spec(settings)
-    first_ns, last_ns = _window_starts(spec, time_ns, around_ns)
+    _check_times(spec, time_ns, around_ns)
+    first_ns, last_ns = time_ns - around_ns, time_ns + around_ns
     async with AsyncExitStack() as stack:
         admin = await stack.enter_async_context(admin_client(settings))
         topics = await describe_topics(admin)
@@ -275,16 +280,13 @@ async def stored_settings_problem(settings: Settings, reader: LogReader, partiti
     return None
 
 
-def _window_starts(spec: LaneSpec, time_ns: int, around_ns: int) -> tuple[int, int]:
-    """Starts of the first and the last window that are asked for."""
-    size_ns = spec.size_ns
+def _check_times(spec: LaneSpec, time_ns: int, around_ns: int) -> None:
+    """Raises `ConfigError` where too much is asked for."""
     if abs(time_ns) + around_ns > MAX_EVENT_TIME_NS or around_ns < 0:
         raise ConfigError(f"the time {time_ns} ns, {around_ns} ns around it, is out of the range of event times")
-    first_ns, last_ns = (time_ns - around_ns) // size_ns * size_ns, (time_ns + around_ns) // size_ns * size_ns
-    number = (last_ns - first_ns) // size_ns + 1
-    if number > MOST_WINDOWS:
-        raise ConfigError(f"{number:,} windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
-    return first_ns, last_ns
+    windows = windows_between(spec.assigner(), time_ns - around_ns, time_ns + around_ns)
+    if next(islice(windows, MOST_WINDOWS, None), None) is not None:
+        raise ConfigError(f"too many windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
 
 
 @dataclass
@@ -305,9 +307,12 @@ class _Search:
     until_ms: int | None = None  # the timestamp up to which the home partition was read; None: to its end
 
     async def _begin(self, log: PartitionLag, *, from_beginning: bool) -> int:
-        if from_beginning or self.spec.pipeline:
+        if from_beginning or self.spec.pipeline or self.spec.kind == "session":
             return log.begin
-        earliest_ms = (self.first_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
+        earliest_ns = min([self.first_ns, *(start_ns for start_ns, _ in self.spans())])
+        if self.spec.fill_gaps_ns:
+            earliest_ns -= self.spec.fill_gaps_ns + self.spec.assigner().longest_ns
+        earliest_ms = (earliest_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         return await self.reader.offset_at(self.settings.topics.ticks, log.partition, earliest_ms)
 
     async def follow(self, log: PartitionLag, read_on_ns: int, *, from_beginning: bool) -> None:
@@ -347,7 +352,7 @@ class _Search:
                     if record.key == key or (
                         record.value is not None
                         and quoted in record.value
-                        and says_symbol(record.value, self.spec.tick.symbol, self.symbol)
+                        and says_symbol(record.value, self.spec.symbol_field, self.symbol)
                     ):
                         return True
         self.stretches.append(Stretch(log.partition, begin, end, log.begin, log.end, log.committed, records))
@@ -355,17 +360,34 @@ class _Search:
 
     async def published(self, reader: LogReader, partitions: int, end: int) -> list[ConsumerRecord]:
         """The symbol's frames of these windows, as the frames topic holds them before offset ``end``."""
+        spans = self.spans()
+        if not spans:
+            return []
         topic, key = self.settings.topics.frames, self.symbol.encode()
         partition = partition_for(key, partitions)
         # A frame's timestamp is its window's end; where the broker stamps it, the tick that closed the window may have
         # been ahead of the clock, by so much at most.
-        earliest_ms = (self.first_ns + self.spec.size_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
+        earliest_ms = (spans[0][0] - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         begin = await reader.offset_at(topic, partition, earliest_ms)
         found: list[ConsumerRecord] = []
         async for chunk in reader.read(topic, partition, begin, end):
             own = (record for record in chunk if record.key == key)
-            found += (record for record in own if self.first_ns <= _start_ns(record.value) <= self.last_ns)
+            found += (record for record in own if any(self._is_of(span, record) for span in spans))
         return found
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and end of the windows asked for, by start; of session windows, as far as they were found."""
+        if self.spec.kind != "session":
+            return list(windows_between(self.spec.assigner(), self.first_ns, self.last_ns))
+        stories = [story for looked in self.found.values() for story in looked.touching()]
+        return sorted({(story.start_ns, story.end_ns) for story in stories})
+
+    def _is_of(self, span: tuple[int, int], record: ConsumerRecord) -> bool:
+        """Whether a published frame is of the window ``span``, or of a session that became part of it."""
+        start_ns = _start_ns(record.value)
+        if self.spec.kind != "session":
+            return start_ns == span[0]
+        return span[0] // NS_PER_MS * NS_PER_MS <= start_ns < span[1]
 
     def notes(self, log: PartitionLag, home: int) -> Iterable[str]:
         """What a reader of the answer should know."""
@@ -382,6 +404,8 @@ class _Search:
                 f"records of the symbol are on partition {wrong}, where Kafka's murmur2 does not put them: their "
                 "producer uses another partitioner (librdkafka: set partitioner=murmur2_random)"
             )
+        if self.spec.kind == "calendar" and not self.spans():
+            yield f"no session of {self.spec.calendar} contains this time"
         if log.committed is None:
             yield f"the group {self.settings.application_id} has committed nothing of {topic}[{home}] yet"
 
@@ -392,11 +416,12 @@ class _Search:
         committed = {stretch.partition: stretch.committed or 0 for stretch in self.stretches}
         order = [home, *(number for number in sorted(self.found) if number != home)]
         windows: list[WindowAccount] = []
-        for start_ns in range(self.first_ns, self.last_ns + 1, self.spec.size_ns):
-            stories = [self.found[n].windows[start_ns] for n in order if start_ns in self.found[n].windows]
+        for span in self.spans():
+            found = [self.found[n].windows.get(span[0]) for n in order]
+            stories = [each for each in found if each is not None and each.end_ns == span[1]]
             if not stories:
-                stories = [WindowStory(home, start_ns, start_ns + self.spec.size_ns)]
-            frames = _match(stories, [each for each in published if _start_ns(each.value) == start_ns], committed)
+                stories = [WindowStory(home, *span)]
+            frames = _match(stories, [each for each in published if self._is_of(span, each)], committed)
             windows += [
                 WindowAccount(story, self._state(story), tuple(account))
                 for story, account in zip(stories, frames, strict=True)
@@ -443,7 +468,8 @@ def _match(
             if not same:
                 unmatched.append((index, made))
     for index, made in unmatched:
-        rival = next((each for each in left if _name(each.value) == (made.rev, made.status)), None)
+        name = (_start_ns(made.value), made.rev, made.status)
+        rival = next((each for each in left if (_start_ns(each.value), *_name(each.value)) == name), None)
         if rival is not None:
             left.remove(rival)
             accounts[index].append(_account("differs", rival, made))

@@ -80,11 +80,13 @@ class FrameEncoder:
             "trigger": emission.trigger,
             **emission.result,
             "count": emission.count,
-            "first_ts": emission.first_ns // self._unit_ns,
-            "last_ts": emission.last_ns // self._unit_ns,
+            "first_ts": emission.first_ns // self._unit_ns if emission.count else None,
+            "last_ts": emission.last_ns // self._unit_ns if emission.count else None,
         }
         if emission.items is not None:
             frame["items"] = orjson.Fragment(b"[" + b",".join(emission.items) + b"]")
+        if emission.filled:
+            frame["filled"] = True
         # Kafka has no negative record timestamps: a window before 1970 is stamped 1970.
         return OutRecord(emission.key.encode(), orjson.dumps(frame), max(end_ms, 0))
 

@@ -12,18 +12,24 @@ from typing import Final, Literal
 
 import orjson
 
+from workers.assigners import Sessions
+from workers.bars import ChildBar
+from workers.corrections import Changed, Correction, NotFound
 from workers.frames import OutRecord
 from workers.lane import Effects, Input, Lane, LaneSpec
-from workers.ledger import REASON_HEADER
+from workers.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.partitioning import partition_for
 from workers.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
-from workers.ticks import Record, Tick, tick_decoder
+from workers.ticks import Record, Tick
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
+from workers.windows import LONG_AGO
 
 __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]
 
-Fate = Literal["joined", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
+Fate = Literal["joined", "corrected", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
 
+OUTSIDE: Final = "outside_session"
+_SESSIONS_HELD: Final = 256
 _MESSAGE_HEADER: Final = "__streams.errors.message"
 
 
@@ -79,7 +85,10 @@ class MadeFrame:
 
 @dataclass(slots=True)
 class WindowStory:
-    """One window of the symbol in one partition. Beyond the limit ticks are counted, not kept."""
+    """One window of the symbol in one partition. Beyond the limit ticks are counted, not kept.
+
+    A session window's story is that of all sessions that became this one, the frames of their names included.
+    """
 
     partition: int
     start_ns: int
@@ -88,22 +97,44 @@ class WindowStory:
     counts: dict[str, int] = field(default_factory=dict)  # by fate; of all, kept or not
     frames: list[MadeFrame] = field(default_factory=list)
 
+    def is_named(self, start_ns: int) -> bool:
+        """Whether a frame with this start, in whole milliseconds, is of this window, or of a session it took in."""
+        return self.start_ns // NS_PER_MS * NS_PER_MS <= start_ns < self.end_ns
+
 
 class _WatchedLane(Lane):
-    """A lane that notes which ticks reached the windows, and which of those were late."""
+    """A lane that notes which ticks reached the windows, which of those were late or had come before, and what became
+    of corrections."""
 
     def __init__(self, spec: LaneSpec, source: Input) -> None:
         super().__init__(spec, source)
-        self.placed: list[tuple[Tick, OutRecord | None]] = []
+        self.decode = self._decode
+        self.placed: list[tuple[Tick, OutRecord | None, bool]] = []
+        self.corrections: list[tuple[Correction, Changed | NotFound]] = []
+
+    def has_clock(self, symbol: str) -> bool:
+        """Whether the symbol has windows, and a clock that one of them holds."""
+        watermark_ns = self._engine.watermark_ns(symbol)
+        return self._engine.has_key(symbol) and watermark_ns is not None and watermark_ns > LONG_AGO
+
+    def spans(self, symbol: str) -> list[tuple[int, int]]:
+        """Start and end of the symbol's windows."""
+        return [(window.start_ns, window.end_ns) for window in self._engine.windows_of(symbol)]
 
     def place(self, tick: Tick, effects: Effects) -> None:
-        late = len(effects.late)
+        late, repeated = len(effects.late), self.counts.deduplicated
         super().place(tick, effects)
-        self.placed.append((tick, effects.late[-1] if len(effects.late) > late else None))
+        record = effects.late[-1] if len(effects.late) > late else None
+        self.placed.append((tick, record, self.counts.deduplicated > repeated))
+
+    def correct(self, correction: Correction, effects: Effects) -> Changed | NotFound:
+        outcome = super().correct(correction, effects)
+        self.corrections.append((correction, outcome))
+        return outcome
 
 
 class Investigation:
-    """Follows ``symbol`` through one partition, in the windows that start in ``[first_ns, last_ns]``.
+    """Follows ``symbol`` through one partition, in the windows that contain a time in ``[first_ns, last_ns]``.
 
     Hand it the partition's records in log order by `take`; everything else is there to be read at any time. It must
     begin before any tick of these windows; where operators have a memory of their own, at the log's begin.
@@ -114,18 +145,24 @@ class Investigation:
     ) -> None:
         self._spec = spec = replace(spec, pipeline=tuple(map(_with_ledger, spec.pipeline)))
         self._lane = _WatchedLane(spec, source)
-        self._decode = tick_decoder(spec.tick)
+        self._lag_ns = spec.lag_ns if spec.format == "json" else 0
         self._source = source
         self._symbol, self._key = symbol, symbol.encode()
         self._home = partition_for(self._key, source.partitions)
         self._first_ns, self._last_ns = first_ns, last_ns
+        self._assigner = spec.assigner()
+        self._begin_ns = min([first_ns, *(start_ns for start_ns, _ in self._assigner.assign(first_ns))])
+        self._end_ns = max([last_ns, *(end_ns for _, end_ns in self._assigner.assign(last_ns))])
         self._limit = tick_limit
         self._own: Clock | None = None  # the symbol's
         self._shared: Clock | None = None  # the partition's
         self._unplaced: dict[int, TickFate] = {}  # held back by an operator, by offset
         self.windows: dict[int, WindowStory] = {}
+        """By start. Of session windows also those near the time asked for: `touching` leaves them out."""
         self.strays: list[TickFate] = []
-        """Rejected records without a readable time, met while the symbol's clock was near the windows."""
+        """Records that no window is for: rejected ones without a readable time, met while the symbol's clock was near
+        the windows; and, of the time asked for, ticks outside of an exchange's sessions or dropped in between sessions.
+        """
         self.stray_count = 0
         self.records = 0
         self.over_ms: int | None = None
@@ -142,13 +179,17 @@ class Investigation:
             self.records += 1
             effects = self._lane.process((record,))
             placed, self._lane.placed = self._lane.placed, []
+            corrections, self._lane.corrections = self._lane.corrections, []
             if self._concerns(record, effects):
                 if effects.dead_letters:
                     self._note_rejected(record, effects.dead_letters[0])
-                else:
+                elif not corrections:
                     self._hold(record)
-            for tick, late in placed:
-                self._note_placed(tick, late)
+            for tick, late, repeated in placed:
+                self._note_placed(tick, late, repeated=repeated)
+            for correction, outcome in corrections:
+                if correction.symbol == self._symbol:
+                    self._note_correction(record, correction, outcome)
             for dropped in effects.late:
                 self._note_dropped(dropped)
             if effects.routed and record.offset in self._unplaced:
@@ -161,36 +202,86 @@ class Investigation:
 
     def _is_over(self) -> bool:
         clock = self.clock
-        return clock is not None and clock.watermark_ns >= self._last_ns + self._spec.size_ns + self._spec.lateness_ns
+        if clock is None:
+            return False
+        end_ns = self._end_ns
+        if isinstance(self._assigner, Sessions):
+            end_ns = max([self._last_ns, *(story.end_ns for story in self.touching())])
+        return clock.watermark_ns >= end_ns + self._spec.lateness_ns
+
+    def touching(self) -> list[WindowStory]:
+        """The windows found that contain a time asked for, by start."""
+        return sorted(
+            (story for story in self.windows.values() if self._touches(story.start_ns, story.end_ns)),
+            key=lambda story: story.start_ns,
+        )
+
+    def _touches(self, start_ns: int, end_ns: int) -> bool:
+        return start_ns <= self._last_ns and end_ns > self._first_ns
 
     def _concerns(self, record: Record, effects: Effects) -> bool:
         """Whether the record is the symbol's, by its key or, where it was rejected for its key, by what it says."""
         if record.key == self._key:
             return True
-        return bool(effects.dead_letters) and says_symbol(record.value, self._spec.tick.symbol, self._symbol)
+        return bool(effects.dead_letters) and says_symbol(record.value, self._spec.symbol_field, self._symbol)
 
     # -- ticks --------------------------------------------------------------------------------------------------------
 
-    def _note_placed(self, tick: Tick, late: OutRecord | None) -> None:
+    def _note_placed(self, tick: Tick, late: OutRecord | None, *, repeated: bool) -> None:
         judged_by = self.clock
-        if late is None:
+        if not repeated and (late is None or self._is_observed(tick, late)):
             self._move_clocks(tick)
         fate = self._unplaced.pop(tick.offset, None)
         if fate is None:  # another symbol's, or held back since before this investigation began
             return
         fate.ts_ns, fate.price, fate.size = tick.ts_ns, tick.price, tick.size
-        if late is None:
+        if repeated:
+            fate.fate, fate.detail = "duplicate", "it changes nothing: the same frame, or a later one of it, is known"
+        elif late is None:
             fate.fate, fate.detail, fate.clock = "joined", "", self.clock
         else:
             self._judge(fate, late, judged_by)
         self._keep(fate)
 
+    def _is_observed(self, tick: Tick, late: OutRecord) -> bool:
+        """Whether a tick that joined nothing moved the clocks all the same: one outside of sessions does, of a symbol
+        that has windows."""
+        outside: bool = dict(late.headers)[REASON_HEADER] == OUTSIDE.encode()
+        return outside and (tick.symbol != self._symbol or self._lane.has_clock(tick.symbol))
+
     def _move_clocks(self, tick: Tick) -> None:
-        new = Clock(tick.ts_ns - self._spec.lag_ns, tick.offset, tick.ts_ns)
-        if self._shared is None or tick.ts_ns > self._shared.ts_ns:
+        ts_ns = tick.ts_ns
+        if isinstance(tick, ChildBar):
+            if tick.provisional:
+                return
+            ts_ns = tick.child.end_ns
+        new = Clock(ts_ns - self._lag_ns, tick.offset, ts_ns)
+        if self._shared is None or ts_ns > self._shared.ts_ns:
             self._shared = new
-        if tick.symbol == self._symbol and (self._own is None or tick.ts_ns > self._own.ts_ns):
+        if tick.symbol == self._symbol and (self._own is None or ts_ns > self._own.ts_ns):
             self._own = new
+
+    def _note_correction(self, record: Record, correction: Correction, outcome: Changed | NotFound) -> None:
+        """A message about a trade: with the windows that it changed, or with those that were open when it came."""
+        is_correct = correction.kind == "correct"
+        fate = TickFate(
+            self._source.partition,
+            record.offset,
+            record.timestamp,
+            "corrected",
+            price=correction.price if is_correct else None,
+            size=correction.size if is_correct else None,
+            detail=f"{correction.kind} of trade {correction.trade_id[:80]!r}",
+            misrouted=self._source.partition != self._home,
+        )
+        if isinstance(outcome, NotFound):
+            fate.fate, fate.reason, fate.detail = "late", UNCORRECTABLE, f"{fate.detail}: {outcome.explanation}"
+            if self._is_near():
+                self._note_stray(fate)
+            return
+        for start_ns, end_ns in outcome.windows:
+            if self._touches(start_ns, end_ns) and start_ns in self.windows:
+                self._add(self.windows[start_ns], fate)
 
     def _note_routed(self, offset: int, topic: str) -> None:
         fate = self._unplaced.pop(offset)
@@ -199,7 +290,7 @@ class Investigation:
 
     def _hold(self, record: Record) -> None:
         """Note a tick whose fate isn't known: unless it turns up, an operator has it."""
-        decoded = self._decode(record)
+        decoded = self._lane.decode(record)
         assert isinstance(decoded, Tick), "the lane took for a tick what its own decoder does not"
         fate = TickFate(
             self._source.partition,
@@ -217,6 +308,14 @@ class Investigation:
     def _judge(self, fate: TickFate, late: OutRecord, clock: Clock | None) -> None:
         entry = orjson.loads(late.value or b"")
         fate.fate, fate.reason, fate.late_by_ns = "late", entry["reason"], entry["late_by_ns"]
+        if fate.reason == OUTSIDE:
+            fate.late_by_ns = None
+            fate.detail = f"outside of all sessions of {self._spec.calendar}"
+            return
+        if fate.reason == "overlaps":
+            fate.late_by_ns = None
+            fate.detail = "it overlaps another frame: what is read has windows of several sizes, or overlapping ones"
+            return
         if fate.reason == "expired":
             fate.clock = clock = self._shared
             assert clock is not None, "nothing is behind a partition that has no time"
@@ -235,8 +334,10 @@ class Investigation:
         whose = "its symbol's" if self._spec.scope == "key" else "the partition's"
         fate.detail = (
             f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of the tick at offset "
-            f"{clock.offset} ({_moment(clock.ts_ns)}, lag {seconds_text(self._spec.lag_ns)}){allowed}"
+            f"{clock.offset} ({_moment(clock.ts_ns)}, lag {seconds_text(self._lag_ns)}){allowed}"
         )
+        if fate.reason == "settled":
+            fate.detail += "; allowed lateness must be at least that of the application that the frames come from"
 
     def _note_dropped(self, record: OutRecord) -> None:
         """A tick that an operator took out; it need not be the one that came just now."""
@@ -254,7 +355,7 @@ class Investigation:
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
         headers = dict(letter.headers[len(record.headers) :])
         reason, message = headers[REASON_HEADER].decode(), headers[_MESSAGE_HEADER].decode("utf-8", "backslashreplace")
-        ts_ns = _time_said(record.value, self._spec.tick.ts, self._spec.tick.unit)
+        ts_ns = _time_said(record.value, *self._spec.time_field)
         fate = TickFate(
             self._source.partition,
             record.offset,
@@ -268,26 +369,36 @@ class Investigation:
         if ts_ns is not None:
             self._keep(fate)
         elif self._is_near():
-            self.stray_count += 1
-            if len(self.strays) < self._limit:
-                self.strays.append(fate)
+            self._note_stray(fate)
 
     def _is_near(self) -> bool:
         """Whether the windows were open, or about to be: a record without a time may have been meant for them."""
-        clock, spec = self.clock, self._spec
+        clock, longest_ns = self.clock, self._assigner.longest_ns
         if clock is None:
             return True
-        return self._first_ns - spec.size_ns <= clock.ts_ns <= self._last_ns + 2 * spec.size_ns + spec.lag_ns
+        return self._begin_ns - longest_ns <= clock.ts_ns <= self._end_ns + longest_ns + self._lag_ns
 
     def _keep(self, fate: TickFate) -> None:
         assert fate.ts_ns is not None
-        start_ns = fate.ts_ns // self._spec.size_ns * self._spec.size_ns
-        if not self._first_ns <= start_ns <= self._last_ns:
-            return
-        story = self._story(start_ns)
+        stories = self._stories(fate.ts_ns, joined=fate.fate == "joined")
+        for story in stories:
+            self._add(story, fate)
+        if not stories and not self._wanted_by_others(fate.ts_ns) and self._first_ns <= fate.ts_ns <= self._last_ns:
+            self._note_stray(fate)
+
+    def _add(self, story: WindowStory, fate: TickFate) -> None:
         story.counts[fate.fate] = story.counts.get(fate.fate, 0) + 1
         if len(story.ticks) < self._limit:
             story.ticks.append(fate)
+
+    def _note_stray(self, fate: TickFate) -> None:
+        self.stray_count += 1
+        if len(self.strays) < self._limit:
+            self.strays.append(fate)
+
+    def _wanted_by_others(self, ts_ns: int) -> bool:
+        """Whether there is a window for a time, though none of those asked for."""
+        return not isinstance(self._assigner, Sessions) and bool(self._assigner.assign(ts_ns))
 
     def still_held(self) -> Iterator[TickFate]:
         """Ticks of the symbol that operators hold back at the moment."""
@@ -299,17 +410,55 @@ class Investigation:
         assert record.value is not None
         frame = orjson.loads(record.value)
         start_ns = frame["start"] * NS_PER_MS
-        if frame["status"] == "provisional" or not self._first_ns <= start_ns <= self._last_ns:
+        if frame["status"] == "provisional":
             return
-        made = MadeFrame(frame["rev"], frame["status"], frame["trigger"], record.value, offset, self.clock)
-        self._story(start_ns).frames.append(made)
+        if isinstance(self._assigner, Sessions):
+            story = next((each for each in self.windows.values() if each.is_named(start_ns)), None)
+        else:
+            said = start_ns, start_ns + self._assigner.longest_ns  # where it is of less than the frame's millisecond
+            window = next((each for each in self._assigner.assign(start_ns) if each[0] == start_ns), said)
+            story = self._story(*window) if self._touches(*window) else None
+        if story is not None:
+            made = MadeFrame(frame["rev"], frame["status"], frame["trigger"], record.value, offset, self.clock)
+            story.frames.append(made)
 
-    def _story(self, start_ns: int) -> WindowStory:
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def _stories(self, ts_ns: int, *, joined: bool) -> list[WindowStory]:
+        """The windows asked for that a time is in."""
+        if not isinstance(self._assigner, Sessions):
+            return [self._story(*window) for window in self._assigner.assign(ts_ns) if self._touches(*window)]
+        if joined:
+            return [self._session(ts_ns)]
+        return [story for story in self.windows.values() if story.start_ns <= ts_ns < story.end_ns]
+
+    def _story(self, start_ns: int, end_ns: int) -> WindowStory:
         story = self.windows.get(start_ns)
         if story is None:
-            story = WindowStory(self._source.partition, start_ns, start_ns + self._spec.size_ns)
-            self.windows[start_ns] = story
+            story = self.windows[start_ns] = WindowStory(self._source.partition, start_ns, end_ns)
         return story
+
+    def _session(self, ts_ns: int) -> WindowStory:
+        """The session that a tick has just joined, and what was told so far of those that it made one of."""
+        alone = self._assigner.assign(ts_ns)[0]
+        start_ns, end_ns = next((span for span in self._lane.spans(self._symbol) if span[0] <= ts_ns < span[1]), alone)
+        whole = WindowStory(self._source.partition, start_ns, end_ns)
+        for story in [each for each in self.windows.values() if each.start_ns < end_ns and each.end_ns > start_ns]:
+            del self.windows[story.start_ns]
+            whole.ticks = sorted([*whole.ticks, *story.ticks], key=lambda fate: fate.offset)[: self._limit]
+            whole.frames = sorted([*whole.frames, *story.frames], key=lambda frame: frame.offset)
+            for fate, number in story.counts.items():
+                whole.counts[fate] = whole.counts.get(fate, 0) + number
+        self._forget_sessions(start_ns)
+        self.windows[start_ns] = whole
+        return whole
+
+    def _forget_sessions(self, except_ns: int) -> None:
+        """Forget sessions that don't touch the time asked for and can't come to do so: they would fill the memory."""
+        if len(self.windows) < _SESSIONS_HELD:
+            return
+        kept = {span[0] for span in self._lane.spans(self._symbol)} | {story.start_ns for story in self.touching()}
+        self.windows = {start_ns: story for start_ns, story in self.windows.items() if start_ns in {except_ns, *kept}}
 
 
 def says_symbol(value: bytes | None, field_name: str, symbol: str) -> bool:

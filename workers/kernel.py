@@ -98,6 +98,7 @@ from workers.tables import (
     P_IDLE_AFTER,
     P_LAG,
     P_LATENESS,
+    P_OFFSET_NS,
     P_PARTIAL,
     P_REJECT_MISROUTED,
     P_SEED,
@@ -542,7 +543,7 @@ def run(
             start = windows[row, W_START]
         else:
             row = NONE
-            start = ts // size * size
+            start = (ts - params[P_OFFSET_NS]) // size * size + params[P_OFFSET_NS]
         is_late = ts <= watermark - lateness
         if is_late or start < expired:
             if head[H_LATE] >= late.shape[0]:

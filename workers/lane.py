@@ -10,32 +10,63 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from workers.aggregates import Aggregation, load_aggregation
-from workers.errors import CallbackError
+from workers.assigners import (
+    Assigner,
+    CalendarSession,
+    ExchangeSessions,
+    Hopping,
+    Sessions,
+    WindowKind,
+    make_tumbling,
+)
+from workers.bars import BarEngine, Bars, bar_decoder
+from workers.corrections import (
+    Changed,
+    CorrectingEngine,
+    Correction,
+    CorrectionRules,
+    NotFound,
+    correction_decoder,
+    make_correcting_engine,
+)
+from workers.engines import check_merges, make_engine
+from workers.errors import CallbackError, ConfigError
 from workers.frames import FrameEncoder, OutRecord, kept_bytes
-from workers.ledger import dead_letter, late_record
+from workers.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
 from workers.partitioning import partition_for
 from workers.pipeline import OperatorSpec, Pipeline, describe
 from workers.snapshot import Counts, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
 from workers.stages import SequenceGap
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
-from workers.windows import LONG_AGO, Tumbling, Window, WindowEngine, WindowRules
+from workers.times import NS_PER_MS, TimestampUnit, format_duration
+from workers.windows import LONG_AGO, Window, WindowEngine, WindowRules
 
 __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
 _Name = TypeVar("_Name", str, tuple[str, str])
 
 MISROUTED_KEYS_REMEMBERED = 10_000
+_REPEATED = ("duplicate", "frames")  # children that came before: the stage is the input itself
 _TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """What a lane does with its partition; durations in nanoseconds. ``pipeline``: what ticks pass before windows."""
+    """What a lane does with its partition; durations in nanoseconds. ``pipeline``: what ticks pass before windows.
+
+    ``format`` frames: the input is a frames topic (`workers.bars`); then ``lag_ns``, ``scope``, ``payload``,
+    ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about trades are told
+    from trades (`workers.corrections`); None: there are none.
+
+    ``kind`` says which of the fields below ``pipeline`` mean something: tumbling: ``offset_ns``, ``time_zone``,
+    ``fill_gaps_ns``; hopping: ``hop_ns``, ``offset_ns``; session: ``gap_ns``; calendar: ``calendar``, ``session``,
+    ``close_grace_ns``. ``size_ns`` is the length of tumbling and hopping windows.
+    """
 
     tick: TickFormat = field(default_factory=TickFormat)
     size_ns: int = 5_000_000_000
@@ -49,17 +80,58 @@ class LaneSpec:
     scope: Literal["key", "partition"] = "key"
     aggregation: str = "ohlcv"
     pipeline: tuple[OperatorSpec, ...] = ()
+    kind: WindowKind = "tumbling"
+    hop_ns: int = 0
+    offset_ns: int = 0
+    time_zone: str | None = None
+    gap_ns: int = 0
+    fill_gaps_ns: int = 0
+    calendar: str | None = None
+    session: CalendarSession = "regular"
+    close_grace_ns: int = 0
+    format: Literal["json", "frames"] = "json"
+    corrections: CorrectionRules | None = None
+
+    @property
+    def symbol_field(self) -> str:
+        """The JSON field of an input record's symbol."""
+        return self.tick.symbol if self.format == "json" else "key"
+
+    @property
+    def time_field(self) -> tuple[str, TimestampUnit]:
+        """The JSON field of an input record's time, and its unit where it is an integer."""
+        return (self.tick.ts, self.tick.unit) if self.format == "json" else ("start", "ms")
+
+    def assigner(self) -> Assigner:
+        """Which windows a time belongs to. Raises ``ValueError`` for what can't be, `ConfigError` for a calendar that
+        can't be had."""
+        if self.kind == "hopping":
+            return Hopping(self.size_ns, self.hop_ns, self.offset_ns)
+        if self.kind == "session":
+            return Sessions(self.gap_ns)
+        if self.kind == "calendar":
+            return ExchangeSessions(self.calendar or "", self.session, self.close_grace_ns)
+        return make_tumbling(self.size_ns, self.offset_ns, self.time_zone)
 
     def rules(self) -> WindowRules:
-        """The rules of the windows. Raises ``ValueError`` for durations that can't be."""
+        """The rules of the windows. Raises ``ValueError`` for durations that can't be, `ConfigError` for a calendar
+        that can't be had, or whose sessions are longer than ``key_ttl_ns`` allows, and for session windows with an
+        aggregation that does not merge."""
+        assigner = self.assigner()
+        if isinstance(assigner, ExchangeSessions):
+            self._check_ttl(assigner)
+        if self.kind == "session" and self.payload != "items" and self.corrections is None:
+            check_merges(load_aggregation(self.aggregation))
         return WindowRules(
-            Tumbling(self.size_ns),
-            self.lag_ns,
+            assigner,
+            self.lag_ns if self.format == "json" else 0,
             self.lateness_ns,
             self.idle_after_ns,
             self.key_ttl_ns,
             self.emit,
             self.scope,
+            fill_gaps_ns=self.fill_gaps_ns,
+            late_by="tick" if self.format == "json" else "window",
         )
 
     def fingerprint(self, partitions: int, aggregation: Aggregation[object] | None) -> dict[str, object]:
@@ -76,7 +148,34 @@ class LaneSpec:
             "window.aggregation": f"{self.aggregation} v{aggregation.version}" if aggregation else "none",
             "input partitions": partitions,
             **({"pipeline": describe(self.pipeline)} if self.pipeline else {}),
+            **self._kind_fingerprint(),
         }
+
+    def _check_ttl(self, sessions: ExchangeSessions) -> None:
+        needed_ns = sessions.longest_ns + self.lag_ns + self.lateness_ns
+        if self.key_ttl_ns < needed_ns:
+            raise ConfigError(
+                f"window.key_ttl is {format_duration(self.key_ttl_ns)}; the longest window of the calendar "
+                f"{self.calendar!r} (session {self.session}) with lag and allowed lateness is "
+                f"{format_duration(needed_ns)}, and a tick of a window that began longer ago than key_ttl is late"
+            )
+
+    def _kind_fingerprint(self) -> dict[str, object]:
+        """What of the window's kind is not the default: state of plain tumbling windows reads as it always did."""
+        given = {
+            "window.kind": (self.kind, "tumbling"),
+            "window.hop_ns": (self.hop_ns, 0),
+            "window.offset_ns": (self.offset_ns, 0),
+            "window.time_zone": (self.time_zone, None),
+            "window.gap_ns": (self.gap_ns, 0),
+            "window.fill_gaps_ns": (self.fill_gaps_ns, 0),
+            "window.calendar": (self.calendar, None),
+            "window.session": (self.session, "regular"),
+            "window.close_grace_ns": (self.close_grace_ns, 0),
+            "tick.format": (self.format, "json"),
+            "corrections": (self.corrections.describe() if self.corrections is not None else None, None),
+        }
+        return {name: value for name, (value, default) in given.items() if value != default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +202,7 @@ class Effects:
     taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
     noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
     gaps: list[SequenceGap] = field(default_factory=list)
+    corrected: dict[str, int] = field(default_factory=dict)  # cancel or correct -> messages
     records: int = 0
     aggregated: int = 0
 
@@ -120,6 +220,7 @@ class Effects:
         _add_up(self.taken_out, other.taken_out)
         _add_up(self.noticed, other.noticed)
         self.gaps += other.gaps
+        _add_up(self.corrected, other.corrected)
         self.records += other.records
         self.aggregated += other.aggregated
 
@@ -135,9 +236,9 @@ class Lane:
     def __init__(self, spec: LaneSpec, source: Input) -> None:
         self._spec = spec
         self._source = source
-        self._decode = tick_decoder(spec.tick)
-        self._aggregation = load_aggregation(spec.aggregation) if spec.payload != "items" else None
         self._rules = spec.rules()
+        self._decode = self._new_decoder()
+        self._aggregation = self._new_aggregation()
         self._encoder = FrameEncoder(spec.tick.unit_ns)
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
@@ -146,13 +247,39 @@ class Lane:
         self.position = 0
         self.counts = Counts()
 
+    def _new_decoder(self) -> Callable[[Record], Tick | Correction | Rejection]:
+        spec = self._spec
+        if spec.format == "frames":
+            return bar_decoder(spec.tick.unit, self._rules.assigner)
+        if spec.corrections is not None:
+            return correction_decoder(spec.tick, spec.corrections)
+        return tick_decoder(spec.tick)
+
+    def _new_aggregation(self) -> Aggregation[object] | None:
+        spec = self._spec
+        if spec.format == "frames":
+            return Bars()  # type: ignore[return-value]  # invariant S: the engine alone looks into the state
+        return load_aggregation(spec.aggregation) if spec.payload != "items" else None
+
     def _new_engine(self) -> WindowEngine[str, Tick]:
-        return WindowEngine(
+        if self._spec.format == "frames":
+            return BarEngine(self._rules, emit_partial=self._spec.emit_partial, track_changes=True)
+        if self._spec.corrections is not None:
+            return make_correcting_engine(
+                self._rules,
+                self._spec.corrections,
+                self._spec.tick,
+                self._aggregation,
+                show_items=self._spec.payload != "ohlcv",
+                emit_partial=self._spec.emit_partial,
+            )
+        return make_engine(
             self._rules,
             folding=self._aggregation,
             keep=kept_bytes if self._spec.payload != "ohlcv" else None,
             emit_partial=self._spec.emit_partial,
             track_changes=True,
+            name_unit_ns=NS_PER_MS,
         )
 
     def _new_pipeline(self) -> Pipeline | None:
@@ -179,12 +306,14 @@ class Lane:
             self.position = record.offset + 1
             self.counts.records += 1
             decoded = self._decode(record)
-            if isinstance(decoded, Tick) and not self._engine.has_key(decoded.symbol):
+            if not isinstance(decoded, Rejection) and not self._engine.has_key(decoded.symbol):
                 decoded = self._check_route(decoded, record, effects)
             if isinstance(decoded, Rejection):
                 self.counts.rejected += 1
                 effects.rejected[decoded.reason] = effects.rejected.get(decoded.reason, 0) + 1
                 effects.dead_letters.append(dead_letter(decoded, self._source.topic, self._source.partition))
+            elif isinstance(decoded, Correction):
+                self.correct(decoded, effects)
             elif self._pipeline is None:
                 self.place(decoded, effects)
             else:
@@ -279,21 +408,49 @@ class Lane:
         try:
             lateness = self._engine.add(tick.symbol, tick.ts_ns, tick)
         except Exception as error:
-            source = self._source
-            raise CallbackError(
-                f"the aggregation {self._spec.aggregation!r} raised {type(error).__name__}: {error}, at {source.topic}"
-                f"[{source.partition}] offset {tick.offset}, key {tick.symbol[:80]!r}"
-            ) from error
+            raise self._callback_error(error, tick.symbol, tick.offset) from error
         if lateness is None:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
+        if lateness.reason == "repeated":
+            self.counts.deduplicated += 1
+            effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
+            return
         self.counts.late += 1
         effects.late_by_reason[lateness.reason] = effects.late_by_reason.get(lateness.reason, 0) + 1
-        window = next(iter(self._rules.assigner.assign(tick.ts_ns)))
+        window = next(iter(self._rules.assigner.assign(tick.ts_ns)), None)
         source = self._source
         effects.late.append(
             late_record(tick, lateness, window, self._spec.tick.unit_ns, source.topic, source.partition)
+        )
+
+    def correct(self, correction: Correction, effects: Effects) -> Changed | NotFound:
+        """Have the trade that a correction is about changed; `process` calls it for each. Where it is not found, the
+        correction goes to the late topic."""
+        engine, source = self._engine, self._source
+        assert isinstance(engine, CorrectingEngine)
+        try:
+            outcome = engine.correct(correction)
+        except Exception as error:
+            raise self._callback_error(error, correction.symbol, correction.offset) from error
+        if isinstance(outcome, Changed):
+            self.counts.corrected += 1
+            effects.corrected[correction.kind] = effects.corrected.get(correction.kind, 0) + 1
+            return outcome
+        self.counts.late += 1
+        effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
+        watermark_ns = engine.watermark_ns(correction.symbol)
+        effects.late.append(
+            uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
+        )
+        return outcome
+
+    def _callback_error(self, error: Exception, symbol: str, offset: int) -> CallbackError:
+        source = self._source
+        return CallbackError(
+            f"the aggregation {self._spec.aggregation!r} raised {type(error).__name__}: {error}, at {source.topic}"
+            f"[{source.partition}] offset {offset}, key {symbol[:80]!r}"
         )
 
     def _count_operators(self, pipeline: Pipeline, effects: Effects) -> None:
@@ -304,7 +461,7 @@ class Lane:
         counts.routed_away += sum(map(len, effects.routed.values()))
         counts.held = pipeline.held
 
-    def _check_route(self, tick: Tick, record: Record, effects: Effects) -> Tick | Rejection:
+    def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:
         expected = partition_for(tick.symbol.encode(), self._source.partitions)
         if expected == self._source.partition:
             return tick

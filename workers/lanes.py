@@ -19,7 +19,8 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 
 
 def supports(spec: LaneSpec) -> bool:
-    """Whether the compiled lane computes what the spec asks for: bars, each key with its own clock, no pipeline."""
+    """Whether the compiled lane computes what the spec asks for: bars of tumbling windows, each key with its own clock,
+    no pipeline."""
     form = spec.tick
     names = (form.symbol, form.ts, form.price, form.size)
     durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns)
@@ -29,6 +30,11 @@ def supports(spec: LaneSpec) -> bool:
         and spec.scope == "key"
         and len(set(names)) == len(names)
         and not spec.pipeline
+        and spec.kind == "tumbling"
+        and spec.fill_gaps_ns == 0
+        and spec.time_zone is None
+        and spec.format == "json"
+        and spec.corrections is None
         and max(*durations, form.max_future_skew_ns) <= LONGEST_NS
     )
 
@@ -75,10 +81,11 @@ def takes_batches(spec: LaneSpec, compiled: bool | None = None) -> bool:
     ``compiled`` None: where possible; True: always; False: never. Raises ``ValueError`` where True can't be.
     """
     if compiled is None:
-        return is_available() and supports(spec)
+        return supports(spec) and is_available()  # in this order: what is not needed is not compiled
     if compiled and not supports(spec):
         raise ValueError(
-            'a compiled lane needs payload and aggregation "ohlcv", scope "key", no pipeline and four distinct fields'
+            'a compiled lane needs payload and aggregation "ohlcv", scope "key", no pipeline, four distinct fields, '
+            "and tumbling windows without time zone and filled gaps, of ticks that are never corrected"
         )
     if compiled and not _is_usable():
         raise ValueError("a compiled lane needs numba (pip install 'tick-workers[fast]')")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import orjson
 
+from workers.corrections import Correction
 from workers.frames import OutRecord
 from workers.ticks import Rejection, Tick
 from workers.times import NS_PER_MS
@@ -17,6 +18,7 @@ __all__ = [
     "REASON_HEADER",
     "ROUTED_TOO_LARGE",
     "TRUNCATED_HEADER",
+    "UNCORRECTABLE",
     "dead_letter",
     "dropped_record",
     "late_record",
@@ -24,22 +26,24 @@ __all__ = [
     "shrink_dead_letter",
     "shrink_frame",
     "shrink_late",
+    "uncorrectable_record",
 ]
 
 REASON_HEADER = "workers.reason"
 TRUNCATED_HEADER = "workers.truncated"
+UNCORRECTABLE = "uncorrectable"
 FRAME_TOO_LARGE = "frame_too_large"
 ROUTED_TOO_LARGE = "routed_too_large"
 _ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
 
 
 def late_record(
-    tick: Tick, lateness: Lateness, window: tuple[int, int], unit_ns: int, topic: str, partition: int
+    tick: Tick, lateness: Lateness, window: tuple[int, int] | None, unit_ns: int, topic: str, partition: int
 ) -> OutRecord:
     """The record of the late topic: which tick, why and by how much, the window it missed, and where it came from.
 
     ``late_by_ns`` is how far the tick's time is below the threshold, 0 being on it; ``ts`` is in the tick's unit,
-    ``start`` and ``end`` (of the window missed) in ms.
+    ``start`` and ``end`` (of the window missed, the first of several) in ms, null where no window is for its time.
     """
     entry = {
         "key": tick.symbol,
@@ -47,8 +51,8 @@ def late_record(
         "reason": lateness.reason,
         "late_by_ns": lateness.late_by_ns,
         "watermark_ns": lateness.watermark_ns,
-        "start": window[0] // NS_PER_MS,
-        "end": window[1] // NS_PER_MS,
+        "start": window[0] // NS_PER_MS if window is not None else None,
+        "end": window[1] // NS_PER_MS if window is not None else None,
         "topic": topic,
         "partition": partition,
         "offset": tick.offset,
@@ -56,6 +60,32 @@ def late_record(
     }
     headers = ((REASON_HEADER, lateness.reason.encode()),)
     return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, headers)
+
+
+def uncorrectable_record(
+    correction: Correction, explanation: str, watermark_ns: int | None, topic: str, partition: int
+) -> OutRecord:
+    """The late topic's record of a correction whose trade was not found: why not, and where the message came from.
+
+    Its fields are those of a late tick; ``ts`` is the message's own time where that is an integer, else null, and
+    ``start``, ``end`` and ``late_by_ns`` are null: it belongs to no window.
+    """
+    entry = {
+        "key": correction.symbol,
+        "ts": correction.ts if type(correction.ts) is int else None,
+        "reason": UNCORRECTABLE,
+        "late_by_ns": None,
+        "watermark_ns": watermark_ns,
+        "start": None,
+        "end": None,
+        "detail": explanation,
+        "topic": topic,
+        "partition": partition,
+        "offset": correction.offset,
+        "tick": orjson.Fragment(correction.value),
+    }
+    headers = ((REASON_HEADER, UNCORRECTABLE.encode()),)
+    return OutRecord(correction.symbol.encode(), orjson.dumps(entry), None, headers)
 
 
 def dropped_record(

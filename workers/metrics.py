@@ -47,8 +47,9 @@ class Metrics:
     """The series of one process. What happens to records balances:
 
     ``workers_ticks_in_total`` is the sum of ``workers_ticks_aggregated_total``, ``workers_ticks_late_total``,
-    ``workers_ticks_rejected_total`` and, with operators, the same of ``deduplicated``, ``throttled``, ``filtered`` and
-    ``routed_away``, over all labels; ticks held back for conflation (``workers_ticks_held``) are in none of these yet.
+    ``workers_ticks_rejected_total`` and, with operators, the same of ``deduplicated`` (also of frames that came
+    before), ``throttled``, ``filtered`` and ``routed_away``, with corrections of ``corrected``, over all labels; ticks
+    held back for conflation (``workers_ticks_held``) are in none of these yet.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -68,6 +69,9 @@ class Metrics:
         self.ticks_aggregated = self._counter("ticks_aggregated", "Ticks that joined a window", _PARTITION)
         self.ticks_late = self._counter("ticks_late", "Ticks that joined none, by why", (*_PARTITION, "reason"))
         self.ticks_rejected = self._counter("ticks_rejected", "Records that are no tick", (*_PARTITION, "reason"))
+        self.ticks_corrected = self._counter(
+            "ticks_corrected", "Messages that cancelled or corrected a trade", (*_PARTITION, "kind")
+        )
         by_stage = (*_PARTITION, "stage")
         self.ticks_deduplicated = self._counter("ticks_deduplicated", "Ticks that a stage dropped as repeats", by_stage)
         self.ticks_throttled = self._counter("ticks_throttled", "Ticks that a stage dropped for their rate", by_stage)

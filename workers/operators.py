@@ -17,10 +17,11 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Final, TypeVar
 
+from workers.assigners import TumblingWindowSpec
 from workers.channel import Channel, OwnedSource
 from workers.streams import _event_time_ns, _value, _warn_late
 from workers.times import NS_PER_SECOND, datetime_from_ns, timedelta_to_ns
-from workers.windows import Emission, Lateness, Tumbling, TumblingWindowSpec, WindowEngine, WindowRules
+from workers.windows import Emission, Lateness, WindowEngine, WindowRules
 
 __all__ = ["Bar", "deduplicate", "resample_ohlc", "router", "throttle"]
 
@@ -238,7 +239,7 @@ def resample_ohlc(
     """
     if watermark_lag <= timedelta(0):
         raise ValueError(f"watermark_lag is {watermark_lag}; expected more than zero, or every item would be late")
-    rules = WindowRules(Tumbling(timedelta_to_ns(TumblingWindowSpec(window).size)), timedelta_to_ns(watermark_lag))
+    rules = WindowRules(TumblingWindowSpec(window).assigner(), timedelta_to_ns(watermark_lag))
     engine: WindowEngine[str, tuple[int, float]] = WindowEngine(rules, folding=_PriceFolding())
     warned = False
 

@@ -10,8 +10,9 @@ database on disk, so that memory is bounded by the lanes' state, however long th
 *What is assumed.* The log is read from its begin, so that the state is that of a worker which began there. With
 ``warm_up_ns`` it is read from the first record sent ``tick.max_future_skew`` before that time, or later: as a tick
 further ahead of its record is rejected, no tick at ``warm_up_ns`` or later is missed, and none before it belongs to a
-window that starts at ``from_ns >= warm_up_ns``, nor sets a clock that makes one of its ticks late. Operators may
-remember more than that; with a ``[[pipeline]]`` the answer is as good as their warm-up is long.
+window that starts at ``from_ns >= warm_up_ns``, nor sets a clock that makes one of its ticks late. (Filled gaps
+show an earlier close, so with them that much more is read.) Operators and session windows may remember more than that;
+with a ``[[pipeline]]`` or sessions the answer is as good as their warm-up is long.
 
 *Workers may go on meanwhile.* What the group has committed is asked first, the end of the frames next, the end of the
 ticks last: so what should be published is, and what is published has its ticks among those that are read.
@@ -220,6 +221,7 @@ class _Replay:
     ) -> None:
         self.result = ReplayResult()
         self.spec: LaneSpec = lane_spec(settings)
+        self._longest_ns = self.spec.assigner().longest_ns
         self._settings, self._layout, self._warm_up_ns = settings, layout, warm_up_ns
         self._lag = {log.partition: log for log in lag.partitions}
         self._from_ns, self._to_ns = from_ns, to_ns
@@ -238,7 +240,7 @@ class _Replay:
         """Read the frames that were published of these windows."""
         topic = self._settings.topics.frames
         skew_ns = self.spec.tick.max_future_skew_ns  # as in `workers.explain`: the broker may stamp the records
-        earliest_ms = (self._from_ns + self.spec.size_ns - skew_ns) // NS_PER_MS
+        earliest_ms = (self._from_ns - skew_ns) // NS_PER_MS
         partitions = range(self._layout.frames)
         if self._key is not None:
             partitions = range(home := partition_for(self._key, self._layout.frames), home + 1)
@@ -310,7 +312,10 @@ class _Replay:
                 "needed it can't be made again"
             )
         if self._warm_up_ns is not None:
-            earliest_ms = (self._warm_up_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
+            earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
+            if self.spec.fill_gaps_ns:  # an empty window shows the close of one so much earlier
+                earliest_ns -= self.spec.fill_gaps_ns + self._longest_ns
+            earliest_ms = earliest_ns // NS_PER_MS
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end
 
@@ -330,7 +335,9 @@ class _Replay:
         """Whether every window wanted is gone for good: those of keys that stayed behind have expired, and a tick for
         one would be late however it came."""
         spec, reached_ns = self.spec, lane.partition_max_ns
-        longest_ns = spec.size_ns + spec.lag_ns + spec.lateness_ns + spec.key_ttl_ns
+        if spec.kind == "session":  # which may go on for as long as it likes
+            return False
+        longest_ns = self._longest_ns + spec.lag_ns + spec.lateness_ns + spec.key_ttl_ns
         return reached_ns is not None and reached_ns > self._to_ns + longest_ns
 
     # -- compared -----------------------------------------------------------------------------------------------------
@@ -442,6 +449,8 @@ class _Replay:
             return f"{self._settings.topics.ticks}[{home}] begins at offset {begin:,}: its first ticks were deleted"
         if self._warm_up_ns is not None and self.spec.pipeline:
             return "the operators remember more than --warm-up gave them; leave it out"
+        if self._warm_up_ns is not None and self.spec.kind == "session":
+            return "a session may have begun before --warm-up; leave it out"
         if kind == "extra" and self._key is not None:
             return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"
         if kind == "extra":

@@ -54,6 +54,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from workers.assigners import Assigner, Hopping, Sessions, check_time_zone, make_tumbling
+from workers.corrections import CorrectionRules
 from workers.errors import ConfigError
 from workers.pipeline import (
     TO_WINDOWS,
@@ -73,6 +75,7 @@ __all__ = [
     "METRICS_OFF",
     "OPERATORS",
     "BackpressureSettings",
+    "CorrectionsSettings",
     "DeduplicateSettings",
     "DurationNs",
     "FilterSettings",
@@ -162,6 +165,23 @@ def _aggregation(value: object) -> object:
     if isinstance(value, str) and value != "ohlcv" and not _PLACE.fullmatch(value):
         raise ValueError("neither ohlcv nor of the form package.module:name")
     return value
+
+
+def _time_zone(value: object) -> object:
+    """The name of a time zone; nothing where it is empty."""
+    if isinstance(value, str) and value:
+        check_time_zone(value)
+    return value or None
+
+
+def _calendar(value: object) -> object:
+    """The name of a calendar; whether there is one of that name is known where it is loaded, which takes a second."""
+    if isinstance(value, str) and value and not _CALENDAR.fullmatch(value):
+        raise ValueError("not a name that a calendar can have")
+    return value or None
+
+
+_CALENDAR = re.compile(r"[A-Za-z0-9_/&.-]{1,40}")
 
 
 def _port(value: object) -> object:
@@ -304,8 +324,13 @@ class TopicsSettings(_Section):
 
 
 class TickSettings(_Section):
-    """How a tick is read from its JSON object."""
+    """How a tick is read from its JSON object; with format frames, what is read instead."""
 
+    format: Literal["json", "frames"] = Field(
+        default="json",
+        description="json: ticks; frames: the topic is the frames topic of another application, and bars are made of "
+        "its bars.",
+    )
     symbol: _JsonField = Field(default="symbol", description="JSON field of the symbol.")
     ts: _JsonField = Field(default="ts", description="JSON field of the event time.")
     price: _JsonField = Field(default="price", description="JSON field of the price.")
@@ -324,15 +349,55 @@ class TickSettings(_Section):
 class WindowSettings(_Section):
     """Which windows there are, when they close, and what comes out. Durations are integer nanoseconds."""
 
-    kind: Literal["tumbling"] = Field(default="tumbling", description="Kind of window.")
+    kind: Literal["tumbling", "hopping", "session", "calendar"] = Field(
+        default="tumbling",
+        description="tumbling: side by side; hopping: one every `hop`, overlapping; session: as long as ticks come "
+        "within `gap` of one another; calendar: an exchange's trading sessions.",
+    )
     size: DurationNs = Field(
         default=5 * _SECOND_NS,
         ge=NS_PER_MS,
-        description="Length of a window, a whole number of milliseconds; windows start at multiples of it.",
+        description="tumbling, hopping: length of a window, a whole number of milliseconds; windows start at "
+        "multiples of it (hopping: of `hop`).",
+    )
+    hop: DurationNs = Field(
+        default=0, description="hopping: time from the start of a window to the start of the next, at most `size`."
+    )
+    offset: DurationNs = Field(
+        default=0, description="tumbling, hopping: moves all windows; by less than `size` (hopping: than `hop`)."
+    )
+    time_zone: Annotated[str | None, BeforeValidator(_time_zone)] = Field(
+        default=None,
+        description="tumbling: windows start when the wall clock of this zone shows a multiple of `size` since "
+        "midnight, daylight saving time included; UTC where not given.",
+        json_schema_extra=_allowed("an IANA name, like America/New_York"),
+    )
+    gap: DurationNs = Field(
+        default=0, description="session: silence that ends a session: ticks closer than this are in one window."
+    )
+    calendar: Annotated[str | None, BeforeValidator(_calendar)] = Field(
+        default=None,
+        description="calendar: the exchange, as the package `exchange_calendars` names it (extra `calendars`).",
+        json_schema_extra=_allowed("a name of exchange_calendars, like XNYS"),
+    )
+    session: Literal["regular", "full"] = Field(
+        default="regular",
+        description="calendar: regular: from open to close, ticks outside are late with reason outside_session; "
+        "full: from close to close, so that every tick belongs to a trading day.",
+    )
+    close_grace: DurationNs = Field(
+        default=0,
+        description="calendar: how long after the close a session still takes ticks, as of a closing auction.",
+    )
+    fill_gaps: DurationNs = Field(
+        default=0,
+        description="tumbling: a hole between bars no longer than this is filled with empty bars at the last close; "
+        "0s: none are.",
     )
     lag: DurationNs = Field(
         default=2 * _SECOND_NS,
-        description="How far the watermark stays behind the greatest event time: the disorder expected.",
+        description="How far the watermark stays behind the greatest event time: the disorder expected. "
+        "With `tick.format` frames always 0: their own application has waited.",
     )
     allowed_lateness: DurationNs = Field(
         default=0, description="How long after closing a window still takes ticks and comes out again, revised."
@@ -365,6 +430,47 @@ class WindowSettings(_Section):
         description="What is computed over a window; your own is named by where it is imported from.",
         json_schema_extra=_allowed("ohlcv, or package.module:name"),
     )
+
+
+def _names(value: object) -> object:
+    """A list of text and integers, or text with commas between them, as text."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip() not in ("", "[]")]
+    if not isinstance(value, list | tuple) or not all(type(item) in (str, int) for item in value):
+        raise ValueError("not a list of text or integers")
+    return tuple(str(item) for item in value)
+
+
+_Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_names),
+    Field(json_schema_extra=_allowed("a list of text or integers, or text with commas between them")),
+]
+_OptionalField = Annotated[str | None, Field(min_length=1, json_schema_extra=_allowed("the name of a JSON field"))]
+
+
+class CorrectionsSettings(_Section):
+    """Messages that cancel or correct a trade that came before; off unless `field` is given."""
+
+    field: _OptionalField = Field(
+        default=None, description="JSON field that says what a message is. Without it every message is a trade."
+    )
+    cancel: _Names = Field(default=(), description="What `field` says in a message that cancels a trade.")
+    correct: _Names = Field(
+        default=(), description="What `field` says in a message that corrects a trade's price and size."
+    )
+    id: _OptionalField = Field(default=None, description="JSON field of a trade's id, text or an integer.")
+    refers_to: _OptionalField = Field(
+        default=None,
+        description="JSON field, of a message that cancels or corrects, of the id of the trade it is about; "
+        "`corrections.id` where not given.",
+    )
+
+    def rules(self) -> CorrectionRules | None:
+        """The same for the lane; None: there are no corrections."""
+        if self.field is None or self.id is None:
+            return None
+        return CorrectionRules(self.field, self.cancel, self.correct, self.id, self.refers_to)
 
 
 class LaneSettings(_Section):
@@ -909,6 +1015,7 @@ class Settings(_Section):
     topics: TopicsSettings = Field(default_factory=TopicsSettings)
     tick: TickSettings = Field(default_factory=TickSettings)
     window: WindowSettings = Field(default_factory=WindowSettings)
+    corrections: CorrectionsSettings = Field(default_factory=CorrectionsSettings)
     lane: LaneSettings = Field(default_factory=LaneSettings)
     backpressure: BackpressureSettings = Field(default_factory=BackpressureSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
@@ -944,6 +1051,15 @@ class Settings(_Section):
         derived = {name: f"{application_id}-{suffix}" for name, suffix in _DERIVED_TOPICS.items()}
         return {**data, "topics": {**derived, **topics}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_lag_of_frames(cls, data: object) -> object:
+        """Frames have waited already: with them lag is 0 where it is not given."""
+        if not isinstance(data, Mapping) or _given(data.get("tick", {})).get("format") != "frames":
+            return data
+        window = _given(data.get("window", {}))
+        return data if "lag" in window else {**data, "window": {**window, "lag": 0}}
+
     @field_validator("pipeline", mode="before")
     @classmethod
     def _known_operators(cls, tables: object) -> object:
@@ -957,6 +1073,13 @@ class Settings(_Section):
         if conflicts:
             raise _ConflictsError(self, conflicts)
         return self
+
+
+def _given(section: object) -> Mapping[str, object]:
+    """What is given of a section, that may be a model or not yet one."""
+    if isinstance(section, _Section):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    return section if isinstance(section, Mapping) else {}
 
 
 def _topic_conflicts(settings: Settings) -> Iterator[_Conflict]:
@@ -981,15 +1104,11 @@ def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
     window = settings.window
     if window.size % NS_PER_MS:
         yield _Conflict(("window.size",), "must be a whole number of milliseconds, as frames name windows in them")
-    if window.lag + window.allowed_lateness == 0:
+    if window.lag + window.allowed_lateness == 0 and settings.tick.format == "json":
         yield _Conflict(
             ("window.lag", "window.allowed_lateness"),
             "both 0, every tick would be late (a tick is late at watermark - allowed_lateness itself); 1ns is enough",
         )
-    needed = window.size + window.lag + window.allowed_lateness
-    if window.key_ttl < needed:
-        keys = ("window.key_ttl", "window.size", "window.lag", "window.allowed_lateness")
-        yield _Conflict(keys, f"key_ttl must be at least size + lag + allowed_lateness = {format_duration(needed)}")
     if window.emit == "final" and window.emit_partial:
         yield _Conflict(("window.emit", "window.emit_partial"), "final promises one frame a window, so no partial ones")
     if window.payload == "items" and window.aggregation != "ohlcv":
@@ -997,6 +1116,115 @@ def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
             ("window.payload", "window.aggregation"),
             "the aggregation's result would be thrown away; use payload both, or ohlcv for the result alone",
         )
+
+
+_OF_KIND: Final[dict[str, tuple[str, ...]]] = {
+    "tumbling": ("size", "offset", "time_zone", "fill_gaps"),
+    "hopping": ("size", "hop", "offset"),
+    "session": ("gap",),
+    "calendar": ("calendar", "session", "close_grace"),
+}
+"""The keys of a window that mean something for a kind, of those that don't for all."""
+
+
+def _kind_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    window = settings.window
+    own = _OF_KIND[window.kind]
+    for name in sorted({name for names in _OF_KIND.values() for name in names} - set(own)):
+        # A value that is the default may stay: files that list every setting have it.
+        if getattr(window, name) != WindowSettings.model_fields[name].default:
+            yield _Conflict((f"window.{name}", "window.kind"), f"means nothing with kind {window.kind}")
+    for name in ("hop", "offset", "gap", "close_grace"):
+        if getattr(window, name) % NS_PER_MS:
+            why = "must be a whole number of milliseconds, as frames name windows in them"
+            yield _Conflict((f"window.{name}",), why)
+    if window.kind == "calendar":
+        if window.calendar is None:
+            yield _Conflict(("window.kind", "window.calendar"), "kind calendar needs the name of one, like XNYS")
+        return  # how long its sessions are is known when it is loaded
+    keys = tuple(f"window.{name}" for name in own if name != "fill_gaps")
+    try:
+        assigner = _assigner(window)
+    except ValueError as error:
+        yield _Conflict(("window.kind", *keys), str(error))
+        return
+    needed = assigner.longest_ns + window.lag + window.allowed_lateness
+    if window.key_ttl < needed:
+        keys = ("window.key_ttl", keys[0], "window.lag", "window.allowed_lateness")
+        length = "size" if window.time_zone is None else "longest window"
+        length = "gap" if window.kind == "session" else length
+        why = f"key_ttl must be at least {length} + lag + allowed_lateness = {format_duration(needed)}"
+        yield _Conflict(keys, why)
+
+
+def _assigner(window: WindowSettings) -> Assigner:
+    if window.kind == "hopping":
+        return Hopping(window.size, window.hop, window.offset)
+    if window.kind == "session":
+        return Sessions(window.gap)
+    return make_tumbling(window.size, window.offset, window.time_zone)
+
+
+def _gap_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    window = settings.window
+    if not window.fill_gaps or window.kind != "tumbling":
+        return
+    if window.payload != "ohlcv" or window.aggregation != "ohlcv":
+        keys = ("window.fill_gaps", "window.payload", "window.aggregation")
+        yield _Conflict(keys, "only bars can be filled: expected payload ohlcv and aggregation ohlcv")
+    if not window.size <= window.fill_gaps <= _MOST_FILLED * window.size:
+        why = f"fill_gaps must be at least size, or nothing is filled, and at most {_MOST_FILLED:,} times size"
+        yield _Conflict(("window.fill_gaps", "window.size"), why)
+
+
+_MOST_FILLED: Final = 10_000  # bars that one tick can bring out
+
+
+_NOT_OF_FRAMES: Final = (
+    ("tick", ("symbol", "ts", "price", "size", "max_future_skew")),
+    ("window", ("payload", "aggregation", "watermark_scope", "fill_gaps")),
+    ("corrections", ("field",)),
+)
+"""The keys that frames leave no meaning: what they would change was decided by the application that made them."""
+
+
+def _frames_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    if settings.tick.format == "json":
+        return
+    for section, names in _NOT_OF_FRAMES:
+        held = getattr(settings, section)
+        for name in names:
+            if getattr(held, name) != type(held).model_fields[name].default:
+                yield _Conflict((f"{section}.{name}", "tick.format"), "means nothing where bars are made of frames")
+    if settings.window.lag:
+        why = "frames come when their own application has waited, so there is nothing to wait for: expected 0s"
+        yield _Conflict(("window.lag", "tick.format"), why)
+    if settings.window.kind == "session":
+        why = "sessions are made of ticks; frames need windows that they are equal parts of"
+        yield _Conflict(("window.kind", "tick.format"), why)
+    if settings.pipeline:
+        yield _Conflict(("pipeline", "tick.format"), "operators work on ticks; put them where the frames are made")
+
+
+def _correction_conflicts(settings: Settings) -> Iterator[_Conflict]:
+    given = settings.corrections
+    if given.field is None:
+        for name in ("cancel", "correct", "id", "refers_to"):
+            if getattr(given, name):
+                yield _Conflict((f"corrections.{name}", "corrections.field"), "means nothing without field")
+        return
+    if given.id is None:
+        yield _Conflict(("corrections.field", "corrections.id"), "a trade is found by its id: expected its field")
+    if not given.cancel and not given.correct:
+        keys = ("corrections.field", "corrections.cancel", "corrections.correct")
+        yield _Conflict(keys, "expected what it says in messages that cancel, or that correct")
+    both = set(given.cancel) & set(given.correct)
+    if both:
+        why = f"{', '.join(sorted(both))} can't mean both"
+        yield _Conflict(("corrections.cancel", "corrections.correct"), why)
+    if settings.window.fill_gaps:
+        why = "of a bar whose trades are all cancelled, the close before may be known no more"
+        yield _Conflict(("corrections.field", "window.fill_gaps"), why)
 
 
 def _flow_conflicts(settings: Settings) -> Iterator[_Conflict]:
@@ -1100,6 +1328,10 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterator[_Conflict]], ...]] = (
     _topic_conflicts,
     _tick_conflicts,
     _window_conflicts,
+    _kind_conflicts,
+    _gap_conflicts,
+    _frames_conflicts,
+    _correction_conflicts,
     _flow_conflicts,
     _kafka_conflicts,
     _tls_conflicts,
@@ -1145,6 +1377,8 @@ class _Key:
             return "off"
         if isinstance(value, bool):
             return "true" if value else "false"
+        if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
+            return ",".join(value)
         return repr(list(value)) if isinstance(value, tuple) else str(value)
 
     def allowed(self) -> str:

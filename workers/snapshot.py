@@ -4,7 +4,7 @@ A changelog partition holds, compacted,
 
     key                         value
     b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
-    b"w" start symbol           one window: flags, rev, count, times, then the aggregation's own bytes
+    b"w" start symbol           one window: flags, rev, count, times, what flags announce, the aggregation's own bytes
     b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits
     b"o" stage ...              state of a pipeline stage (`workers.stages`)
 
@@ -36,6 +36,11 @@ _WINDOW = Struct("<BBIQqqqI")  # version, flags, rev, count, end, first, last, s
 _START = Struct(">q")
 _SEGMENT = Struct(">qI")
 _CLOSED, _CHANGED = 1, 2
+_OWN_CLOCK = 4  # the time that the clock was set to through the window is not that of its last tick; 8 bytes more
+_SHOWN = 8
+_ORDERED = 16  # segments of items also hold the items' orders
+_CORRECTED = 32  # the items are more than the ticks: some are corrections of others
+_CLOCK = Struct("<q")
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Counts:
     filtered: int = 0
     routed_away: int = 0
     held: int = 0
+    corrected: int = 0  # messages that changed a trade
 
     def balance(self) -> int:
         """Records unaccounted for; anything but 0 is a bug."""
@@ -66,6 +72,7 @@ class Counts:
             + self.filtered
             + self.routed_away
             + self.held
+            + self.corrected
         )
 
 
@@ -81,11 +88,14 @@ class LaneMeta:
 
 def write_meta(meta: LaneMeta) -> OutRecord:
     """The changelog's record of a commit."""
+    counts = asdict(meta.counts)
+    if not meta.counts.corrected:
+        del counts["corrected"]  # without corrections, state reads as it always did
     value = {
         "format": FORMAT,
         "offset": meta.offset,
         "partition_max_ns": meta.partition_max_ns,
-        "counts": asdict(meta.counts),
+        "counts": counts,
         "settings": meta.fingerprint,
     }
     return OutRecord(META_KEY, orjson.dumps(value))
@@ -103,18 +113,24 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
         if window.dropped:
             if window.stored:
                 records.append(OutRecord(key, None))
-                records.extend(
-                    OutRecord(b"i" + _SEGMENT.pack(window.start_ns, segment) + symbol, None)
-                    for segment in range(window.stored_segments)
-                )
+                records += _without_segments(window, symbol, 0)
             continue
         if window.items is not None and len(window.items) > window.stored_items:
+            if not window.stored_items and window.stored_segments:  # the order of the items has changed
+                records += _without_segments(window, symbol, 1)
+                window.stored_segments = 0
             segment_key = b"i" + _SEGMENT.pack(window.start_ns, window.stored_segments) + symbol
-            fresh = window.items[window.stored_items :]
-            records.append(OutRecord(segment_key, msgspec.msgpack.encode(fresh)))
+            records.append(OutRecord(segment_key, _fresh_items(window)))
             window.stored_items = len(window.items)
             window.stored_segments += 1
-        flags = _CLOSED * window.closed | _CHANGED * window.changed
+        flags = (
+            _CLOSED * window.closed
+            | _CHANGED * window.changed
+            | _OWN_CLOCK * (window.clock_ns != window.last_ns)
+            | _SHOWN * window.shown
+            | _ORDERED * (window.orders is not None)
+            | _CORRECTED * (window.items is not None and len(window.items) != window.count)
+        )
         head = _WINDOW.pack(
             FORMAT,
             flags,
@@ -125,9 +141,28 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
             window.last_ns,
             window.stored_segments,
         )
+        if window.clock_ns != window.last_ns:
+            head += _CLOCK.pack(window.clock_ns)
         records.append(OutRecord(key, head + (dump(window.state) if dump is not None else b"")))
         window.stored = True
     return records
+
+
+def _fresh_items(window: Window[str]) -> bytes:
+    """The segment of the items that are not stored yet."""
+    assert window.items is not None
+    items = window.items[window.stored_items :]
+    if window.orders is None:
+        return msgspec.msgpack.encode(items)
+    return msgspec.msgpack.encode((window.orders[window.stored_items :], items))
+
+
+def _without_segments(window: Window[str], symbol: bytes, first: int) -> list[OutRecord]:
+    """Tombstones for the window's segments from number ``first`` on."""
+    return [
+        OutRecord(b"i" + _SEGMENT.pack(window.start_ns, segment) + symbol, None)
+        for segment in range(first, window.stored_segments)
+    ]
 
 
 def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tuple[LaneMeta | None, list[Window[str]]]:
@@ -173,6 +208,11 @@ def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, by
     _, flags, rev, count, end_ns, first_ns, last_ns, segments = _WINDOW.unpack_from(value)
     (start_ns,) = _START.unpack_from(key, 1)
     symbol = key[9:]
+    rest = _WINDOW.size
+    clock_ns = last_ns
+    if flags & _OWN_CLOCK:
+        (clock_ns,) = _CLOCK.unpack_from(value, rest)
+        rest += _CLOCK.size
     window: Window[str] = Window(
         symbol.decode(),
         start_ns,
@@ -180,20 +220,28 @@ def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, by
         count=count,
         first_ns=first_ns,
         last_ns=last_ns,
+        clock_ns=clock_ns,
         rev=rev,
         closed=bool(flags & _CLOSED),
         changed=bool(flags & _CHANGED),
+        shown=bool(flags & _SHOWN),
         stored=True,
     )
     if load is not None:
-        window.state = load(value[_WINDOW.size :])
+        window.state = load(value[rest:])
     if segments:
+        stored = (entries[b"i" + _SEGMENT.pack(start_ns, segment) + symbol] for segment in range(segments))
         items: list[bytes] = []
-        for segment in range(segments):
-            items.extend(
-                msgspec.msgpack.decode(entries[b"i" + _SEGMENT.pack(start_ns, segment) + symbol], type=list[bytes])
-            )
-        if len(items) != count:
+        if flags & _ORDERED:
+            window.orders = orders = []
+            for data in stored:
+                found = msgspec.msgpack.decode(data, type=tuple[list[int], list[bytes]])
+                orders += found[0]
+                items += found[1]
+        else:
+            for data in stored:
+                items += msgspec.msgpack.decode(data, type=list[bytes])
+        if (len(items) != count) != bool(flags & _CORRECTED):
             raise StateFormatError(f"it counts {count} ticks but keeps {len(items)}")
         window.items, window.stored_items, window.stored_segments = items, len(items), segments
     return window

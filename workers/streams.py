@@ -21,7 +21,9 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
+from workers.assigners import Tumbling, TumblingWindowSpec, WindowSpec
 from workers.channel import DRAINED, Drained, OwnedSource, Pipe
+from workers.engines import make_engine
 from workers.frames import WindowFrame, frame_from_emission
 from workers.times import (
     MAX_EVENT_TIME_NS,
@@ -33,7 +35,7 @@ from workers.times import (
     timedelta_to_ns,
 )
 from workers.watermark import WatermarkPolicy
-from workers.windows import Lateness, Trigger, Tumbling, TumblingWindowSpec, WindowEngine, WindowRules
+from workers.windows import Lateness, Trigger, WindowEngine, WindowRules
 
 __all__ = [
     "WindowStream",
@@ -42,6 +44,7 @@ __all__ = [
     "map_async",
     "tumbling_window",
     "tumbling_window_event_time",
+    "window_event_time",
 ]
 
 T = TypeVar("T")
@@ -69,7 +72,7 @@ class _Tally:
 
 
 class WindowStream(AsyncIterator[WindowFrame[T]]):
-    """The frames of `tumbling_window_event_time`, and the account of its items: ``accepted + late`` is all it read."""
+    """The frames of `window_event_time`, and the account of its items: ``accepted + late`` is all it read."""
 
     def __init__(self, frames: AsyncGenerator[WindowFrame[T], None], tally: _Tally) -> None:
         self._frames = frames
@@ -93,9 +96,9 @@ class WindowStream(AsyncIterator[WindowFrame[T]]):
         await self._frames.aclose()
 
 
-def tumbling_window_event_time(
+def window_event_time(
     source: AsyncIterable[T],
-    spec: TumblingWindowSpec,
+    spec: WindowSpec,
     *,
     get_event_time: Callable[[T], datetime],
     get_key: Callable[[T], Hashable] | None = None,
@@ -105,6 +108,7 @@ def tumbling_window_event_time(
 ) -> WindowStream[T]:
     """Group a stream into event-time windows per key, by the rules of `workers.windows`.
 
+    ``spec`` says which windows: `TumblingWindowSpec`, `HoppingWindowSpec`, `SessionWindowSpec` or `CalendarWindowSpec`.
     Each key has its own clock; without ``get_key`` there is one for all, and the frames' key is None. Naive datetimes
     are UTC. ``watermark_policy`` is `WatermarkPolicy`'s default (2 s of lag) where None. A window that a tick within
     the allowed lateness joins after it closed comes out again, whole, with the next ``rev``. When the source ends every
@@ -113,8 +117,8 @@ def tumbling_window_event_time(
     With ``spec.emit_partial`` the open windows that changed come out every ``flush_interval`` seconds, as provisional
     frames, also while the source is silent; else there are no provisional frames.
 
-    An item too late for any window is given to ``on_late`` (plain or async) with the reason; without it the first one
-    is logged as a warning. All are counted in the returned stream's ``late``.
+    An item too late for any window, or outside of an exchange's sessions, is given to ``on_late`` (plain or async) with
+    the reason; without it the first one is logged as a warning. All are counted in the returned stream's ``late``.
 
     Raises ``ValueError`` where the policy's lag and allowed lateness are both 0 (by the lateness rule every tick would
     then be late) or ``flush_interval`` is not positive. What ``source``, ``get_event_time``, ``get_key`` or ``on_late``
@@ -125,8 +129,8 @@ def tumbling_window_event_time(
     policy = watermark_policy if watermark_policy is not None else WatermarkPolicy()
     if not flush_interval > 0:
         raise ValueError(f"flush_interval is {flush_interval}; expected more than 0 seconds")
-    rules = WindowRules(Tumbling(timedelta_to_ns(spec.size)), policy.lag_ns, policy.lateness_ns)
-    engine: WindowEngine[Hashable, T] = WindowEngine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
+    rules = WindowRules(spec.assigner(), policy.lag_ns, policy.lateness_ns)
+    engine: WindowEngine[Hashable, T] = make_engine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
     tally = _Tally()
 
     async def add(item: T) -> None:
@@ -176,6 +180,14 @@ def _event_time_ns(get_event_time: Callable[[T], datetime], item: T, name: str =
 
 
 def _warn_late(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
+    if lateness.reason == "outside_session":
+        _log.warning(
+            "an item with key %r and event time %s is outside of all sessions; pass on_late to have such items, they "
+            "are only counted from here on",
+            key,
+            format_instant(ts_ns),
+        )
+        return
     _log.warning(
         "an item with key %r and event time %s is too late for its window (watermark %s, %s below the threshold); "
         "pass on_late to have such items, they are only counted from here on",
@@ -204,6 +216,10 @@ async def _with_flushes(
                 return
             if item is not _Signal.TIMEOUT:
                 yield item
+
+
+tumbling_window_event_time = window_event_time
+"""The name of `window_event_time` for those who think of tumbling windows; it takes the same."""
 
 
 def tumbling_window(

@@ -114,6 +114,7 @@ CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED 
 # -- parameters -------------------------------------------------------------------------------------------------------
 (
     P_SIZE_NS,
+    P_OFFSET_NS,
     P_LAG,
     P_LATENESS,
     P_IDLE_AFTER,
@@ -128,7 +129,7 @@ CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED 
     P_PARTITIONS,
     P_SEED,
     P_SIZE,
-) = range(15)
+) = range(16)
 
 # -- columns: a row per record ----------------------------------------------------------------------------------------
 C_KEY, C_TS, C_OFFSET, C_POSITION, C_BATCH, C_SIZE = range(6)

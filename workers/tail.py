@@ -19,7 +19,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.admin import admin_client, describe_topics
 from workers.connection import connecting, explain_connection_error, stop_consumer
-from workers.ledger import REASON_HEADER
+from workers.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.settings import client_options
 from workers.times import NS_PER_MS, UNIT_NS, format_duration, format_instant
 
@@ -34,7 +34,7 @@ _ERRORS: Final = "__streams.errors."
 _SHOWN_VALUE: Final = 200
 _FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
 _NOT_RESULTS: Final = frozenset(
-    {"key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts", "vwap", "items"}
+    {"key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts", "vwap", "items", "filled"}
 )
 
 
@@ -138,10 +138,14 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
         return f"[p={record.partition}] {_excerpt(record.value)} (not a frame)"
     parts = [f"[p={record.partition}]", str(frame.get("key")), _span(start, end, now_ns), f"count={frame.get('count')}"]
     for name, value in frame.items():
-        if name not in _NOT_RESULTS:
+        if name not in _NOT_RESULTS and (value is not None or frame.get("count") != 0):
             parts.append(f"{_FRAME_FIELDS.get(name, name)}={_number(value)}")
     if isinstance(frame.get("items"), list):
         parts.append(f"items={len(frame['items'])}")  # type: ignore[arg-type]
+    if frame.get("filled") is True:
+        parts.append("filled")
+    elif frame.get("count") == 0:
+        parts.append(f"empty ({frame.get('trigger')})")
     if status == "provisional":
         parts.append(f"provisional ({frame.get('trigger')})")
     elif status != "final":
@@ -154,7 +158,8 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
 def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
     """A late tick in one line: its time, how late and why, the window it missed, where it was.
 
-    One that an operator dropped: its time, which operator and why, where it was.
+    One that an operator dropped: its time, which operator and why, where it was. A correction whose trade was not
+    found: why not, where it was.
     """
     late = _object(record.value)
     ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
@@ -162,6 +167,16 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
         return (
             f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} {late.get('reason')}, by "
             f"operator {late['stage']}, from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
+        )
+    if late.get("reason") == UNCORRECTABLE:
+        return (
+            f"[p={record.partition}] {late.get('key')} uncorrectable: {late.get('detail')}, from "
+            f"{late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
+        )
+    if isinstance(ts, int) and isinstance(late_by, int) and start is None and end is None:
+        return (
+            f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} in no window "
+            f"({late.get('reason')}), from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
         )
     if not (isinstance(ts, int) and isinstance(start, int) and isinstance(end, int) and isinstance(late_by, int)):
         return f"[p={record.partition}] {_excerpt(record.value)} (not a late tick)"

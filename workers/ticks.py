@@ -22,7 +22,7 @@ import orjson
 
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, NS_PER_SECOND, UNIT_NS, TimestampUnit, parse_rfc3339
 
-__all__ = ["Reason", "Record", "Rejection", "Tick", "TickFormat", "tick_decoder"]
+__all__ = ["Reason", "Record", "Rejection", "Tick", "TickFormat", "excerpt", "finite_number", "tick_decoder"]
 
 NO_TIMESTAMP: Final = -1
 """Kafka's value for a record without a timestamp."""
@@ -56,6 +56,8 @@ class Reason(StrEnum):
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
     FUTURE_TIMESTAMP = "future_timestamp"
     MISROUTED = "misrouted"
+    WRONG_WINDOW = "wrong_window"
+    """A frame (`workers.bars`) that is not part of one window here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
         try:
             fields = orjson.loads(value)
         except orjson.JSONDecodeError as error:
-            return Rejection(Reason.MALFORMED_JSON, f"{error}; the value begins {_excerpt(value)}", record)
+            return Rejection(Reason.MALFORMED_JSON, f"{error}; the value begins {excerpt(value)}", record)
         try:
             symbol, ts, price, size = fields[symbol_name], fields[ts_name], fields[price_name], fields[size_name]
         except (KeyError, TypeError, IndexError):
@@ -141,11 +143,11 @@ def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
             return Rejection(Reason.NEGATIVE_SIZE, f"{size_name} is {size!r}; expected 0 or more", record)
         key = record.key
         if key is None or key != symbol.encode():
-            found = "none" if key is None else _excerpt(key)
-            message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {_excerpt(symbol.encode())}"
+            found = "none" if key is None else excerpt(key)
+            message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {excerpt(symbol.encode())}"
             return Rejection(Reason.KEY_MISMATCH, message, record)
         if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
-            message = f"{ts_name} is {_excerpt(ts)}; as {form.unit} it does not fit 64-bit nanoseconds since 1970"
+            message = f"{ts_name} is {excerpt(ts)}; as {form.unit} it does not fit 64-bit nanoseconds since 1970"
             return Rejection(Reason.TIMESTAMP_OUT_OF_RANGE, message, record)
         sent_ms = record.timestamp
         if sent_ms != NO_TIMESTAMP and ts_ns > sent_ms * NS_PER_MS + skew_ns:
@@ -167,6 +169,12 @@ def _number(found: object) -> float | None:
     return None
 
 
+def finite_number(found: object) -> float | None:
+    """The float of a price or a size as ticks may write it; None for what is none, or not finite."""
+    number = found if type(found) is float else _number(found)
+    return number if number is not None and math.isfinite(number) else None
+
+
 def _exact(value: bytes, name: str) -> object:
     """A number too large for orjson's 64-bit integers, which it makes floats: an integer if it was written as one."""
     found: object = json.loads(value)[name]
@@ -182,7 +190,7 @@ def _time_from_text(found: object) -> int | None:
         return None
 
 
-def _excerpt(found: object) -> str:
+def excerpt(found: object) -> str:
     """At most 80 characters of a value: a hostile record must not fill the log or a header."""
     text = repr(found[:80] if isinstance(found, bytes | str) else found)
     return text if len(text) <= 80 else text[:80] + "…"
@@ -190,15 +198,15 @@ def _excerpt(found: object) -> str:
 
 def _shape_rejection(fields: object, names: Sequence[str], record: Record) -> Rejection:
     if not isinstance(fields, dict):
-        message = f"the value is {_excerpt(fields)}; expected a JSON object"
+        message = f"the value is {excerpt(fields)}; expected a JSON object"
         return Rejection(Reason.WRONG_TYPE, message, record)
     missing = [name for name in names if name not in fields]
-    found = ", ".join(sorted(map(_excerpt, fields))[:20]) or "no fields"
+    found = ", ".join(sorted(map(excerpt, fields))[:20]) or "no fields"
     return Rejection(Reason.MISSING_FIELD, f"{', '.join(missing)} missing; found {found}", record)
 
 
 def _type_rejection(name: str, expected: str, found: object, record: Record) -> Rejection:
-    message = f"{name} is {_excerpt(found)} ({type(found).__name__}); expected {expected}"
+    message = f"{name} is {excerpt(found)} ({type(found).__name__}); expected {expected}"
     return Rejection(Reason.WRONG_TYPE, message, record)
 
 

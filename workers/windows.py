@@ -22,9 +22,10 @@ window's next real frame will have, close nothing and judge nothing. A changed o
 is late, and so is one whose window began that far behind: the window may have been forgotten with its key, and must
 not come back with a ``rev`` that it already had.
 
-*Why no key needs its clock stored:* the tick that set the clock is in a window that ends after it, and a window is only
-dropped once the watermark, which trails the clock, reached its end. So a key with a clock always has that window, and
-the clock is the greatest event time among the key's windows.
+*Why no key needs its clock stored:* each window knows the greatest time that the clock was set to through it
+(``clock_ns``), and the window that holds a key's clock is kept until another one does. So a key with a clock always has
+that window, and the clock is the greatest ``clock_ns`` among the key's windows. For a tick that stays where it is the
+rule costs nothing: its window ends after it, so the watermark can't have reached the end before the clock moved on.
 
 Provisional frames apart, what comes out for a key depends on the sequence of ticks alone. Nothing here reads a clock.
 """
@@ -34,10 +35,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import count
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
+from workers.assigners import Assigner
 from workers.watermark import is_late
 
 __all__ = [
@@ -45,8 +46,6 @@ __all__ = [
     "Lateness",
     "Status",
     "Trigger",
-    "Tumbling",
-    "TumblingWindowSpec",
     "Window",
     "WindowEngine",
     "WindowRules",
@@ -57,43 +56,16 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 Status = Literal["provisional", "closed", "final"]
-Trigger = Literal["watermark", "late", "idle", "timeout", "partial", "expiry", "end"]
+Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout", "partial", "expiry", "end"]
 
 LONG_AGO: Final = -(2**63)
-
-
-@dataclass(frozen=True, slots=True)
-class TumblingWindowSpec:
-    """Windows of one size, side by side from the epoch. Raises ``ValueError`` where the size is not positive."""
-
-    size: timedelta
-    emit_partial: bool = False
-
-    def __post_init__(self) -> None:
-        if self.size <= timedelta(0):
-            raise ValueError(f"size is {self.size}; expected more than zero")
-
-
-class Assigner(Protocol):
-    """Says which windows an event time belongs to, as half-open ``[start, end)`` in nanoseconds."""
-
-    def assign(self, ts_ns: int) -> Sequence[tuple[int, int]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tumbling:
-    """Side-by-side windows of ``size_ns`` from the epoch."""
-
-    size_ns: int
-
-    def assign(self, ts_ns: int) -> Sequence[tuple[int, int]]:
-        start = ts_ns // self.size_ns * self.size_ns
-        return ((start, start + self.size_ns),)
+NEVER: Final = 2**127  # behind by more than any two times can be
 
 
 @dataclass(frozen=True, slots=True)
 class WindowRules:
     """When windows come out; durations in nanoseconds. ``idle_after_ns`` None: never provisionally for idleness.
+    ``fill_gaps_ns``: how long a hole between a key's windows may be for it to be filled with empty ones; 0: none is.
 
     Raises ``ValueError`` where ``lag_ns + lateness_ns`` is 0: by the lateness rule every tick would then be late.
     """
@@ -105,9 +77,12 @@ class WindowRules:
     key_ttl_ns: int | None = None
     emit: Literal["eager", "final"] = "eager"
     scope: Literal["key", "partition"] = "key"
+    fill_gaps_ns: int = 0  # `workers.gapbars`
+    late_by: Literal["tick", "window"] = "tick"  # window: `workers.bars`, where no lag is needed
 
     def __post_init__(self) -> None:
-        if self.lag_ns < 0 or self.lateness_ns < 0 or self.lag_ns + self.lateness_ns == 0:
+        is_nothing = self.lag_ns + self.lateness_ns == 0 and self.late_by == "tick"
+        if self.lag_ns < 0 or self.lateness_ns < 0 or is_nothing:
             raise ValueError(
                 f"lag is {self.lag_ns} ns and allowed lateness {self.lateness_ns} ns; neither may be negative, and "
                 "with both 0 every tick would be late (ts <= watermark - allowed lateness); 1 ns of lag is enough"
@@ -123,33 +98,43 @@ class Window(Generic[K]):
     end_ns: int
     state: Any = None
     items: list[Any] | None = None
+    orders: list[int] | None = None  # where windows merge: of each item, its place among all
     count: int = 0
     first_ns: int = 0
     last_ns: int = 0
+    clock_ns: int = LONG_AGO  # the greatest time that the clock was set to through it; last_ns, as a rule
     rev: int = 0
     closed: bool = False
     changed: bool = False  # since it was last emitted, in whatever status
-    overdue: bool = False  # partition time has passed end + lag + idle_after
+    overdue: bool = False  # partition time has passed end + lag + idle_after, or it came too late to wait for that
+    shown: bool = False  # came out, though only provisionally; kept where windows merge (`workers.sessions`)
     dropped: bool = False
+    due_ns: int = LONG_AGO  # the watermark at which it is looked at next
     stored_items: int = 0  # how many of the items the changelog holds
     stored_segments: int = 0
     stored: bool = False  # the changelog holds a record of this window
 
 
 @dataclass(slots=True)
-class _KeyState(Generic[K]):
+class KeyState(Generic[K]):
+    """A key's clock, and its windows by start."""
+
     key: K
     max_ns: int
     windows: dict[int, Window[K]] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (watermark that acts, start); key scope only
+    starts: list[int] = field(default_factory=list)  # of the windows, sorted; kept by `workers.sessions`
+    newest_ns: int = LONG_AGO  # start of the newest window; kept by `workers.gapbars`
 
 
 @dataclass(frozen=True, slots=True)
 class Lateness:
     """Why a tick joined no window, and by how much: ``watermark``: how far its time is below the threshold (0: on it,
-    which is late); ``expired``: how much more than ``key_ttl`` the start of its window is behind the partition."""
+    which is late); ``expired``: how much more than ``key_ttl`` the start of its window is behind the partition;
+    ``outside_session``: there is no window for its time, whenever it comes, and ``late_by_ns`` is 0; the others are
+    explained in `workers.bars`."""
 
-    reason: Literal["watermark", "expired"]
+    reason: Literal["watermark", "expired", "outside_session", "settled", "overlaps", "repeated"]
     watermark_ns: int
     late_by_ns: int
 
@@ -169,6 +154,7 @@ class Emission(Generic[K]):
     last_ns: int
     result: Mapping[str, object]
     items: tuple[Any, ...] | None
+    filled: bool = False  # no ticks: what it shows is the close before
 
 
 class Folding(Protocol[T_contra]):
@@ -183,7 +169,7 @@ class WindowEngine(Generic[K, T]):
     """The windows of one partition (or one stream): ticks go in by `add`, what came out is taken by `take_emissions`.
 
     ``keep`` says what of an item its window keeps (None: nothing); ``track_changes`` collects what `take_changes`
-    hands to a changelog.
+    hands to a changelog. ``name_unit_ns``: frames name windows by their starts in this unit, where starts may be finer.
     """
 
     def __init__(
@@ -194,19 +180,22 @@ class WindowEngine(Generic[K, T]):
         keep: Callable[[T], Any] | None = None,
         emit_partial: bool = False,
         track_changes: bool = False,
+        name_unit_ns: int = 1,
     ) -> None:
         self._rules = rules
+        self._name_unit_ns = name_unit_ns
+        self._least_expired_ns = NEVER if rules.key_ttl_ns is None else rules.key_ttl_ns - name_unit_ns
         self._folding = folding
         self._keep = keep
-        self._keys: dict[K, _KeyState[K]] = {}
+        self._keys: dict[K, KeyState[K]] = {}
         self._partition_max_ns = LONG_AGO
         self._emissions: list[Emission[K]] = []
         self._tie_break = count()  # keys need not be comparable
-        self._due: list[tuple[int, int, _KeyState[K], int]] = []  # partition scope
+        self._due: list[tuple[int, int, KeyState[K], int]] = []  # partition scope
         self._idle_due: list[tuple[int, int, Window[K]]] = []  # heap of (end, tie-break, window)
         self._overdue_changed: dict[tuple[K, int], Window[K]] = {}
         self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emit_partial and rules.emit == "eager" else None
-        self._expiry: list[tuple[int, int, _KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
+        self._expiry: list[tuple[int, int, KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
         self._changes: dict[tuple[K, int], Window[K]] | None = {} if track_changes else None
 
     @property
@@ -222,6 +211,11 @@ class WindowEngine(Generic[K, T]):
     def has_key(self, key: K) -> bool:
         """Whether the key has a clock."""
         return key in self._keys
+
+    def windows_of(self, key: K) -> Sequence[Window[K]]:
+        """The windows of one key that are kept, open or closed."""
+        state = self._keys.get(key)
+        return () if state is None else tuple(state.windows.values())
 
     def windows(self) -> Iterator[Window[K]]:
         """Every window kept, open or closed."""
@@ -243,27 +237,52 @@ class WindowEngine(Generic[K, T]):
             self._partition_max_ns if rules.scope == "partition" else (LONG_AGO if state is None else state.max_ns)
         )
         watermark_ns = (ts_ns if ts_ns > clock_ns else clock_ns) - rules.lag_ns
+        windows = rules.assigner.assign(ts_ns)
+        if not windows:
+            self._pass_by(state, ts_ns, watermark_ns)
+            return Lateness("outside_session", watermark_ns, 0)
         if is_late(ts_ns, watermark_ns, rules.lateness_ns):
             return Lateness("watermark", watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
-        windows = rules.assigner.assign(ts_ns)
-        if rules.key_ttl_ns is not None and self._partition_max_ns - windows[0][0] > rules.key_ttl_ns:
-            late_by_ns = self._partition_max_ns - rules.key_ttl_ns - windows[0][0]
-            return Lateness("expired", watermark_ns, late_by_ns)
+        if self._partition_max_ns - windows[0][0] > self._least_expired_ns:
+            expired = self._expired(windows[0][0], watermark_ns)
+            if expired is not None:
+                return expired
         if state is None:
             state = self._new_key(key, ts_ns)
         elif ts_ns > state.max_ns:
             state.max_ns = ts_ns
         for start_ns, end_ns in windows:
             self._join(state, start_ns, end_ns, ts_ns, value, watermark_ns)
-        if rules.scope == "key":
-            if state.due and state.due[0][0] <= watermark_ns:
-                self._close_key(state, watermark_ns)
-        elif self._due and self._due[0][0] <= watermark_ns:
-            self._close_partition(watermark_ns)
+        self._advance(state, ts_ns, watermark_ns)
+        return None
+
+    def _expired(self, start_ns: int, watermark_ns: int) -> Lateness | None:
+        """Whether a window of that start, or another of its name, may have been forgotten with its key."""
+        assert self._rules.key_ttl_ns is not None
+        named_ns = start_ns - start_ns % self._name_unit_ns
+        late_by_ns = self._partition_max_ns - self._rules.key_ttl_ns - named_ns
+        return Lateness("expired", watermark_ns, late_by_ns) if late_by_ns > 0 else None
+
+    def _advance(self, state: KeyState[K] | None, ts_ns: int, watermark_ns: int) -> None:
+        """Let out what the watermark has reached, and move the partition's time."""
+        if self._rules.scope == "partition":
+            if self._due and self._due[0][0] <= watermark_ns:
+                self._close_partition(watermark_ns)
+        elif state is not None and state.due and state.due[0][0] <= watermark_ns:
+            self._close_key(state, watermark_ns)
         if ts_ns > self._partition_max_ns:
             self._partition_max_ns = ts_ns
             self._expire_keys()
-        return None
+
+    def _pass_by(self, state: KeyState[K] | None, ts_ns: int, watermark_ns: int) -> None:
+        """Observe a tick that no window is for: it moves the clocks as any tick does, so that what is over comes out.
+        A key without windows has no clock that it could move."""
+        if state is not None and ts_ns > state.max_ns:
+            holder = max(state.windows.values(), key=lambda window: window.clock_ns)
+            holder.clock_ns = state.max_ns = ts_ns
+            if self._changes is not None:
+                self._changes[state.key, holder.start_ns] = holder
+        self._advance(state, ts_ns, watermark_ns)
 
     def settle(self, silence_ns: int = 0) -> None:
         """Emit provisionally what partition time, ``silence_ns`` of silence included, has made overdue."""
@@ -273,13 +292,16 @@ class WindowEngine(Generic[K, T]):
         margin_ns = rules.lag_ns + rules.idle_after_ns
         by_events_ns = self._partition_max_ns - margin_ns
         while self._idle_due and self._idle_due[0][0] <= by_events_ns + silence_ns:
-            window = heapq.heappop(self._idle_due)[2]
+            due_ns, _, window = heapq.heappop(self._idle_due)
+            if window.end_ns > due_ns and not window.dropped:
+                self._await_idle(window)  # it grew
+                continue
             window.overdue = True
             if window.changed:
                 self._overdue_changed[window.key, window.start_ns] = window
         if self._overdue_changed:
             for window in self._overdue_changed.values():
-                if window.changed and not window.closed and not window.dropped:
+                if window.changed and window.overdue and not window.closed and not window.dropped:
                     self._emit(window, "provisional", "idle" if window.end_ns <= by_events_ns else "timeout")
             self._overdue_changed.clear()
 
@@ -288,8 +310,15 @@ class WindowEngine(Generic[K, T]):
         rules = self._rules
         if rules.idle_after_ns is None or rules.emit == "final":
             return None
-        while self._idle_due and (self._idle_due[0][2].closed or self._idle_due[0][2].dropped):
+        while self._idle_due:
+            due_ns, _, window = self._idle_due[0]
+            if window.closed or window.dropped:
+                window.overdue = True
+            elif window.end_ns == due_ns:
+                break
             heapq.heappop(self._idle_due)
+            if not window.overdue:
+                self._await_idle(window)  # it grew
         if not self._idle_due:
             return None
         return self._idle_due[0][0] + rules.lag_ns + rules.idle_after_ns - self._partition_max_ns
@@ -337,8 +366,8 @@ class WindowEngine(Generic[K, T]):
         for window in windows:
             state = self._keys.get(window.key)
             if state is None:
-                state = self._keys[window.key] = _KeyState(window.key, window.last_ns)
-            state.max_ns = max(state.max_ns, window.last_ns)
+                state = self._keys[window.key] = KeyState(window.key, window.clock_ns)
+            state.max_ns = max(state.max_ns, window.clock_ns)
             state.windows[window.start_ns] = window
             self._schedule(state, window)
             if self._unflushed is not None and window.changed:
@@ -347,40 +376,49 @@ class WindowEngine(Generic[K, T]):
             self._expiry = [(state.max_ns, next(self._tie_break), state) for state in self._keys.values()]
             heapq.heapify(self._expiry)
 
-    def _new_key(self, key: K, ts_ns: int) -> _KeyState[K]:
-        state = self._keys[key] = _KeyState(key, ts_ns)
+    def _new_key(self, key: K, ts_ns: int) -> KeyState[K]:
+        state = self._keys[key] = KeyState(key, ts_ns)
         if self._rules.key_ttl_ns is not None:
             heapq.heappush(self._expiry, (ts_ns, next(self._tie_break), state))
         return state
 
-    def _join(self, state: _KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:
+    def _join(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:
         rules = self._rules
         window = state.windows.get(start_ns)
         if window is None:
             # With emit="final" a window is closed only when it is emitted, at the end of its retention.
             window = self._open(state, start_ns, end_ns, ts_ns, closed=end_ns <= watermark_ns and rules.emit == "eager")
-        elif ts_ns < window.first_ns:
+        self._take_in(state, window, ts_ns, value)
+
+    def _take_in(self, state: KeyState[K], window: Window[K], ts_ns: int, value: T) -> None:
+        if ts_ns < window.first_ns:
             window.first_ns = ts_ns
         elif ts_ns > window.last_ns:
             window.last_ns = ts_ns
+        if ts_ns > window.clock_ns:
+            window.clock_ns = ts_ns
         if self._folding is not None:
             window.state = self._folding.add(window.state, value)
         if self._keep is not None and window.items is not None:
             window.items.append(self._keep(value))
         window.count += 1
+        self._show_change(window, "late")
+
+    def _show_change(self, window: Window[K], trigger: Trigger) -> None:
+        """What a window holds has changed: a closed one comes out again, at once."""
         window.changed = True
         if self._changes is not None:
-            self._changes[state.key, start_ns] = window
+            self._changes[window.key, window.start_ns] = window
         if window.closed:
-            self._emit(window, "closed", "late")
+            self._emit(window, "closed", trigger)
             return
         if window.overdue:
-            self._overdue_changed[state.key, start_ns] = window
+            self._overdue_changed[window.key, window.start_ns] = window
         if self._unflushed is not None:
-            self._unflushed[state.key, start_ns] = window
+            self._unflushed[window.key, window.start_ns] = window
 
-    def _open(self, state: _KeyState[K], start_ns: int, end_ns: int, ts_ns: int, *, closed: bool) -> Window[K]:
-        window = Window(state.key, start_ns, end_ns, first_ns=ts_ns, last_ns=ts_ns, closed=closed)
+    def _open(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, *, closed: bool) -> Window[K]:
+        window = Window(state.key, start_ns, end_ns, first_ns=ts_ns, last_ns=ts_ns, clock_ns=ts_ns, closed=closed)
         if self._folding is not None:
             window.state = self._folding.create()
         if self._keep is not None:
@@ -389,34 +427,45 @@ class WindowEngine(Generic[K, T]):
         self._schedule(state, window)
         return window
 
-    def _schedule(self, state: _KeyState[K], window: Window[K]) -> None:
+    def _schedule(self, state: KeyState[K], window: Window[K]) -> None:
         keep_ns = self._rules.lateness_ns if window.closed or self._rules.emit == "final" else 0
-        due_ns = window.end_ns + keep_ns
+        self._await(state, window, window.end_ns + keep_ns)
+        if window.closed:
+            window.overdue = True
+        else:
+            self._await_idle(window)
+
+    def _await(self, state: KeyState[K], window: Window[K], due_ns: int) -> None:
+        """Have the window looked at by `_act` when the watermark is ``due_ns``, and not before."""
+        window.due_ns = due_ns
         if self._rules.scope == "key":
             heapq.heappush(state.due, (due_ns, window.start_ns))
         else:
             heapq.heappush(self._due, (due_ns, next(self._tie_break), state, window.start_ns))
-        if self._rules.idle_after_ns is not None and self._rules.emit == "eager" and not window.closed:
+
+    def _await_idle(self, window: Window[K]) -> None:
+        if self._rules.idle_after_ns is not None and self._rules.emit == "eager":
             heapq.heappush(self._idle_due, (window.end_ns, next(self._tie_break), window))
 
-    def _close_key(self, state: _KeyState[K], watermark_ns: int) -> None:
+    def _close_key(self, state: KeyState[K], watermark_ns: int) -> None:
         while state.due and state.due[0][0] <= watermark_ns:
-            _, start_ns = heapq.heappop(state.due)
-            again_ns = self._act(state, state.windows[start_ns], watermark_ns)
-            if again_ns is not None:
-                heapq.heappush(state.due, (again_ns, start_ns))
+            due_ns, start_ns = heapq.heappop(state.due)
+            self._act_if_due(state, start_ns, due_ns, watermark_ns)
 
     def _close_partition(self, watermark_ns: int) -> None:
         while self._due and self._due[0][0] <= watermark_ns:
-            _, _, state, start_ns = heapq.heappop(self._due)
-            window = state.windows.get(start_ns)
-            if window is None:
-                continue  # its key expired
-            again_ns = self._act(state, window, watermark_ns)
-            if again_ns is not None:
-                heapq.heappush(self._due, (again_ns, next(self._tie_break), state, start_ns))
+            due_ns, _, state, start_ns = heapq.heappop(self._due)
+            self._act_if_due(state, start_ns, due_ns, watermark_ns)
 
-    def _act(self, state: _KeyState[K], window: Window[K], watermark_ns: int) -> int | None:
+    def _act_if_due(self, state: KeyState[K], start_ns: int, due_ns: int, watermark_ns: int) -> None:
+        window = state.windows.get(start_ns)
+        if window is None or window.due_ns != due_ns:
+            return  # its key expired, or the window was rescheduled since
+        again_ns = self._act(state, window, watermark_ns)
+        if again_ns is not None:
+            self._await(state, window, again_ns)
+
+    def _act(self, state: KeyState[K], window: Window[K], watermark_ns: int) -> int | None:
         """Close a window that is due, or drop a closed one; the watermark at which it is due again, or None."""
         gone_ns = window.end_ns + self._rules.lateness_ns
         if not window.closed:
@@ -429,11 +478,18 @@ class WindowEngine(Generic[K, T]):
                 self._changes[state.key, window.start_ns] = window
         if watermark_ns < gone_ns:
             return gone_ns
-        del state.windows[window.start_ns]
-        self._drop(window)
+        needed_ns = self._needed_until_ns(state, window, watermark_ns)
+        if needed_ns is not None:
+            return needed_ns
+        self._drop(state, window)
         if not state.windows and self._rules.scope == "partition":
             del self._keys[state.key]  # its clock is the partition's: nothing is left to remember
         return None
+
+    def _needed_until_ns(self, state: KeyState[K], window: Window[K], watermark_ns: int) -> int | None:
+        """When to look again at a window that is past its retention and kept for what it knows; None: drop it."""
+        holds_clock = window.clock_ns == state.max_ns and self._rules.scope == "key"
+        return watermark_ns + 1 if holds_clock else None  # until the clock moves
 
     def _expire_keys(self) -> None:
         ttl_ns = self._rules.key_ttl_ns
@@ -449,22 +505,29 @@ class WindowEngine(Generic[K, T]):
             self._emit_rest(state, "expiry")
             del self._keys[state.key]
 
-    def _emit_rest(self, state: _KeyState[K], trigger: Trigger) -> None:
+    def _emit_rest(self, state: KeyState[K], trigger: Trigger) -> None:
         for start_ns in sorted(state.windows):
             window = state.windows[start_ns]
             if not window.closed:
                 self._emit(window, "final", trigger)
-            self._drop(window)
-        state.windows.clear()
+            self._drop(state, window)
 
-    def _drop(self, window: Window[K]) -> None:
+    def _drop(self, state: KeyState[K], window: Window[K]) -> None:
+        del state.windows[window.start_ns]
         window.dropped = True
         if self._changes is not None:
             self._changes[window.key, window.start_ns] = window
 
-    def _emit(self, window: Window[K], status: Status, trigger: Trigger) -> None:
+    def _result(self, window: Window[K]) -> Mapping[str, object]:
+        """What a frame shows of a window; of one without ticks, nulls."""
         result = self._folding.result(window.state) if self._folding is not None else {}
-        items = tuple(window.items) if window.items is not None else None
+        return result if window.count else dict.fromkeys(result)
+
+    def _items(self, window: Window[K]) -> tuple[Any, ...] | None:
+        """The items that a frame shows."""
+        return tuple(window.items) if window.items is not None else None
+
+    def _emit(self, window: Window[K], status: Status, trigger: Trigger, *, filled: bool = False) -> None:
         emission = Emission(
             window.key,
             window.start_ns,
@@ -475,8 +538,9 @@ class WindowEngine(Generic[K, T]):
             window.count,
             window.first_ns,
             window.last_ns,
-            result,
-            items,
+            self._result(window),
+            self._items(window),
+            filled,
         )
         self._emissions.append(emission)
         window.changed = False

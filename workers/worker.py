@@ -96,6 +96,17 @@ def lane_spec(settings: Settings) -> LaneSpec:
         scope=window.watermark_scope,
         aggregation=window.aggregation,
         pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
+        kind=window.kind,
+        hop_ns=window.hop,
+        offset_ns=window.offset,
+        time_zone=window.time_zone,
+        gap_ns=window.gap,
+        fill_gaps_ns=window.fill_gaps,
+        calendar=window.calendar,
+        session=window.session,
+        close_grace_ns=window.close_grace,
+        format=tick.format,
+        corrections=settings.corrections.rules(),
     )
 
 
@@ -450,6 +461,8 @@ class OwnedPartition:
         metrics.misrouted_keys.labels(*labels).inc(len(effects.misrouted_keys))
         for reason, number in effects.late_by_reason.items():
             metrics.ticks_late.labels(*labels, reason).inc(number)
+        for kind, number in effects.corrected.items():
+            metrics.ticks_corrected.labels(*labels, kind).inc(number)
         for reason, number in effects.rejected.items():
             metrics.ticks_rejected.labels(*labels, reason).inc(number)
         for (status, trigger), number in effects.emitted.items():
@@ -487,6 +500,7 @@ class Worker:
         self.metrics = metrics if metrics is not None else Metrics()
         self.topic = settings.topics.ticks
         self.lane_spec = lane_spec(settings)
+        self.lane_spec.rules()  # what can't be is said now, and a calendar is made once
         self.consumer_options = consumer_options(settings)
         self.producer_options = producer_options(settings)
         self.commit_interval_s = settings.commit_interval / 1e9
@@ -516,13 +530,13 @@ class Worker:
         Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
         """
         self._failure = asyncio.get_running_loop().create_future()
+        await self._prepare_topics()  # first, as it says within seconds what is wrong with the cluster or the settings
         self.compiled = await self._load_compiled()
         # The client hands out all it has of one partition before the next one's: with no more than a lane takes at once
         # a partition with much to read would never fill its lane and be paused, and the others would wait for it.
         room = self.settings.lane.capacity - self.high_records
         self._fetch_at_once = BATCHES_AT_ONCE if self.compiled else max(self.settings.lane.batch_size, room)
         use_fast_lz4()
-        await self._prepare_topics()
         self.source = Source(
             self.topic,
             self.settings.application_id,
@@ -550,7 +564,7 @@ class Worker:
         loading = asyncio.ensure_future(asyncio.to_thread(takes_batches, self.lane_spec))
         done, _ = await asyncio.wait([loading], timeout=3.0)
         if not done:
-            log.info("compiling the lanes, once for this version; it takes up to a minute")
+            log.info("loading the compiled lanes; the first time of a version compiles them, for up to a minute")
         return await loading
 
     async def _loop(self, stop: asyncio.Event) -> None:

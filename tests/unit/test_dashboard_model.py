@@ -136,6 +136,22 @@ def test_ticks_of_provisional_frames_and_revisions_count_once() -> None:
     assert (ranked.ticks, ranked.revisions) == (5, 1)
 
 
+def test_ticks_that_moved_to_another_window_count_once_and_the_price_is_that_of_where_they_are() -> None:
+    known = model()
+    first, second = frame(number=0, count=4), frame(number=2, count=3, close=30.0)
+    none = dict.fromkeys(("open", "high", "low", "close", "volume", "vwap", "first_ts", "last_ts"))
+    for value in (first, second):
+        known.take_frame(value, 0, 0)
+    known.take_frame(frame(number=2, rev=1, count=0, trigger="merged", **none), 0, 0)
+    ((ranked,), _) = known.ranking("", "ticks", 5, 0)
+    assert ranked.ticks == 4
+    known.take_frame(frame(number=0, rev=1, count=8, trigger="late", close=31.0), 0, 0)
+    ((ranked,), _) = known.ranking("", "ticks", 5, 0)
+    assert (ranked.ticks, ranked.close, known.unreadable) == (8, 31.0, 0)
+    whole, gone = known.bars("AAPL")
+    assert (whole.count, gone.count, gone.trigger, math.isnan(gone.close)) == (8, 0, "merged", True)
+
+
 def test_frames_without_prices_and_volumes_beyond_json_are_bars_with_holes() -> None:
     known = model()
     known.take_frame(frame(volume=None), 0, 0)

@@ -307,7 +307,7 @@ MALFORMED = [
     ("[topics]\ncreate = 1", "topics.create", "true | false"),
     ('[tick]\nsymbol = ""', "tick.symbol", "the name of a JSON field"),
     ('[tick]\ntimestamp_unit = "min"', "tick.timestamp_unit", "s | ms | us | ns"),
-    ('[window]\nkind = "hopping"', "window.kind", "tumbling"),
+    ('[window]\nkind = "sliding"', "window.kind", "tumbling"),
     ('[window]\nsize = "0s"', "window.size", "duration 1ms to 366d"),
     ("[window]\nsize = {a = 1}", "window.size", "duration 1ms to 366d"),
     ('[window]\naggregation = "package.module"', "window.aggregation", "package.module:name"),
@@ -878,6 +878,78 @@ def test_two_names_of_one_file_are_refused() -> None:
     assert "kafka.ssl.ca.location is given twice, also as kafka.ssl.cafile in x.toml" in line
 
 
+# -- kinds of windows -------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "tumbling": 'offset = "30s"\nsize = "1m"\ntime_zone = "America/New_York"',
+    "hopping": 'size = "1m"\nhop = "10s"\noffset = "5s"',
+    "session": 'gap = "30s"',
+    "calendar": 'calendar = "XNYS"\nsession = "full"\nclose_grace = "15m"\nkey_ttl = "30d"',
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_window_takes_its_own_settings(kind: str) -> None:
+    window = load(f'[window]\nkind = "{kind}"\n{KINDS[kind]}').window
+    assert window.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_another_kind_are_refused_instead_of_ignored(kind: str) -> None:
+    others = {"hop": "10s", "gap": "30s", "calendar": "XNYS", "session": "full", "close_grace": "1m"}
+    others |= {"time_zone": "Asia/Tokyo", "fill_gaps": "1m", "offset": "1s"}
+    own = {"tumbling": {"time_zone", "fill_gaps", "offset"}, "hopping": {"hop", "offset"}}
+    own |= {"session": {"gap"}, "calendar": {"calendar", "session", "close_grace"}}
+    for name in set(others) - own[kind]:
+        (line,) = problems(f'[window]\nkind = "{kind}"\n{KINDS[kind]}\n{name} = "{others[name]}"')
+        assert f"window.{name} = {others[name]} (x.toml), window.kind = {kind}" in line
+        assert line.endswith(f"means nothing with kind {kind}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('kind = "hopping"', "hop is 0s; expected more than 0 and at most the size, 5s"),
+        ('kind = "hopping"\nhop = "6s"', "hop is 6s; expected more than 0 and at most the size, 5s"),
+        ('kind = "hopping"\nhop = "1ms"\nsize = "2s"', "more than 1,000 hops"),
+        ('kind = "hopping"\nsize = "1s"\nhop = "1500us"', "whole number of milliseconds"),
+        ('kind = "session"', "gap is 0s; expected more than 0"),
+        ('kind = "calendar"', "kind calendar needs the name of one, like XNYS"),
+        ('kind = "session"\ngap = "30s"\nkey_ttl = "31s"', "at least gap + lag + allowed_lateness = 32s"),
+        ('offset = "5s"', "offset is 5s; expected 0 or more, and less than the size, 5s"),
+        ('offset = "1us"', "whole number of milliseconds"),
+        ('size = "7h"\ntime_zone = "UTC"', "must divide a day, or be whole days"),
+        ('size = "1d"\ntime_zone = "UTC"', "at least longest window + lag + allowed_lateness = 172802s"),
+        ('fill_gaps = "4s"', "at least size, or nothing is filled"),
+        ('fill_gaps = "2d"', "at most 10,000 times size"),
+        ('fill_gaps = "1m"\npayload = "both"', "only bars can be filled"),
+    ],
+)
+def test_windows_that_can_not_be_are_refused_and_the_settings_named(text: str, said: str) -> None:
+    (line,) = problems(f"[window]\n{text}")
+    assert line.startswith("window.")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('time_zone = "America/New_Yrok"', "did you mean America/New_York?; expected an IANA name"),
+        ('calendar = "../x y"', "not a name that a calendar can have; expected a name of exchange_calendars"),
+        ('kind = "sessions"', "expected tumbling | hopping | session | calendar; did you mean session?"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_what_was_expected(text: str, said: str) -> None:
+    (line,) = problems(f"[window]\n{text}")
+    assert said in line
+
+
+def test_the_kind_of_window_can_be_set_where_a_file_lists_every_default() -> None:
+    flags = {"window.kind": "session", "window.gap": "30s"}
+    settings = load_settings(CONFIG / "workers.toml", environ={}, overrides=flags)
+    assert (settings.window.kind, settings.window.gap) == ("session", 30 * NS_PER_SECOND)
+
+
 # -- what is shipped and documented -----------------------------------------------------------------------------------
 
 
@@ -916,6 +988,11 @@ def test_what_is_commented_out_in_the_shipped_configuration_can_be_set() -> None
 def test_the_exchanges_configurations_name_their_fields(name: str, fields: tuple[str, ...]) -> None:
     tick = load_settings(CONFIG / f"{name}.toml", environ={}).tick
     assert (tick.symbol, tick.ts, tick.price, tick.size, tick.timestamp_unit) == fields
+
+
+def test_the_configuration_for_an_exchange_s_sessions_makes_them() -> None:
+    settings = load_settings(CONFIG / "xnys.toml", environ={})
+    assert lane_spec(settings).rules().assigner.assign(1_704_465_000 * NS_PER_SECOND)  # 2024-01-05 14:30 UTC, the open
 
 
 def test_every_setting_is_documented_with_what_is_allowed_and_its_default() -> None:

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from tests.fixtures_postgres import PostgresServer
 from workers.errors import ConfigError, StateFormatError
 from workers.settings import Settings, StoreSettings
+from workers.store import postgres as postgres_module
+from workers.store import sqlite as sqlite_module
 from workers.store.base import (
     Batch,
     FrameRow,
@@ -119,12 +121,16 @@ def windows(draw: st.DrawFn) -> list[FrameRow]:
                 ticks += 1
                 if rev or draw(st.booleans()):
                     frames.append(emitted(key, start_ms, rev, draw(st.sampled_from(["closed", "final"])), ticks))
+                elif draw(st.booleans()):  # shown provisionally, if at all, and then merged into another
+                    frames.append(emitted(key, start_ms, rev, "provisional", 0)._replace(trigger="merged"))
     return frames
 
 
 def last_word(frames: Sequence[FrameRow]) -> dict[tuple[str, int], FrameRow]:
-    """The oracle: of each window, the last in the order (rev, not provisional, ticks)."""
-    order = sorted(frames, key=lambda frame: (frame.rev, frame.status != "provisional", frame.ticks))
+    """The oracle: of each window, the last in the order (rev, not provisional, merged, ticks)."""
+    order = sorted(
+        frames, key=lambda frame: (frame.rev, frame.status != "provisional", frame.trigger == "merged", frame.ticks)
+    )
     return {(frame.key, frame.start_ms): frame for frame in order}
 
 
@@ -304,8 +310,42 @@ async def test_tables_are_made_once_and_those_of_a_newer_program_are_refused(
             assert isinstance(again, PostgresStore)
             await (await again._connected()).execute("INSERT INTO schema_version (version) VALUES (99)")
         for read_only in (False, True):
-            with pytest.raises(StateFormatError, match="version 99; this program knows up to 1"):
+            with pytest.raises(StateFormatError, match="version 99; this program knows up to 2"):
                 await again.open(read_only=read_only)
+
+
+async def test_windows_without_ticks_have_no_times_and_bars_are_all_but_those_taken_back(
+    store: Store, tmp_path: Path
+) -> None:
+    empty = row(ticks=0, first_ts=None, last_ts=None, volume=0.0, vwap=None)
+    bar, filled = row(), empty._replace(start_ms=10_000, end_ms=15_000, filled=True)
+    taken_back = empty._replace(start_ms=15_000, end_ms=20_000, trigger="merged", rev=1)
+    taken_back = taken_back._replace(open=None, high=None, low=None, close=None, volume=None)
+    await store.apply(Batch(TOPIC, {0: OffsetMove(None, 5)}, [bar, filled, taken_back]))
+    assert await store.frames() == [bar, filled, taken_back]
+    query = "SELECT start_ms FROM bars ORDER BY start_ms"
+    if isinstance(store, PostgresStore):
+        found = await (await (await store._connected()).execute(query)).fetchall()
+    else:
+        with contextlib.closing(sqlite3.connect(tmp_path / "frames.db")) as connection:
+            found = connection.execute(query).fetchall()
+    assert found == [(5_000,), (10_000,)]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_tables_of_the_first_version_are_brought_to_this_one_with_what_they_hold(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sqlite_module if kind == "sqlite" else postgres_module
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        async with opened(request, kind, tmp_path) as old:
+            await old.apply(Batch(TOPIC, {0: OffsetMove(None, 5)}, [row(items="[1]", extra='{"x":1}')]))
+    async with opened(request, kind, tmp_path) as new:
+        empty = row(start_ms=0, end_ms=5_000, ticks=0, first_ts=None, last_ts=None)
+        await new.apply(Batch(TOPIC, {0: OffsetMove(5, 6)}, [empty]))
+        assert await new.frames() == [empty, row(items="[1]", extra='{"x":1}')]
+        assert await new.read_offsets(TOPIC) == {0: 6}
 
 
 async def test_the_start_of_a_window_is_also_there_as_a_time(store: Store, tmp_path: Path) -> None:
@@ -434,6 +474,7 @@ def test_items_are_kept_as_they_were_written() -> None:
         ({"rev": -1}, "Expected `int` >= 0"),
         ({"status": "open"}, "Invalid enum value"),
         ({"end": 5_000}, "the window ends at 5000"),
+        ({"last_ts": None}, "it counts 4 ticks, but first_ts or last_ts is null"),
         ({"key": "A\x00B"}, "NUL"),
     ],
 )

@@ -46,6 +46,15 @@ def test_a_final_frame_is_one_plain_line() -> None:
     assert frame_line(frame(), now_ns=NOW_NS) == expected
 
 
+def test_frames_without_ticks_say_so_and_what_they_are_there_for() -> None:
+    none: dict[str, object] = {"count": 0, "first_ts": None, "last_ts": None}
+    filled = frame(**none, volume=0.0, vwap=None, filled=True)
+    assert frame_line(filled, now_ns=NOW_NS).endswith(" count=0 o=1.5 h=2 l=1.25 c=2 v=0 filled")
+    none |= dict.fromkeys(("open", "high", "low", "close", "volume", "vwap"))
+    taken_back = frame(**none, status="closed", trigger="merged", rev=1)
+    assert frame_line(taken_back, now_ns=NOW_NS).endswith("22:13:25 count=0 empty (merged) closed rev=1")
+
+
 @pytest.mark.parametrize(
     ("changed", "end"),
     [

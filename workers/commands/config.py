@@ -75,16 +75,18 @@ def check(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Check the configuration, certificates included: exit code 0, or 2 with everything that is wrong.
+    """Check the configuration, certificates and calendar included: exit code 0, or 2 with everything that is wrong.
 
     [bold]Example[/bold]
 
       workers config check --config production.toml
     """
     from workers.settings import client_options
+    from workers.worker import lane_spec
 
     settings = load(config, sets, bootstrap_servers, application_id)
     client_options(settings)  # reads the certificates
+    lane_spec(settings).rules()  # makes the calendar
     say(f"workers: the configuration is possible (application_id {settings.application_id})")
 
 
@@ -122,7 +124,7 @@ def markdown_tables(rows: Iterable[ReferenceRow]) -> str:
         of = row.key.partition(".")[0] if "." in row.key else ""
         if of != section:
             section = of
-            lines += ["", f"**`[{section}]`**", ""] if section else []
+            lines += ["", f"**`[{section}]`**", ""] if section else [""]
             lines += ["| setting | default | allowed | what it does |", "|---|---|---|---|"]
         default = f"`{row.default}`" if row.default else ""
         cells = (f"`{row.key}`", default, row.allowed, row.description)

@@ -119,7 +119,7 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield from _window(window, found)
     if found.stray_count:
         yield ""
-        yield f"rejected while these windows were open, without a time of their own: {found.stray_count:,}"
+        yield f"in no window; rejected ones without a time came while these windows were open: {found.stray_count:,}"
         yield from (f"  {_tick(tick, found)}" for tick in found.strays)
     for tick in found.held:
         yield f"  {_tick(tick, found)}"

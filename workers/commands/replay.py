@@ -62,8 +62,8 @@ def replay(
 
     Times are event times: RFC 3339, HH:MM:SS (today, UTC), or epoch
     milliseconds. Provisional frames are left out: they depend on the clock on
-    the wall. Without a pipeline, --warm-up may be as late as --from and nothing
-    is missed; operators that remember more need an earlier one.
+    the wall. --warm-up may be as late as --from and nothing is missed; operators
+    that remember more, session windows and filled gaps need an earlier one.
 
     Exit code 0: identical; 1: not, and the differences are explained.
 
@@ -114,6 +114,7 @@ def _say_assumptions(settings: Settings, warm_up: str | None) -> None:
         f"workers: reading {settings.topics.ticks} from what was sent {skew} before {printable(warm_up)} on: earlier "
         "records hold no tick of that time or later"
         + ("; what operators remembered from before is missing" if settings.pipeline else "")
+        + ("; of sessions that began before, a part is missing" if settings.window.kind == "session" else "")
     )
 
 

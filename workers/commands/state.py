@@ -148,12 +148,13 @@ def _window(partition: int, window: Window[str], *, as_json: bool) -> str:
             "rev": window.rev,
             "closed": window.closed,
             "count": window.count,
-            "first_ns": window.first_ns,
-            "last_ns": window.last_ns,
+            "first_ns": window.first_ns if window.count else None,
+            "last_ns": window.last_ns if window.count else None,
         }
         return json.dumps(found) + "\n"
+    last_tick = f"last tick {format_instant(window.last_ns)}" if window.count else "no ticks"
     return (
         f"[p={partition}] {printable(window.key)} {format_instant(window.start_ns)}..{format_instant(window.end_ns)} "
         f"count={window.count} rev={window.rev} {'closed' if window.closed else 'open'}, "
-        f"last tick {format_instant(window.last_ns)}\n"
+        f"{last_tick}\n"
     )

@@ -193,6 +193,7 @@ def _table(frames: Sequence[FrameRow]) -> list[str]:
     cells = [_TITLES]
     for row in frames:
         status = row.status + (f" rev={row.rev}" if row.rev else "") + (" filled" if row.filled else "")
+        status += f" empty ({printable(row.trigger)})" if not row.ticks and not row.filled else ""
         start, end = format_instant(row.start_ms * NS_PER_MS), format_instant(row.end_ms * NS_PER_MS)
         numbers = (row.open, row.high, row.low, row.close, row.volume, row.vwap)
         shown = ("" if number is None else f"{number:.10g}" for number in numbers)

@@ -48,7 +48,10 @@ __all__ = [
 ]
 
 STATUSES: Final = ("provisional", "closed", "final")
-_TRIGGERS: Final = ("watermark", "late", "idle", "timeout", "partial", "expiry", "end", "other")
+_TRIGGERS: Final = (
+    *("watermark", "late", "merged", "correction"),
+    *("idle", "timeout", "partial", "expiry", "end", "other"),
+)
 _TRIGGER_CODES: Final = {name: code for code, name in enumerate(_TRIGGERS)}
 _PACKED: Final = Struct("<qqqBBqqq6d")  # start, end, rev, status, trigger, count, first, last (ms), o h l c volume vwap
 _PRICES: Final = Struct("<q4d")  # rev, o h l c of the frame that was revised
@@ -85,7 +88,8 @@ class Limits:
 class Bar:
     """One window as last told; times in ms, ``revised`` the prices (rev, o, h, l, c) that it took the place of.
 
-    Prices are NaN where the application's aggregation gives none. ``seq`` grows with every change of the model.
+    Prices are NaN where the application's aggregation gives none, or there are no ticks; without ticks ``first_ms`` and
+    ``last_ms`` mean nothing. ``seq`` grows with every change of the model.
     """
 
     seq: int
@@ -239,8 +243,8 @@ class _Frame(msgspec.Struct):
     status: Literal["provisional", "closed", "final"]
     trigger: str = "other"
     count: int = 0
-    first_ts: int = 0
-    last_ts: int = 0
+    first_ts: int | None = None
+    last_ts: int | None = None
     open: float | None = None
     high: float | None = None
     low: float | None = None
@@ -251,7 +255,7 @@ class _Frame(msgspec.Struct):
 
 class _Late(msgspec.Struct):
     key: str
-    ts: int
+    ts: int | None
     reason: str
     topic: str
     partition: int
@@ -260,6 +264,7 @@ class _Late(msgspec.Struct):
     start: int | None = None
     end: int | None = None
     stage: str | None = None
+    detail: object = None
     tick: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -340,7 +345,8 @@ class DashboardModel:
         symbol.revisions += before is not None and revised is not None and revised is not before[2]
         self._count(symbol, frame.count - counted, now_ns, live)
         if frame.start >= symbol.newest_ms:
-            symbol.newest_ms = frame.start
+            is_gone = frame.count == 0 and frame.close is None  # the next frame tells what it became
+            symbol.newest_ms = -(2**63) if is_gone else frame.start
             symbol.close = _NAN if frame.close is None else frame.close
         if before is None:
             self._make_room(symbol, frame.start)
@@ -354,8 +360,8 @@ class DashboardModel:
             STATUSES.index(frame.status),
             _TRIGGER_CODES.get(frame.trigger, len(_TRIGGERS) - 1),
             frame.count,
-            frame.first_ts * self._unit_ns // NS_PER_MS,
-            frame.last_ts * self._unit_ns // NS_PER_MS,
+            (frame.first_ts or 0) * self._unit_ns // NS_PER_MS,
+            (frame.last_ts or 0) * self._unit_ns // NS_PER_MS,
             *(_NAN if price is None else price for price in prices),
         )
 
@@ -365,15 +371,13 @@ class DashboardModel:
         if before is None:
             return 0, None
         _, _, rev, status, _, count, _, _, *prices = _PACKED.unpack(before[1])
-        if status != STATUSES.index("provisional") and frame.rev > rev:
+        if status != STATUSES.index("provisional") and frame.rev > rev and not math.isnan(prices[0]):
             return count, _PRICES.pack(rev, *prices[:4])
         return count, before[2]
 
     def _count(self, symbol: _Symbol, ticks: int, now_ns: int, live: bool) -> None:
-        if ticks <= 0:
-            return
-        symbol.ticks += ticks
-        if live:
+        symbol.ticks += ticks  # fewer where a window was merged into another, or its trades were cancelled
+        if live and ticks > 0:
             now_s = now_ns / NS_PER_SECOND
             if self._live_since_s is None:
                 self._live_since_s = now_s
@@ -404,7 +408,7 @@ class DashboardModel:
     # -- the ledger ---------------------------------------------------------------------------------------------------
 
     def take_late(self, value: bytes | None, wall_ns: int) -> None:
-        """A record of the late topic: a late tick, or one that an operator dropped."""
+        """A record of the late topic: a late tick, one that an operator dropped, or a correction without its trade."""
         try:
             late = _LATE.decode(value or b"")
         except _UNREADABLE:
@@ -414,7 +418,11 @@ class DashboardModel:
         symbol.late += 1
         symbol.seq = self.symbols_seq = self._next()
         text = f"dropped by {late.stage}" if late.stage is not None else ""
-        if late.late_by_ns is not None and late.start is not None:
+        if isinstance(late.detail, str):
+            text = late.detail
+        elif late.stage is None and late.start is None:
+            text = "no window is for its time"
+        elif late.late_by_ns is not None and late.start is not None:
             text = f"{late.late_by_ns / NS_PER_SECOND:.3f} s below the threshold, missed the window from {late.start}"
         place = f"{late.topic}[{late.partition}] @ {late.offset}"
         self._note("late", wall_ns, symbol.name, late.reason, text, place, bytes(late.tick))

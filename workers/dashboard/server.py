@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from workers.dashboard.model import DashboardModel
-    from workers.settings import Settings
+    from workers.settings import Settings, WindowSettings
 
 __all__ = ["Dashboard", "listen", "serve"]
 
@@ -196,11 +196,11 @@ class Dashboard:
                 "late": settings.topics.late,
                 "dead": settings.topics.dead_letters,
             },
-            "window_ms": window.size // NS_PER_MS,
-            "window": f"{window.kind} {format_duration(window.size)}",
+            "window_ms": window.size // NS_PER_MS if window.kind in ("tumbling", "hopping") else 0,  # 0: of any length
+            "window": _windows_text(window),
             "lag": format_duration(window.lag),
             "allowed_lateness": format_duration(window.allowed_lateness),
-            "mergeable": window.kind == "tumbling",
+            "mergeable": window.kind == "tumbling" and window.offset == 0 and window.time_zone is None,
             "soft_lag": pressure.soft_lag if pressure.enabled else None,
             "hard_lag": pressure.hard_lag if pressure.enabled else None,
             "explain": importlib.util.find_spec("workers.explain") is not None,
@@ -225,6 +225,18 @@ class Dashboard:
         return {"told": orjson.Fragment(told)}
 
 
+def _windows_text(window: WindowSettings) -> str:
+    """Which windows these are, in a few words."""
+    size = format_duration(window.size)
+    if window.kind == "hopping":
+        return f"hopping {size} every {format_duration(window.hop)}"
+    if window.kind == "session":
+        return f"session (gap {format_duration(window.gap)})"
+    if window.kind == "calendar":
+        return f"{window.calendar} ({window.session} session)"
+    return f"tumbling {size}" if window.time_zone is None else f"tumbling {size} ({window.time_zone})"
+
+
 async def _explained(settings: Settings, symbol: str, start_ms: int) -> bytes:
     """The answer as JSON. Raises ``TimeoutError``, and what ``explain`` raises."""
     from workers.explain import explain
@@ -234,6 +246,7 @@ async def _explained(settings: Settings, symbol: str, start_ms: int) -> bytes:
             settings,
             symbol,
             start_ms * NS_PER_MS,
+            around_ns=NS_PER_MS if settings.window.kind == "session" else 0,  # it starts within that millisecond
             read_on_ns=EXPLAIN_READ_ON_NS,
             everywhere=False,
             tick_limit=EXPLAINED_TICKS,

@@ -98,8 +98,8 @@ class FrameRow(NamedTuple):
     volume: float | None
     vwap: float | None
     ticks: int  # the column is ``count``, a name that tuples use themselves
-    first_ts: int
-    last_ts: int
+    first_ts: int | None
+    last_ts: int | None
     filled: bool
     items: str | None
     extra: str | None
@@ -182,10 +182,13 @@ def precedence(frame: FrameRow) -> tuple[int, int]:
     """What decides which of two frames of one window is kept: the greater; where they are equal, what is there stays.
 
     A higher ``rev`` wins. Within a ``rev`` there is one frame that is not provisional, and it wins. Of two provisional
-    ones that with more ticks is the later. All of it is in the frames themselves, so neither the order in which they
+    ones that with more ticks is the later, but for one that says that the window was merged into another: it is the
+    last. All of it is in the frames themselves, so neither the order in which they
     come nor how often changes what is kept in the end.
     """
-    return frame.rev, frame.ticks if frame.status == "provisional" else SETTLED
+    if frame.status != "provisional":
+        return frame.rev, SETTLED
+    return frame.rev, frame.ticks if frame.trigger != "merged" else SETTLED - 1
 
 
 def newest(frames: Iterable[FrameRow]) -> list[FrameRow]:

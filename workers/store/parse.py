@@ -38,8 +38,8 @@ class _Window(msgspec.Struct):
     status: Literal["provisional", "closed", "final"]
     trigger: str
     count: _Count
-    first_ts: _Int64
-    last_ts: _Int64
+    first_ts: _Int64 | None
+    last_ts: _Int64 | None
     filled: bool = False
     items: msgspec.Raw = msgspec.Raw()
 
@@ -102,6 +102,8 @@ def _row(value: bytes | None, topic: str, partition: int, offset: int) -> FrameR
         raise _NoFrameError(MALFORMED_JSON, str(error)) from None
     if frame.end <= frame.start:
         raise _NoFrameError(NOT_A_FRAME, f"the window ends at {frame.end}, but starts at {frame.start}")
+    if frame.count and (frame.first_ts is None or frame.last_ts is None):
+        raise _NoFrameError(NOT_A_FRAME, f"it counts {frame.count} ticks, but first_ts or last_ts is null")
     if "\x00" in frame.key or "\x00" in frame.trigger:
         raise _NoFrameError(NOT_A_FRAME, "key or trigger contains a NUL character, which databases can't hold in text")
     return FrameRow(

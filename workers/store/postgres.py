@@ -80,6 +80,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (topic, partition)
     );
     """,
+    # 2: windows without ticks have no first and last one
+    """
+    ALTER TABLE frames ALTER COLUMN first_ts DROP NOT NULL, ALTER COLUMN last_ts DROP NOT NULL;
+    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
+    """,
 )
 
 _TYPES: Final = {
@@ -102,7 +107,10 @@ _VALUES: Final = ", ".join(
 
 def _precedence(table: str) -> str:
     """`workers.store.base.precedence`, in SQL."""
-    return f"({table}.rev, CASE {table}.status WHEN 'provisional' THEN {table}.count ELSE {SETTLED} END)"
+    return (
+        f"({table}.rev, CASE WHEN {table}.status <> 'provisional' THEN {SETTLED} "
+        f"WHEN {table}.\"trigger\" = 'merged' THEN {SETTLED - 1} ELSE {table}.count END)"
+    )
 
 
 UPSERT: Final = f"""

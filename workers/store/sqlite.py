@@ -84,6 +84,45 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (topic, partition)
     );
     """,
+    # 2: windows without ticks have no first and last one; SQLite can't let a column that is there be null
+    """
+    CREATE TABLE frames_2 (
+        key TEXT NOT NULL,
+        start_ms INTEGER NOT NULL,
+        end_ms INTEGER NOT NULL,
+        start_at TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%fZ', start_ms / 1000.0, 'unixepoch')) VIRTUAL,
+        rev INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        "trigger" TEXT NOT NULL,
+        open REAL,
+        high REAL,
+        low REAL,
+        close REAL,
+        volume REAL,
+        vwap REAL,
+        count INTEGER NOT NULL,
+        first_ts INTEGER,
+        last_ts INTEGER,
+        filled INTEGER NOT NULL,
+        items TEXT,
+        extra TEXT,
+        origin_topic TEXT NOT NULL,
+        origin_partition INTEGER NOT NULL,
+        origin_offset INTEGER NOT NULL,
+        PRIMARY KEY (key, start_ms)
+    );
+    INSERT INTO frames_2 (
+        key, start_ms, end_ms, rev, status, "trigger", open, high, low, close, volume, vwap, count, first_ts, last_ts,
+        filled, items, extra, origin_topic, origin_partition, origin_offset
+    ) SELECT
+        key, start_ms, end_ms, rev, status, "trigger", open, high, low, close, volume, vwap, count, first_ts, last_ts,
+        filled, items, extra, origin_topic, origin_partition, origin_offset
+    FROM frames;
+    DROP TABLE frames;
+    ALTER TABLE frames_2 RENAME TO frames;
+    CREATE INDEX frames_by_start ON frames (start_ms);
+    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
+    """,
 )
 
 _NAMES: Final = ", ".join(f'"{name}"' for name in FRAME_COLUMNS)
@@ -91,7 +130,10 @@ _NAMES: Final = ", ".join(f'"{name}"' for name in FRAME_COLUMNS)
 
 def _precedence(table: str) -> str:
     """`workers.store.base.precedence`, in SQL."""
-    return f"({table}.rev, CASE {table}.status WHEN 'provisional' THEN {table}.count ELSE {SETTLED} END)"
+    return (
+        f"({table}.rev, CASE WHEN {table}.status <> 'provisional' THEN {SETTLED} "
+        f"WHEN {table}.\"trigger\" = 'merged' THEN {SETTLED - 1} ELSE {table}.count END)"
+    )
 
 
 UPSERT: Final = f"""

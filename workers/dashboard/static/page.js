@@ -237,6 +237,7 @@ function sizes() {
   const offered = [base];
   if (state.hello.mergeable) for (const size of LARGER) if (offered.length < 4 && size % base === 0 && size >= 3 * offered.at(-1)) offered.push(size);
   if (!offered.includes(state.size)) state.size = base;
+  if (base === 0) return byId("sizes").replaceChildren(); // windows of any length: there is nothing to choose
   byId("sizes").replaceChildren(
     ...offered.map((size) => {
       const button = el("button", { type: "button", text: length(size), "aria-pressed": String(size === state.size), "data-size": String(size) });

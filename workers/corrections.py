@@ -1,0 +1,420 @@
+"""Cancelled and corrected trades: messages that change a trade which is in a window already. The rules, in full.
+
+    trade 7   price 10  size 5 ─▶ joins its window
+    cancel    id 7             ─▶ the window as if trade 7 had never come
+    correct   id 7      size 4 ─▶ the window as if trade 7 had been of price 10 and size 4
+
+A message is a *cancel* or a *correct* by what one of its fields says; anything else is a trade. Both name a trade of
+their own symbol by its id. A correct replaces price and size and nothing else: the trade stays at its time, and in its
+place among the others.
+
+*Finding the trade.* It is looked for in the windows of the symbol that are still kept (`workers.windows` says how
+long). Of several with the id, the one that came last is meant. It must not be cancelled already; corrected it may be,
+any number of times. What is not found goes to the late topic with reason ``uncorrectable``. A message is not judged by
+its own time, which it need not have, and moves no clock: the clock stays where a cancelled trade has set it.
+
+*What comes out.* An open window changes silently. A closed one comes out again, whole, with its next rev, ``closed``,
+trigger ``correction``. Where no trade is left, count is 0 and the results are null. A trade in several windows is
+changed in all of them that are kept. Windows stay as the trades have made them: sessions don't fall apart.
+
+*What it computes.* The window's trades are folded anew, in log order, as they are now: the result is, to the last bit,
+that of a log that had held the corrected trades in the first place. Items show a corrected trade as it was received,
+with price and size as the message has them, and a cancelled one not at all.
+
+*What it costs.* Windows keep their trades, as entries of some 45 bytes in the changelog and twice that in memory: a
+change is one more entry behind them. Messages don't pass the pipeline; a tick that an operator holds back or took out
+is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from workers.aggregates import Aggregation, Ohlcv
+from workers.assigners import Sessions
+from workers.errors import ConfigError
+from workers.sessions import SessionEngine
+from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
+from workers.times import NS_PER_MS
+from workers.windows import KeyState, Window, WindowEngine, WindowRules
+
+__all__ = [
+    "Changed",
+    "CorrectingEngine",
+    "Correction",
+    "CorrectionRules",
+    "NotFound",
+    "TradeLog",
+    "correction_decoder",
+    "make_correcting_engine",
+]
+
+Kind = Literal["cancel", "correct"]
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionRules:
+    """How corrections are told from trades: ``field`` names the JSON field that says what a message is, ``cancel`` and
+    ``correct`` are what it then says. ``id`` is the field of a trade's id, ``refers_to`` that field of a message
+    (None: the same). Integers count as their decimal text."""
+
+    field: str
+    cancel: tuple[str, ...]
+    correct: tuple[str, ...]
+    id: str
+    refers_to: str | None = None
+
+    def describe(self) -> dict[str, object]:
+        """As stored state knows it, as JSON would give it back."""
+        return {
+            "field": self.field,
+            "cancel": list(self.cancel),
+            "correct": list(self.correct),
+            "id": self.id,
+            "refers_to": self.refers_to or self.id,
+        }
+
+
+@dataclass(slots=True)
+class Correction:
+    """A message about a trade. ``price`` and ``size`` are those of a correct, ``written`` how it writes them."""
+
+    symbol: str
+    kind: Kind
+    trade_id: str
+    price: float
+    size: float
+    written: tuple[object, object]
+    ts: object  # the message's own time, as it says it
+    offset: int
+    value: bytes
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def correction_decoder(form: TickFormat, rules: CorrectionRules) -> Callable[[Record], Tick | Correction | Rejection]:
+    """A function that turns a record into a trade, a correction, or the reason why it is neither."""
+    decode_tick = tick_decoder(form)
+    kinds: dict[str | None, Kind] = dict.fromkeys(rules.cancel, "cancel")
+    kinds.update(dict.fromkeys(rules.correct, "correct"))
+
+    def decode(record: Record) -> Tick | Correction | Rejection:
+        decoded = decode_tick(record)
+        fields = decoded.fields if isinstance(decoded, Tick) else _fields(record.value)
+        kind = kinds.get(_text(fields.get(rules.field)))
+        if kind is not None:
+            return _correction(kind, fields, record, form, rules)
+        trade_id = fields.get(rules.id)
+        if isinstance(decoded, Tick) and trade_id is not None and _text(trade_id) is None:
+            return _id_rejection(rules.id, trade_id, record)
+        return decoded
+
+    return decode
+
+
+def _fields(value: bytes | None) -> Mapping[str, object]:
+    try:
+        found = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(found: object) -> str | None:
+    """A field's text, if it is text or an integer."""
+    if type(found) is str:
+        return found
+    return str(found) if type(found) is int else None
+
+
+def _id_rejection(name: str, found: object, record: Record) -> Rejection:
+    message = f"{name} is {excerpt(found)} ({type(found).__name__}); expected a trade's id, a string or an integer"
+    return Rejection(Reason.WRONG_TYPE, message, record)
+
+
+def _correction(
+    kind: Kind, fields: Mapping[str, object], record: Record, form: TickFormat, rules: CorrectionRules
+) -> Correction | Rejection:
+    """The correction that the fields describe; checked in the order in which ticks are."""
+    id_name = rules.refers_to or rules.id
+    needed = (form.symbol, id_name, *((form.price, form.size) if kind == "correct" else ()))
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        return Rejection(Reason.MISSING_FIELD, f"{', '.join(missing)} missing in a {kind} message", record)
+    symbol, trade_id = fields[form.symbol], _text(fields[id_name])
+    if type(symbol) is not str:
+        message = f"{form.symbol} is {excerpt(symbol)} ({type(symbol).__name__}); expected a string"
+        return Rejection(Reason.WRONG_TYPE, message, record)
+    if trade_id is None:
+        return _id_rejection(id_name, fields[id_name], record)
+    price, size = 0.0, 0.0
+    if kind == "correct":
+        numbers = [finite_number(fields[name]) for name in (form.price, form.size)]
+        for name, number in zip((form.price, form.size), numbers, strict=True):
+            if number is None:
+                message = f"{name} is {excerpt(fields[name])} in a correct message; expected a finite number"
+                return Rejection(Reason.WRONG_TYPE, message, record)
+        price, size = (number for number in numbers if number is not None)
+        if size < 0:
+            message = f"{form.size} is {fields[form.size]!r} in a correct message; expected 0 or more"
+            return Rejection(Reason.NEGATIVE_SIZE, message, record)
+    if record.key != symbol.encode():
+        found = "none" if record.key is None else excerpt(record.key)
+        message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {excerpt(symbol.encode())}"
+        return Rejection(Reason.KEY_MISMATCH, message, record)
+    written = (fields.get(form.price), fields.get(form.size))
+    return Correction(
+        symbol, kind, trade_id, price, size, written, fields.get(form.ts), record.offset, record.value or b""
+    )
+
+
+# -- the trades of a window -------------------------------------------------------------------------------------------
+
+
+class _Trade(msgspec.Struct, array_like=True, tag=0):
+    """A trade, as it joined; ``value`` where it is needed again."""
+
+    offset: int
+    id: str | None
+    ts_ns: int
+    price: float
+    size: float
+    value: bytes | None
+
+
+class _Cancel(msgspec.Struct, array_like=True, tag=1):
+    """The trade of offset ``target`` is cancelled, by the record at ``offset``."""
+
+    offset: int
+    target: int
+
+
+class _Correct(msgspec.Struct, array_like=True, tag=2):
+    """The trade of offset ``target`` is corrected, by the record at ``offset``."""
+
+    offset: int
+    target: int
+    price: float
+    size: float
+    value: bytes | None
+
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+_DECODE: Final = msgspec.msgpack.Decoder(_Trade | _Cancel | _Correct).decode
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A trade as it is now. ``cancelled_by`` is an offset."""
+
+    trade: _Trade
+    cancelled_by: int | None = None
+
+
+@dataclass(slots=True)
+class TradeLog:
+    """What a window's items say, read: trades in log order by offset, and the last offset of each id.
+
+    Read only when a correction comes, and from where it was read to the last time: trades cost nothing but their entry.
+    """
+
+    read: int = 0
+    entries: dict[int, _Entry] = field(default_factory=dict)
+    by_id: dict[str, int] = field(default_factory=dict)
+
+    def read_on(self, items: Sequence[bytes]) -> None:
+        """Take in what was appended."""
+        for item in items[self.read :]:
+            found = _DECODE(item)
+            if isinstance(found, _Trade):
+                self.entries[found.offset] = _Entry(found)
+                if found.id is not None:
+                    self.by_id[found.id] = found.offset
+            elif isinstance(found, _Cancel):
+                self.entries[found.target].cancelled_by = found.offset
+            else:
+                trade = self.entries[found.target].trade
+                trade.price, trade.size, trade.value = found.price, found.size, found.value
+        self.read = len(items)
+
+    def effective(self) -> list[_Trade]:
+        """The trades that are not cancelled, as they are now, in log order."""
+        return [entry.trade for entry in self.entries.values() if entry.cancelled_by is None]
+
+
+class NotFound(NamedTuple):
+    """A correction that changed nothing, and why."""
+
+    explanation: str
+
+
+class Changed(NamedTuple):
+    """The windows that a correction changed, as ``(start, end)``."""
+
+    windows: tuple[tuple[int, int], ...]
+
+
+class CorrectingEngine(WindowEngine[str, Tick]):
+    """An engine whose windows keep their trades and take corrections. ``trade_id`` names the field of the id.
+
+    ``show_items``: frames show the trades; ``keep_values``: an aggregation needs the trades' other fields, too.
+    It adds to any other engine that it is put before in a class's bases.
+    """
+
+    def __init__(
+        self,
+        rules: WindowRules,
+        *,
+        form: TickFormat,
+        trade_id: str,
+        show_items: bool,
+        keep_values: bool,
+        **engine_options: Any,
+    ) -> None:
+        super().__init__(rules, keep=self._entry_of, **engine_options)
+        self._form = form
+        self._trade_id = trade_id
+        self._show_items = show_items
+        self._keep_values = keep_values or show_items
+        self._logs: dict[Window[str], TradeLog] = {}
+
+    def correct(self, correction: Correction) -> Changed | NotFound:
+        """Change the trade that is meant, in all windows that hold it."""
+        state = self._keys.get(correction.symbol)
+        windows = [] if state is None else [state.windows[start_ns] for start_ns in sorted(state.windows)]
+        targets = [self._log(window).by_id.get(correction.trade_id) for window in windows]
+        found = [target for target in targets if target is not None]
+        if not found:
+            kept = f"in the {len(windows)} windows kept of its symbol" if windows else "as no window of its symbol is"
+            return NotFound(f"no trade with id {excerpt(correction.trade_id)} is kept, {kept}")
+        target = max(found)
+        holders = [window for window in windows if target in self._log(window).entries]
+        cancelled_by = self._log(holders[0]).entries[target].cancelled_by
+        if cancelled_by is not None:
+            return NotFound(f"the trade, at offset {target}, was cancelled by the record at offset {cancelled_by}")
+        for window in holders:
+            self._append(window, self._change_of(correction, self._log(window).entries[target].trade))
+            self._refold(window)
+            self._show_change(window, "correction")
+        return Changed(tuple((window.start_ns, window.end_ns) for window in holders))
+
+    def _entry_of(self, tick: Tick) -> bytes:
+        value = tick.value if self._keep_values else None
+        trade_id = _text(tick.fields.get(self._trade_id))
+        return _ENCODE(_Trade(tick.offset, trade_id, tick.ts_ns, tick.price, tick.size, value))
+
+    def _change_of(self, correction: Correction, trade: _Trade) -> bytes:
+        if correction.kind == "cancel":
+            return _ENCODE(_Cancel(correction.offset, trade.offset))
+        value = trade.value
+        if value is not None:
+            price, size = correction.written
+            value = orjson.dumps({**orjson.loads(value), self._form.price: price, self._form.size: size})
+        return _ENCODE(_Correct(correction.offset, trade.offset, correction.price, correction.size, value))
+
+    def _append(self, window: Window[str], entry: bytes) -> None:
+        assert window.items is not None, "windows that take corrections keep their trades"
+        window.items.append(entry)
+
+    def _log(self, window: Window[str]) -> TradeLog:
+        """The window's trades, read to the end."""
+        assert window.items is not None, "windows that take corrections keep their trades"
+        log = self._logs.get(window)
+        if log is None:
+            log = self._logs[window] = TradeLog()
+        log.read_on(window.items)
+        return log
+
+    def _refold(self, window: Window[str]) -> None:
+        """Compute the window anew from its trades as they are now. Its clock stays."""
+        trades = self._log(window).effective()
+        if self._folding is not None:
+            state = self._folding.create()
+            for trade in trades:
+                state = self._folding.add(state, self._tick_of(window.key, trade))
+            window.state = state
+        window.count = len(trades)
+        if trades:
+            window.first_ns = min(trade.ts_ns for trade in trades)
+            window.last_ns = max(trade.ts_ns for trade in trades)
+
+    def _tick_of(self, symbol: str, trade: _Trade) -> Tick:
+        value = trade.value or b""
+        fields = orjson.loads(value) if value else {}
+        return Tick(symbol, trade.ts_ns, trade.price, trade.size, trade.offset, value, fields)
+
+    def _take_in(self, state: KeyState[str], window: Window[str], ts_ns: int, value: Tick) -> None:
+        if not window.count:  # all were cancelled, or none came yet; stored state does not tell a sum of none from 0
+            window.first_ns = window.last_ns = ts_ns
+            if self._folding is not None:
+                window.state = self._folding.create()
+        super()._take_in(state, window, ts_ns, value)
+
+    def _drop(self, state: KeyState[str], window: Window[str]) -> None:
+        self._logs.pop(window, None)
+        super()._drop(state, window)
+
+    def _items(self, window: Window[str]) -> tuple[Any, ...] | None:
+        if not self._show_items:
+            return None
+        log = TradeLog()  # not the one that is kept: most windows see no correction
+        log.read_on(window.items or ())
+        return tuple(trade.value for trade in log.effective())
+
+
+class CorrectingSessionEngine(CorrectingEngine, SessionEngine[str, Tick]):
+    """Sessions that take corrections. What two that merge are together is folded anew from their trades."""
+
+    def __init__(self, rules: WindowRules, **options: Any) -> None:
+        super().__init__(rules, **options)
+        self._merge = None
+
+    def _append(self, window: Window[str], entry: bytes) -> None:
+        super()._append(window, entry)
+        assert window.orders is not None, "sessions keep the order of their items"
+        window.orders.append(self._next_order)
+        self._next_order += 1
+
+    def _unite(self, state: KeyState[str], window: Window[str], touched: list[Window[str]]) -> None:
+        super()._unite(state, window, touched)
+        self._logs.pop(window, None)  # its items are other ones now
+        self._refold(window)
+
+
+def make_correcting_engine(
+    rules: WindowRules,
+    corrections: CorrectionRules,
+    form: TickFormat,
+    aggregation: Aggregation[object] | None,
+    *,
+    show_items: bool,
+    emit_partial: bool,
+) -> CorrectingEngine:
+    """The engine for windows of these rules that take corrections. ``show_items``: frames show the trades.
+
+    Raises `ConfigError` with ``fill_gaps_ns``: a bar whose trades are all cancelled has no close to fill it with.
+    """
+    if rules.fill_gaps_ns:
+        raise ConfigError(
+            "corrections and fill_gaps can't be together: of a bar whose trades are all cancelled, the close before "
+            "may be known no more"
+        )
+    is_session = isinstance(rules.assigner, Sessions)
+    name_unit = {"name_unit_ns": NS_PER_MS} if is_session else {}
+    return (CorrectingSessionEngine if is_session else CorrectingEngine)(
+        rules,
+        form=form,
+        trade_id=corrections.id,
+        show_items=show_items,
+        keep_values=aggregation is not None and not isinstance(aggregation, Ohlcv),
+        folding=aggregation,
+        emit_partial=emit_partial,
+        track_changes=True,
+        **name_unit,
+    )
