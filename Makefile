@@ -22,7 +22,7 @@ demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the 
 	@$(BIN)/workers demo
 
 test: $(READY)  ## the whole suite, on a real broker
-	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest
+	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

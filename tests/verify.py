@@ -271,8 +271,9 @@ async def _check_late(findings: Findings, expected: Expected, bootstrap: str, to
     for record in records:
         entry = orjson.loads(record.value or b"")
         findings.late_by_reason[entry["reason"]] = findings.late_by_reason.get(entry["reason"], 0) + 1
-        place = (entry["partition"], entry["offset"], entry["reason"])
-        place += (entry.get("watermark_ns"), entry.get("late_by_ns"))
+        place: Place = tuple(
+            entry.get(name) for name in ("partition", "offset", "reason", "watermark_ns", "late_by_ns")
+        )
         found.append(place[: known.get(place[:2], len(place))])
     _compare(findings, "late", _in_order(expected.late), _in_order(found), exactly_once)
 
@@ -343,8 +344,8 @@ def _check_counts(
 ) -> None:
     """The conservation sum of each partition, as its state counts it."""
     for partition, records in ticks.items():
-        metas = [record.value for record in changelog[partition] if record.key == b"m" and record.value is not None]
-        counts: dict[str, int] = orjson.loads(metas[-1])["counts"] if metas else {}
+        metas = [record.value for record in changelog.get(partition, ()) if record.key == b"m"]
+        counts: dict[str, int] = orjson.loads(metas[-1] or b"")["counts"] if metas else {}
         found = {name: number for name, number in counts.items() if number}
         wanted = {name: number for name, number in expected.counts.get(partition, {}).items() if number}
         if found != wanted:

@@ -286,8 +286,7 @@ class CorrectingEngine(WindowEngine[str, Tick]):
 
     def correct(self, correction: Correction) -> Changed | NotFound:
         """Change the trade that is meant, in all windows that hold it."""
-        state = self._keys.get(correction.symbol)
-        windows = [] if state is None else [state.windows[start_ns] for start_ns in sorted(state.windows)]
+        windows = self._correctable(correction.symbol)
         targets = [self._log(window).by_id.get(correction.trade_id) for window in windows]
         found = [target for target in targets if target is not None]
         if not found:
@@ -303,6 +302,14 @@ class CorrectingEngine(WindowEngine[str, Tick]):
             self._refold(window)
             self._show_change(window, "correction")
         return Changed(tuple((window.start_ns, window.end_ns) for window in holders))
+
+    def _correctable(self, symbol: str) -> list[Window[str]]:
+        """The symbol's windows by start, without one that is kept for nothing but the clock: its frame was final."""
+        state, watermark_ns = self._keys.get(symbol), self.watermark_ns(symbol)
+        if state is None or watermark_ns is None:
+            return []
+        windows = (state.windows[start_ns] for start_ns in sorted(state.windows))
+        return [window for window in windows if window.end_ns + self._rules.lateness_ns > watermark_ns]
 
     def _entry_of(self, tick: Tick) -> bytes:
         value = tick.value if self._keep_values else None

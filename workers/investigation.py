@@ -229,8 +229,8 @@ class Investigation:
 
     def _note_placed(self, tick: Tick, late: OutRecord | None, *, repeated: bool) -> None:
         judged_by = self.clock
-        if not repeated and (late is None or self._is_observed(tick, late)):
-            self._move_clocks(tick)
+        if not repeated and (late is None or dict(late.headers)[REASON_HEADER] == OUTSIDE.encode()):
+            self._move_clocks(tick, joined=late is None)
         fate = self._unplaced.pop(tick.offset, None)
         if fate is None:  # another symbol's, or held back since before this investigation began
             return
@@ -243,13 +243,8 @@ class Investigation:
             self._judge(fate, late, judged_by)
         self._keep(fate)
 
-    def _is_observed(self, tick: Tick, late: OutRecord) -> bool:
-        """Whether a tick that joined nothing moved the clocks all the same: one outside of sessions does, of a symbol
-        that has windows."""
-        outside: bool = dict(late.headers)[REASON_HEADER] == OUTSIDE.encode()
-        return outside and (tick.symbol != self._symbol or self._lane.has_clock(tick.symbol))
-
-    def _move_clocks(self, tick: Tick) -> None:
+    def _move_clocks(self, tick: Tick, *, joined: bool) -> None:
+        """A tick outside of sessions moves the clocks all the same, but for that of a symbol without windows."""
         ts_ns = tick.ts_ns
         if isinstance(tick, ChildBar):
             if tick.provisional:
@@ -258,7 +253,8 @@ class Investigation:
         new = Clock(ts_ns - self._lag_ns, tick.offset, ts_ns)
         if self._shared is None or ts_ns > self._shared.ts_ns:
             self._shared = new
-        if tick.symbol == self._symbol and (self._own is None or ts_ns > self._own.ts_ns):
+        has_clock = tick.symbol == self._symbol and (joined or self._lane.has_clock(self._symbol))
+        if has_clock and (self._own is None or ts_ns > self._own.ts_ns):
             self._own = new
 
     def _note_correction(self, record: Record, correction: Correction, outcome: Changed | NotFound) -> None:

@@ -86,8 +86,8 @@ async def opened(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> A
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def emitted(key: str, start_ms: int, rev: int, status: str, ticks: int) -> FrameRow:
-    """The frame of that name as a worker makes it: what it holds is a function of its name and its ticks."""
+def emitted(key: str, start_ms: int, rev: int, status: str, ticks: int, offset: int) -> FrameRow:
+    """The frame of that name, with so many ticks, at an offset of the log."""
     noise = random.Random(f"{key} {start_ms} {rev} {status} {ticks}")
     return row(
         key=key,
@@ -103,34 +103,32 @@ def emitted(key: str, start_ms: int, rev: int, status: str, ticks: int) -> Frame
         filled=noise.random() < 0.1,
         items=noise.choice([None, '[{"price":1}]']),
         extra=noise.choice([None, '{"mad":0.25}']),
+        origin_offset=offset,
     )
 
 
 @st.composite
 def windows(draw: st.DrawFn) -> list[FrameRow]:
     """The frames of some windows as workers emit them: revs from 0, each with at most one frame that is not
-    provisional and any number of provisional ones before it, which grow."""
-    frames = []
+    provisional and any number of provisional ones before it, with more ticks or, where trades are cancelled, fewer."""
+    frames: list[FrameRow] = []
     for key in draw(st.lists(st.sampled_from(["AAPL", "é-☃", "", "BTC/USD'--"]), min_size=1, max_size=3, unique=True)):
         for start_ms in draw(st.lists(st.sampled_from([-5_000, 0, 1_700_000_000_123]), max_size=2, unique=True)):
-            ticks = 0
             for rev in range(draw(st.integers(1, 3))):
-                for _ in range(draw(st.integers(0, 2))):
-                    ticks += draw(st.integers(1, 5))
-                    frames.append(emitted(key, start_ms, rev, "provisional", ticks))
-                ticks += 1
+                for ticks in draw(st.lists(st.integers(0, 5), max_size=3)):
+                    frames.append(emitted(key, start_ms, rev, "provisional", ticks, len(frames)))
                 if rev or draw(st.booleans()):
-                    frames.append(emitted(key, start_ms, rev, draw(st.sampled_from(["closed", "final"])), ticks))
+                    status = draw(st.sampled_from(["closed", "final"]))
+                    frames.append(emitted(key, start_ms, rev, status, draw(st.integers(0, 5)), len(frames)))
                 elif draw(st.booleans()):  # shown provisionally, if at all, and then merged into another
-                    frames.append(emitted(key, start_ms, rev, "provisional", 0)._replace(trigger="merged"))
+                    merged = emitted(key, start_ms, rev, "provisional", 0, len(frames))
+                    frames.append(merged._replace(trigger="merged"))
     return frames
 
 
 def last_word(frames: Sequence[FrameRow]) -> dict[tuple[str, int], FrameRow]:
-    """The oracle: of each window, the last in the order (rev, not provisional, merged, ticks)."""
-    order = sorted(
-        frames, key=lambda frame: (frame.rev, frame.status != "provisional", frame.trigger == "merged", frame.ticks)
-    )
+    """The oracle: of each window, the last in the order (rev, not provisional, place in the log)."""
+    order = sorted(frames, key=lambda frame: (frame.rev, frame.status != "provisional", frame.origin_offset))
     return {(frame.key, frame.start_ms): frame for frame in order}
 
 
@@ -202,12 +200,21 @@ async def keeps_the_last_word(store: Store, frames: list[FrameRow], batches: lis
     assert found == [wanted[window] for window in sorted(wanted, key=lambda window: (window[1], window[0]))]
 
 
-def test_a_provisional_frame_gives_way_to_one_with_more_ticks_and_a_settled_one_to_none_of_its_rev() -> None:
-    few, more = row(status="provisional", ticks=3), row(status="provisional", ticks=5)
+def test_a_provisional_frame_gives_way_to_a_later_one_and_a_settled_one_to_none_of_its_rev() -> None:
+    earlier = row(status="provisional", ticks=5, origin_offset=3)
+    later = row(status="provisional", ticks=3, origin_offset=4)
     settled = row(status="closed", ticks=5)
-    assert precedence(few) < precedence(more) < precedence(settled)
+    assert precedence(earlier) < precedence(later) < precedence(settled)
     assert precedence(settled) == precedence(row(status="final", ticks=9))
     assert precedence(settled) < precedence(row(status="provisional", rev=1, ticks=1))
+
+
+async def test_a_trade_cancelled_in_an_open_window_is_out_of_the_row_at_once(store: Store) -> None:
+    shown = row(status="provisional", trigger="partial", ticks=2, high=999.0)
+    without_it = row(status="provisional", trigger="partial", ticks=1, high=170.0, origin_offset=1)
+    await store.apply(Batch(TOPIC, {0: OffsetMove(None, 1)}, [shown]))
+    await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}, [without_it]))
+    assert await store.frames() == [without_it]
 
 
 # -- databases --------------------------------------------------------------------------------------------------------

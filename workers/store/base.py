@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SETTLED: Final = 2**63 - 1
-"""Stands for the count of a frame that is not provisional: no provisional frame of the same ``rev`` beats it."""
+"""Stands for the offset of a frame that is not provisional: no provisional frame of the same ``rev`` beats it."""
 
 FRAME_COLUMNS: Final = (
     "key",
@@ -182,13 +182,11 @@ def precedence(frame: FrameRow) -> tuple[int, int]:
     """What decides which of two frames of one window is kept: the greater; where they are equal, what is there stays.
 
     A higher ``rev`` wins. Within a ``rev`` there is one frame that is not provisional, and it wins. Of two provisional
-    ones that with more ticks is the later, but for one that says that the window was merged into another: it is the
-    last. All of it is in the frames themselves, so neither the order in which they
-    come nor how often changes what is kept in the end.
+    ones the later in the log does: not that with more ticks, as a cancelled trade or a merged session leaves fewer. A
+    symbol's frames are all in one partition, so their offsets tell. All of it is in the rows themselves, so neither the
+    order in which they come nor how often changes what is kept in the end.
     """
-    if frame.status != "provisional":
-        return frame.rev, SETTLED
-    return frame.rev, frame.ticks if frame.trigger != "merged" else SETTLED - 1
+    return frame.rev, frame.origin_offset if frame.status == "provisional" else SETTLED
 
 
 def newest(frames: Iterable[FrameRow]) -> list[FrameRow]:

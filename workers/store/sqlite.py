@@ -130,10 +130,7 @@ _NAMES: Final = ", ".join(f'"{name}"' for name in FRAME_COLUMNS)
 
 def _precedence(table: str) -> str:
     """`workers.store.base.precedence`, in SQL."""
-    return (
-        f"({table}.rev, CASE WHEN {table}.status <> 'provisional' THEN {SETTLED} "
-        f"WHEN {table}.\"trigger\" = 'merged' THEN {SETTLED - 1} ELSE {table}.count END)"
-    )
+    return f"({table}.rev, CASE {table}.status WHEN 'provisional' THEN {table}.origin_offset ELSE {SETTLED} END)"
 
 
 UPSERT: Final = f"""
