@@ -43,7 +43,12 @@ class Aggregation(ABC, Generic[S]):
 
     @abstractmethod
     def result(self, state: S) -> Mapping[str, object]:
-        """The fields that a frame shows, in wire order; values must be representable in JSON."""
+        """The fields that a frame shows, in wire order.
+
+        Values must be representable in JSON; NaN and infinities become null. A frame's own fields are reserved:
+        ``key``, ``start``, ``end``, ``rev``, ``status``, ``trigger``, ``count``, ``first_ts``, ``last_ts``, ``items``
+        and ``filled``. The first frame with one of them stops the worker (`CallbackError`).
+        """
 
     def merge(self, state: S, later: S) -> S:
         """The state of the ticks of both; those of ``later`` have the greater event times, all of them.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
@@ -123,8 +123,12 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
             return f"the host name is unknown ({cause.strerror})"
         if isinstance(cause, ConnectionRefusedError):
             return "connection refused. Is a broker running there? Set it with --bootstrap-servers"
+        if isinstance(cause, _NotAsAdvertisedError):
+            return f"it answers, but not at the address that it advertises, {cause} (the broker's advertised.listeners)"
+        if isinstance(cause, _AnswersNowError):
+            return "it did not answer, but does so now; try again"
         if isinstance(cause, kafka_errors.NodeNotReadyError):
-            return "it answers, but not at the address that it advertises (the broker's advertised.listeners)"
+            return "there is no connection to a broker that was to answer; it was lost, or could not be made"
         if isinstance(cause, TimeoutError | kafka_errors.RequestTimedOutError):
             return "no answer in time"
     if any(isinstance(cause, kafka_errors.KafkaConnectionError | ConnectionError) for cause in _chain(error)):
@@ -133,27 +137,46 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
     return _words(error)
 
 
+class _NotAsAdvertisedError(Exception):
+    """A broker answers where it was asked, but nobody at the address that it gives for itself, which the text names."""
+
+
+class _AnswersNowError(Exception):
+    """All that failed before works by now."""
+
+
 async def _first_failure(settings: Settings) -> BaseException | None:
-    """The exception that a plain connection to the addresses meets; None where one works after all."""
+    """The exception that plain connections meet, to the addresses and to those that the brokers give for themselves."""
     options = client_options(settings)
     for name in ("bootstrap_servers", "metadata_max_age_ms", "retry_backoff_ms", "connections_max_idle_ms"):
         options.pop(name)
     failure: BaseException | None = None
-    not_there: BaseException = kafka_errors.NodeNotReadyError()
     for host, port in _addresses(settings):
         connection = None
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 connection = await create_conn(host, port, **options)
                 # A listener that wants a login answers the handshake without one, and hangs up at the next request.
-                await connection.send(MetadataRequest([]))
-            return not_there
+                found = await connection.send(MetadataRequest([]))
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
             failure = failure or error
+        else:
+            return await _unreachable(((host, port) for _node, host, port, *_ in found.brokers), options)
         finally:
             if connection is not None:
                 connection.close()
     return failure
+
+
+async def _unreachable(advertised: Iterable[tuple[str, int]], options: Mapping[str, Any]) -> BaseException:
+    """That one of the addresses can't be connected to, or that all can, after all."""
+    for host, port in advertised:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                (await create_conn(host, port, **options)).close()
+        except (kafka_errors.KafkaError, OSError, TimeoutError):
+            return _NotAsAdvertisedError(f"{host}:{port}")
+    return _AnswersNowError()
 
 
 def _addresses(settings: Settings) -> Iterator[tuple[str, int]]:

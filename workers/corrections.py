@@ -389,7 +389,13 @@ class CorrectingSessionEngine(CorrectingEngine, SessionEngine[str, Tick]):
         self._next_order += 1
 
     def _unite(self, state: KeyState[str], window: Window[str], touched: list[Window[str]]) -> None:
+        first, log = touched[0], self._logs.get(touched[0])
         super()._unite(state, window, touched)
+        if len(touched) == 1:  # it only begins earlier: what it holds is the same, in the same order
+            window.state = first.state
+            if log is not None:
+                self._logs[window] = log
+            return
         self._logs.pop(window, None)  # its items are other ones now
         self._refold(window)
 

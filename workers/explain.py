@@ -28,14 +28,14 @@ import orjson
 
 from workers.admin import admin_client, describe_topics
 from workers.assigners import windows_between
-from workers.errors import ConfigError, StateMismatchError
-from workers.group import LagReader, PartitionLag
+from workers.errors import ConfigError
+from workers.group import LagReader, PartitionLag, no_group_problem
 from workers.investigation import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
 from workers.lane import Input, Lane, LaneSpec
 from workers.logreader import LogReader
 from workers.partitioning import partition_for
 from workers.snapshot import META_KEY, read_state
-from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, format_instant, parse_rfc3339
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
 from workers.worker import lane_spec
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ class Explanation:
     ``windows`` are by start, the home partition's first; ``strays`` are rejected records that don't say their time,
     met while the windows were open, and ticks that no window is for; ``held`` ticks that an operator has not let go;
     ``clocks`` are where the clocks that judge the symbol's ticks stand at the end of what was read, by partition;
-    ``notes`` what else is worth knowing.
+    ``asked`` are the ticks of the very time asked for, which no limit leaves out, and ``asked_count`` how many there
+    are: more than these only where they are more than a thousand. ``problem`` says why the answer is not to be trusted:
+    the workers have other settings (``other_settings``), or there never were any. ``notes`` are what else is worth
+    knowing.
     """
 
     symbol: str
@@ -139,11 +142,14 @@ class Explanation:
     clocks: Mapping[int, Clock | None]
     stretches: tuple[Stretch, ...]
     notes: tuple[str, ...]
+    asked: tuple[TickFate, ...] = ()
+    asked_count: int = 0
+    problem: str | None = None
+    other_settings: bool = False
 
     def at_the_time(self) -> list[TickFate]:
         """The records whose event time is exactly the time asked for."""
-        found = {tick.offset: tick for window in self.windows for tick in window.story.ticks}
-        return [tick for tick in (*found.values(), *self.strays, *self.held) if tick.ts_ns == self.time_ns]
+        return [*self.asked, *(tick for tick in self.held if tick.ts_ns == self.time_ns)]
 
     @property
     def matches(self) -> bool:
@@ -161,7 +167,10 @@ class Explanation:
             "partition": self.partition,
             "partitions": self.partitions,
             "matches": self.matches,
+            "problem": self.problem,
+            "other_settings": self.other_settings,
             "at_the_time": [_tick_dict(tick) for tick in self.at_the_time()],
+            "at_the_time_count": self.asked_count,
             "windows": [_window_dict(window) for window in self.windows],
             "strays": [_tick_dict(tick) for tick in self.strays],
             "stray_count": self.stray_count,
@@ -187,8 +196,9 @@ async def explain(
     """What became of ``symbol`` in the windows that touch ``[time - around, time + around]``; times in nanoseconds.
 
     ``from_beginning`` reads the logs from begin to end, ``read_on_ns`` or not. ``everywhere`` also looks for the symbol
-    on partitions where it does not belong, which reads as much of each. Of each window ``tick_limit`` ticks are kept,
-    and all are counted. Reads as any consumer outside the group may; nothing is written or committed.
+    on partitions where it does not belong, which reads as much of each. Of each window ``tick_limit`` ticks of each
+    fate are kept, and all are counted; those of the very time are kept all the same. Reads as any consumer outside the
+    group may; nothing is written or committed.
 
     Raises `ConfigError` for a time out of range or too many windows, `TopicError` where there is no ticks topic,
     `BrokerError`, `DataLossError` where records are deleted while they are read, `CallbackError` where a function of
@@ -204,7 +214,7 @@ async def explain(
         ticks = await stack.enter_async_context(LogReader(settings))
         committed = await stack.enter_async_context(LogReader(settings, isolation_level="read_committed"))
         count = len(lag.partitions)
-        search = _Search(settings, spec, symbol, first_ns, last_ns, count, ticks, tick_limit, on_progress)
+        search = _Search(settings, spec, symbol, time_ns, first_ns, last_ns, count, ticks, tick_limit, on_progress)
         home = partition_for(symbol.encode(), count)
         # Workers go on meanwhile. What was committed is asked first, the frames' end next, the ticks' ends last: then a
         # frame that should be there is, and one that is there has its ticks among those that are read.
@@ -224,20 +234,24 @@ async def explain(
             notes.append(f"there is no topic {settings.topics.frames}: nothing was published yet")
         else:
             published = await search.published(committed, frames_topic.partitions, frames_end)
+        problem, other_settings = no_group_problem(lag), False
         if settings.topics.changelog in topics:
-            problem = await stored_settings_problem(settings, committed, home, count)
-            notes += [problem] if problem is not None else []
-    return search.conclude(time_ns, home, published, notes)
+            differing = await stored_settings_problem(settings, committed, home, count)
+            problem, other_settings = differing or problem, differing is not None
+    return search.conclude(home, published, notes, problem, other_settings=other_settings)
 
 
-def parse_time(text: str, *, now_ns: int) -> int:
-    """Nanoseconds of a time as people write it: RFC 3339, ``HH:MM:SS`` (today, UTC), or epoch milliseconds.
+def parse_time(text: str, *, now_ns: int, unit: TimestampUnit = "ms") -> int:
+    """Nanoseconds of a time as people write it: RFC 3339, ``HH:MM:SS`` (today, UTC), or an integer.
 
-    Raises ``ValueError`` for anything else.
+    An integer counts ``unit`` since 1970, as the ticks do (``tick.timestamp_unit``), so that what a tick or the late
+    topic says can be pasted. Raises ``ValueError`` for anything else, saying how an integer was read.
     """
     stripped = text.strip()
+    how = ""
     if stripped.lstrip("-").isdecimal() and stripped.isascii():
-        time_ns = int(stripped) * NS_PER_MS
+        time_ns = int(stripped) * UNIT_NS[unit]
+        how = f", read as {unit} (tick.timestamp_unit),"
     elif len(stripped) >= 8 and stripped[2] == stripped[5] == ":":
         today = datetime.fromtimestamp(now_ns // 10**9, UTC).date().isoformat()
         time_ns = parse_rfc3339(f"{today}T{stripped.removesuffix('Z')}Z")
@@ -245,9 +259,11 @@ def parse_time(text: str, *, now_ns: int) -> int:
         try:
             time_ns = parse_rfc3339(stripped)
         except ValueError as error:
-            raise ValueError(f"{error}, nor HH:MM:SS (today, UTC), nor milliseconds since 1970") from None
+            raise ValueError(
+                f"{error}, nor HH:MM:SS (today, UTC), nor an integer ({unit} since 1970, by tick.timestamp_unit)"
+            ) from None
     if abs(time_ns) > MAX_EVENT_TIME_NS:
-        raise ValueError(f"{text[:64]!r} does not fit 64-bit nanoseconds since 1970")
+        raise ValueError(f"{text[:64]!r}{how} does not fit 64-bit nanoseconds since 1970")
     return time_ns
 
 
@@ -272,12 +288,11 @@ async def stored_settings_problem(settings: Settings, reader: LogReader, partiti
         return None
     where = f"{topic}[{partition}]"
     meta, _ = read_state({META_KEY: value}, None, where=where)
-    try:
-        if meta is not None:
-            Lane(lane_spec(settings), Input(settings.topics.ticks, partition, partitions)).check(meta, where=where)
-    except StateMismatchError as error:
-        return str(error)
-    return None
+    if meta is None:
+        return None
+    lane = Lane(lane_spec(settings), Input(settings.topics.ticks, partition, partitions))
+    differing = lane.differing_settings(meta)
+    return f"the stored state {where} was made under other settings: {'; '.join(differing)}" if differing else None
 
 
 def _check_times(spec: LaneSpec, time_ns: int, around_ns: int) -> None:
@@ -296,6 +311,7 @@ class _Search:
     settings: Settings
     spec: LaneSpec
     symbol: str
+    time_ns: int
     first_ns: int
     last_ns: int
     partitions: int
@@ -320,7 +336,15 @@ class _Search:
         topic = self.settings.topics.ticks
         begin = await self._begin(log, from_beginning=from_beginning)
         source = Input(topic, log.partition, self.partitions)
-        looked = Investigation(self.spec, source, self.symbol, self.first_ns, self.last_ns, tick_limit=self.tick_limit)
+        looked = Investigation(
+            self.spec,
+            source,
+            self.symbol,
+            self.first_ns,
+            self.last_ns,
+            tick_limit=self.tick_limit,
+            asked_ns=self.time_ns,
+        )
         _, log_end = await self.reader.bounds(topic, log.partition)
         end, said = log_end, 0
         async with aclosing(self.reader.read(topic, log.partition, begin, log_end)) as chunks:
@@ -410,7 +434,13 @@ class _Search:
             yield f"the group {self.settings.application_id} has committed nothing of {topic}[{home}] yet"
 
     def conclude(
-        self, time_ns: int, home: int, published: Sequence[ConsumerRecord], notes: Sequence[str]
+        self,
+        home: int,
+        published: Sequence[ConsumerRecord],
+        notes: Sequence[str],
+        problem: str | None,
+        *,
+        other_settings: bool,
     ) -> Explanation:
         """Put together what was found."""
         committed = {stretch.partition: stretch.committed or 0 for stretch in self.stretches}
@@ -428,7 +458,7 @@ class _Search:
             ]
         return Explanation(
             self.symbol,
-            time_ns,
+            self.time_ns,
             self.settings.topics.ticks,
             self.settings.topics.frames,
             home,
@@ -440,6 +470,10 @@ class _Search:
             {number: self.found[number].clock for number in order},
             tuple(self.stretches),
             tuple(notes),
+            tuple(tick for number in order for tick in self.found[number].asked),
+            sum(sum(looked.asked_counts.values()) for looked in self.found.values()),
+            problem,
+            other_settings,
         )
 
     def _state(self, story: WindowStory) -> Literal["empty", "open", "closed", "over"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import orjson
 
@@ -13,7 +13,22 @@ from workers.ticks import Tick
 from workers.times import NS_PER_MS, datetime_from_ns
 from workers.windows import Emission, Status, Trigger
 
-__all__ = ["FrameEncoder", "OutRecord", "WindowFrame", "frame_from_emission"]
+__all__ = ["RESERVED_FIELDS", "FrameEncoder", "OutRecord", "WindowFrame", "frame_from_emission"]
+
+RESERVED_FIELDS: Final = (
+    "key",
+    "start",
+    "end",
+    "rev",
+    "status",
+    "trigger",
+    "count",
+    "first_ts",
+    "last_ts",
+    "items",
+    "filled",
+)
+"""A frame's own fields: readers tell frames apart by them, so no aggregation may give them."""
 
 T = TypeVar("T")
 
@@ -61,8 +76,8 @@ class OutRecord:
 class FrameEncoder:
     """Writes emissions in the wire form of the frames topic.
 
-    ``unit_ns`` is the tick's unit, in which ``first_ts`` and ``last_ts`` are written (floored). Values that JSON can't
-    hold (a volume beyond float64) are null.
+    ``unit_ns`` is the tick's unit, in which ``first_ts`` and ``last_ts`` are written (floored). Numbers that JSON can't
+    hold (NaN, or a volume beyond float64) are null. Results must leave `RESERVED_FIELDS` alone.
     """
 
     def __init__(self, unit_ns: int) -> None:

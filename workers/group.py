@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from aiokafka.errors import (
     NotCoordinatorError,
     for_code,
 )
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from workers.admin import describe_topics
 from workers.connection import connecting, explain_connection_error, stop_consumer
@@ -26,7 +27,7 @@ from workers.settings import client_options
 if TYPE_CHECKING:
     from workers.settings import Settings
 
-__all__ = ["GroupLag", "LagReader", "PartitionLag"]
+__all__ = ["GroupLag", "LagReader", "PartitionLag", "no_group_problem"]
 
 _NO_OFFSET: Final = -1
 _COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
@@ -40,7 +41,8 @@ class PartitionLag:
     """One partition: offsets, and the records between them.
 
     ``committed`` is None before the group's first commit; then everything the partition holds is still to be done, or
-    everything since ``first_seen_end`` where a group begins at the end (``auto.offset.reset = latest``).
+    everything since ``first_seen_end`` where a group begins at the end (``auto.offset.reset = latest``). ``settings``
+    is the digest of those under which it was processed, as its worker noted it; "" where nothing is noted.
     """
 
     partition: int
@@ -48,6 +50,7 @@ class PartitionLag:
     committed: int | None
     end: int
     first_seen_end: int | None = None
+    settings: str = ""
 
     @property
     def next_offset(self) -> int:
@@ -81,6 +84,30 @@ class GroupLag:
     def total(self) -> int:
         """Records not yet committed, over all partitions."""
         return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the cluster knows the group: it has members, or has committed something."""
+        return self.state != "Dead" or any(partition.committed is not None for partition in self.partitions)
+
+    @property
+    def by_settings(self) -> Mapping[str, Sequence[int]]:
+        """Which partitions were processed under which settings; more than one entry means that workers disagree."""
+        found: dict[str, list[int]] = {}
+        for each in self.partitions:
+            if each.settings:
+                found.setdefault(each.settings, []).append(each.partition)
+        return found
+
+
+def no_group_problem(found: GroupLag) -> str | None:
+    """Says that there is no such group, where the cluster is sure of it."""
+    if found.exists:
+        return None
+    return (
+        f"there is no consumer group {found.group!r}: no worker of this application has committed anything, or its "
+        "application_id is another"
+    )
 
 
 class LagReader:
@@ -131,7 +158,14 @@ class LagReader:
             for tp in wanted:
                 self._first_seen_ends.setdefault(tp.partition, ends[tp])
         partitions = tuple(
-            PartitionLag(tp.partition, begins[tp], committed[tp], ends[tp], self._first_seen_ends.get(tp.partition))
+            PartitionLag(
+                tp.partition,
+                begins[tp],
+                committed[tp][0],
+                ends[tp],
+                self._first_seen_ends.get(tp.partition),
+                committed[tp][1],
+            )
             for tp in wanted
         )
         return GroupLag(group, topic, state, members, partitions)
@@ -149,8 +183,12 @@ class LagReader:
             self._known_partitions, self._looked_s = found.partitions, now_s
         return self._known_partitions
 
-    async def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[TopicPartition, int | None]:
-        """Committed offsets. The client overlooks the answer's own error, on which partitions asked for are missing."""
+    async def _committed(
+        self, group: str, wanted: list[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int | None, str]]:
+        """Committed offsets, and what was noted with each.
+
+        The client overlooks the answer's own error, on which partitions asked for are missing."""
         deadline_s = time.monotonic() + _COORDINATOR_TIMEOUT_S
         while True:
             try:
@@ -158,7 +196,7 @@ class LagReader:
             except _PASSING:
                 offsets = {}
             if all(tp in offsets for tp in wanted):
-                return {tp: None if offsets[tp].offset == _NO_OFFSET else offsets[tp].offset for tp in wanted}
+                return {tp: _noted(offsets[tp]) for tp in wanted}
             if time.monotonic() > deadline_s:
                 raise BrokerError(
                     f"the coordinator of group {group} gave no offsets for {_COORDINATOR_TIMEOUT_S:.0f} s; is "
@@ -174,3 +212,7 @@ class LagReader:
                     return "Unknown", 0
                 return state or "Dead", len(members)
         return "Unknown", 0
+
+
+def _noted(found: OffsetAndMetadata) -> tuple[int | None, str]:
+    return (None, "") if found.offset == _NO_OFFSET else (found.offset, found.metadata or "")

@@ -30,6 +30,7 @@ Fate = Literal["joined", "corrected", "late", "rejected", "duplicate", "throttle
 
 OUTSIDE: Final = "outside_session"
 _SESSIONS_HELD: Final = 256
+_ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
 _MESSAGE_HEADER: Final = "__streams.errors.message"
 
 
@@ -85,7 +86,7 @@ class MadeFrame:
 
 @dataclass(slots=True)
 class WindowStory:
-    """One window of the symbol in one partition. Beyond the limit ticks are counted, not kept.
+    """One window of the symbol in one partition. Of each fate ticks beyond the limit are counted, not kept.
 
     A session window's story is that of all sessions that became this one, the frames of their names included.
     """
@@ -138,10 +139,21 @@ class Investigation:
 
     Hand it the partition's records in log order by `take`; everything else is there to be read at any time. It must
     begin before any tick of these windows; where operators have a memory of their own, at the log's begin.
+
+    ``tick_limit`` is for each fate of each window, so that the many that joined don't hide the few that did not. The
+    ticks of the very time ``asked_ns`` are in ``asked``, which it does not limit.
     """
 
     def __init__(
-        self, spec: LaneSpec, source: Input, symbol: str, first_ns: int, last_ns: int, *, tick_limit: int = 1_000
+        self,
+        spec: LaneSpec,
+        source: Input,
+        symbol: str,
+        first_ns: int,
+        last_ns: int,
+        *,
+        tick_limit: int = 1_000,
+        asked_ns: int | None = None,
     ) -> None:
         self._spec = spec = replace(spec, pipeline=tuple(map(_with_ledger, spec.pipeline)))
         self._lane = _WatchedLane(spec, source)
@@ -154,11 +166,15 @@ class Investigation:
         self._begin_ns = min([first_ns, *(start_ns for start_ns, _ in self._assigner.assign(first_ns))])
         self._end_ns = max([last_ns, *(end_ns for _, end_ns in self._assigner.assign(last_ns))])
         self._limit = tick_limit
+        self._asked_ns = asked_ns
         self._own: Clock | None = None  # the symbol's
         self._shared: Clock | None = None  # the partition's
         self._unplaced: dict[int, TickFate] = {}  # held back by an operator, by offset
         self.windows: dict[int, WindowStory] = {}
         """By start. Of session windows also those near the time asked for: `touching` leaves them out."""
+        self.asked: list[TickFate] = []
+        """The ticks of the very time asked for; beyond 1,000 of a fate they are only counted."""
+        self.asked_counts: dict[str, int] = {}  # by fate
         self.strays: list[TickFate] = []
         """Records that no window is for: rejected ones without a readable time, met while the symbol's clock was near
         the windows; and, of the time asked for, ticks outside of an exchange's sessions or dropped in between sessions.
@@ -376,6 +392,10 @@ class Investigation:
 
     def _keep(self, fate: TickFate) -> None:
         assert fate.ts_ns is not None
+        if fate.ts_ns == self._asked_ns:
+            self.asked_counts[fate.fate] = self.asked_counts.get(fate.fate, 0) + 1
+            if self.asked_counts[fate.fate] <= _ASKED_HELD:
+                self.asked.append(fate)
         stories = self._stories(fate.ts_ns, joined=fate.fate == "joined")
         for story in stories:
             self._add(story, fate)
@@ -384,7 +404,7 @@ class Investigation:
 
     def _add(self, story: WindowStory, fate: TickFate) -> None:
         story.counts[fate.fate] = story.counts.get(fate.fate, 0) + 1
-        if len(story.ticks) < self._limit:
+        if story.counts[fate.fate] <= self._limit:
             story.ticks.append(fate)
 
     def _note_stray(self, fate: TickFate) -> None:
@@ -441,13 +461,23 @@ class Investigation:
         whole = WindowStory(self._source.partition, start_ns, end_ns)
         for story in [each for each in self.windows.values() if each.start_ns < end_ns and each.end_ns > start_ns]:
             del self.windows[story.start_ns]
-            whole.ticks = sorted([*whole.ticks, *story.ticks], key=lambda fate: fate.offset)[: self._limit]
+            whole.ticks = self._limited([*whole.ticks, *story.ticks])
             whole.frames = sorted([*whole.frames, *story.frames], key=lambda frame: frame.offset)
             for fate, number in story.counts.items():
                 whole.counts[fate] = whole.counts.get(fate, 0) + number
         self._forget_sessions(start_ns)
         self.windows[start_ns] = whole
         return whole
+
+    def _limited(self, ticks: list[TickFate]) -> list[TickFate]:
+        """The first of each fate, in log order."""
+        kept: list[TickFate] = []
+        numbers: dict[str, int] = {}
+        for fate in sorted(ticks, key=lambda fate: fate.offset):
+            numbers[fate.fate] = numbers.get(fate.fate, 0) + 1
+            if numbers[fate.fate] <= self._limit:
+                kept.append(fate)
+        return kept
 
     def _forget_sessions(self, except_ns: int) -> None:
         """Forget sessions that don't touch the time asked for and can't come to do so: they would fill the memory."""

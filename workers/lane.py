@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2s
 from typing import Literal, TypeVar
 
-from workers.aggregates import Aggregation, load_aggregation
+import orjson
+
+from workers.aggregates import Aggregation, Ohlcv, load_aggregation
 from workers.assigners import (
     Assigner,
     CalendarSession,
@@ -36,15 +39,23 @@ from workers.corrections import (
 )
 from workers.engines import check_merges, make_engine
 from workers.errors import CallbackError, ConfigError
-from workers.frames import FrameEncoder, OutRecord, kept_bytes
+from workers.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
 from workers.partitioning import partition_for
 from workers.pipeline import OperatorSpec, Pipeline, describe
-from workers.snapshot import Counts, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
+from workers.snapshot import (
+    Counts,
+    LaneMeta,
+    check_fingerprint,
+    differing_settings,
+    read_state,
+    write_meta,
+    write_windows,
+)
 from workers.stages import SequenceGap
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import NS_PER_MS, TimestampUnit, format_duration
-from workers.windows import LONG_AGO, Window, WindowEngine, WindowRules
+from workers.windows import LONG_AGO, Emission, Window, WindowEngine, WindowRules
 
 __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
@@ -239,6 +250,7 @@ class Lane:
         self._rules = spec.rules()
         self._decode = self._new_decoder()
         self._aggregation = self._new_aggregation()
+        self._is_built_in = self._aggregation is None or type(self._aggregation) in (Ohlcv, Bars)
         self._encoder = FrameEncoder(spec.tick.unit_ns)
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
@@ -322,13 +334,17 @@ class Lane:
         effects.records = len(records)
         if self._pipeline is not None:
             self._count_operators(self._pipeline, effects)
-        self._engine.settle()
-        return self._emit(effects)
+        effects.extend(self._show(self._engine.settle))
+        return effects
 
     def idle(self, silence_ns: int) -> Effects:
         """The partition was read to its end ``silence_ns`` ago and nothing came since: show overdue windows."""
-        self._engine.settle(silence_ns)
-        return self._emit(Effects())
+        return self._show(lambda: self._engine.settle(silence_ns))
+
+    @property
+    def settings_digest(self) -> str:
+        """Names the settings that give windows their meaning: workers of one application must have the same."""
+        return blake2s(orjson.dumps(self._fingerprint, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
 
     def next_timeout_ns(self) -> int | None:
         """The silence at which `idle` will next have something to show; None: never."""
@@ -336,8 +352,7 @@ class Lane:
 
     def flush_partial(self) -> Effects:
         """Show every open window that changed, with ``emit_partial``."""
-        self._engine.flush_partial()
-        return self._emit(Effects())
+        return self._show(self._engine.flush_partial)
 
     @property
     def key_count(self) -> int:
@@ -400,6 +415,10 @@ class Lane:
         """Raises `StateMismatchError` where state was made under settings that this lane's contradict."""
         check_fingerprint(meta, self._fingerprint, where=where)
 
+    def differing_settings(self, meta: LaneMeta) -> list[str]:
+        """What differs between this lane's settings and those that state was made under; nothing where it is taken."""
+        return differing_settings(meta, self._fingerprint)
+
     def place(self, tick: Tick, effects: Effects) -> None:
         """Hand a tick that passed the pipeline to the windows; `process` calls it for each.
 
@@ -453,6 +472,38 @@ class Lane:
             f"[{source.partition}] offset {offset}, key {symbol[:80]!r}"
         )
 
+    def _encode_own(self, emission: Emission[str]) -> OutRecord:
+        """The frame of a user's aggregation, which may give what no frame can hold."""
+        what, cause = "", None
+        if not isinstance(emission.result, Mapping):
+            what = f"result() gave a {type(emission.result).__name__}; expected a dict of fields"
+        elif taken := [name for name in RESERVED_FIELDS if name in emission.result]:
+            what = f"result() gave {', '.join(taken)}; reserved for the frame itself are {', '.join(RESERVED_FIELDS)}"
+        else:
+            try:
+                return self._encoder.encode(emission)
+            except TypeError as error:
+                what, cause = f"result() gave what JSON can't hold: {error}", error
+        source = self._source
+        raise CallbackError(
+            f"the aggregation {self._spec.aggregation!r}: {what}; at {source.topic}[{source.partition}] offset "
+            f"{self.position - 1}, key {emission.key[:80]!r}"
+        ) from cause
+
+    def _show(self, call: Callable[[], None]) -> Effects:
+        """Let windows come out by a call of the engine, which asks a user's aggregation for results."""
+        try:
+            call()
+        except Exception as error:
+            if self._is_built_in:
+                raise
+            source = self._source
+            raise CallbackError(
+                f"the aggregation {self._spec.aggregation!r} raised {type(error).__name__}: {error}, when windows of "
+                f"{source.topic}[{source.partition}] were to be shown, at offset {self.position - 1}"
+            ) from error
+        return self._emit(Effects())
+
     def _count_operators(self, pipeline: Pipeline, effects: Effects) -> None:
         counts = self.counts
         for (reason, _), number in effects.taken_out.items():
@@ -478,8 +529,9 @@ class Lane:
         return Rejection(Reason.MISROUTED, message, record)
 
     def _emit(self, effects: Effects) -> Effects:
+        encode = self._encoder.encode if self._is_built_in else self._encode_own
         for emission in self._engine.take_emissions():
-            effects.frames.append(self._encoder.encode(emission))
+            effects.frames.append(encode(emission))
             kind = (emission.status, emission.trigger)
             effects.emitted[kind] = effects.emitted.get(kind, 0) + 1
         return effects

@@ -15,6 +15,7 @@ from workers.windows import Lateness
 
 __all__ = [
     "FRAME_TOO_LARGE",
+    "MESSAGE_HEADER",
     "REASON_HEADER",
     "ROUTED_TOO_LARGE",
     "TRUNCATED_HEADER",
@@ -35,6 +36,7 @@ UNCORRECTABLE = "uncorrectable"
 FRAME_TOO_LARGE = "frame_too_large"
 ROUTED_TOO_LARGE = "routed_too_large"
 _ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
+MESSAGE_HEADER = _ERRORS + "message"
 
 
 def late_record(

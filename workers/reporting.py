@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -43,6 +44,7 @@ class GroupReporter:
         self._policy = level_policy(settings)
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._disagreeing: Mapping[str, Sequence[int]] = {}
 
     def owns(self, partitions: set[int]) -> None:
         """Note which partitions this process owns now: begin or end reporting."""
@@ -81,8 +83,21 @@ class GroupReporter:
             self._forget_pressure()
 
     async def _measure(self) -> None:
-        async with LagMonitor(self._settings, on_snapshot=self._metrics.show_lag, on_failure=self._failed):
+        async with LagMonitor(self._settings, on_snapshot=self._show, on_failure=self._failed):
             await asyncio.Event().wait()
+
+    def _show(self, snapshot: LagSnapshot) -> None:
+        self._metrics.show_lag(snapshot)
+        found = snapshot.group.by_settings
+        if len(found) > 1 and found != self._disagreeing:
+            log.error(
+                "workers of this application have different settings: what they write has different meanings, and no "
+                "worker can take over all partitions. Stop them, drop the state with `workers state reset`, and start "
+                "all with the same configuration",
+                application_id=self._settings.application_id,
+                partitions_by_settings={digest: list(numbers) for digest, numbers in found.items()},
+            )
+        self._disagreeing = found
 
     def _failed(self, _error: Exception) -> None:
         self._metrics.lag_failures.inc()
@@ -95,7 +110,7 @@ class GroupReporter:
         )
 
         def measured(snapshot: LagSnapshot) -> None:
-            self._metrics.show_lag(snapshot)
+            self._show(snapshot)
             before = gauge.level
             level = gauge.observe(snapshot.total, time.monotonic_ns())
             self._metrics.show_pressure(GROUP_SOURCE, level, rate_scale(level, self._policy))

@@ -1610,10 +1610,13 @@ def _looks_ours(name: str, value: str) -> bool:
     return name.startswith("KAFKA_") and bool(difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.9))
 
 
+_OPTIONS: Final = {"bootstrap_servers": "--bootstrap-servers", "application_id": "--application-id"}
+
+
 def _flag_layer(overrides: Mapping[str, object], problems: list[str]) -> _Layer:
     layer = _Layer(problems)
     for name, value in overrides.items():
-        where = f"flag {name}"
+        where = _OPTIONS.get(name, f"--set {name}")
         if value is None:
             continue  # a flag that was not given
         if name in _KEYS and _KEYS[name].is_secret:

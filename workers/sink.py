@@ -20,6 +20,7 @@ import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import OffsetAndMetadata
 
 from workers.client import abandon
 from workers.errors import BrokerError, FencedError
@@ -79,6 +80,7 @@ class Commit:
     dead_letters: list[OutRecord] = field(default_factory=list)
     routed: dict[str, list[OutRecord]] = field(default_factory=dict)
     changes: list[OutRecord] = field(default_factory=list)
+    settings: str = ""  # the lane's `settings_digest`, noted with the offset
 
 
 class PartitionSink:
@@ -178,7 +180,8 @@ class PartitionSink:
         await _acknowledged(sent)
         reached(3)
         # 4. the input offset, in the same transaction
-        offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
+        note = OffsetAndMetadata(work.offset, work.settings)
+        offsets = {TopicPartition(spec.input_topic, self._partition): note}
         await producer.send_offsets_to_transaction(offsets, spec.group_id)
         reached(4)
         # 5. commit
@@ -217,10 +220,16 @@ class PartitionSink:
         return [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
 
     async def close(self) -> None:
-        """Let go of the producers; whatever was not committed is not."""
+        """Let go of the producers; whatever was not committed is not. Done before a cancellation of it is passed on:
+        nobody else knows of these producers any more."""
         producers = (self._producer, self._results_producer)
         self._producer = self._results_producer = None
-        await asyncio.gather(*(abandon(producer) for producer in producers if producer is not None))
+        closing = asyncio.gather(*(abandon(producer) for producer in producers if producer is not None))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing  # takes a bounded time
+            raise
 
 
 def pack(

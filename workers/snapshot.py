@@ -5,7 +5,7 @@ A changelog partition holds, compacted,
     key                         value
     b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
     b"w" start symbol           one window: flags, rev, count, times, what flags announce, the aggregation's own bytes
-    b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits
+    b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits, or fit
     b"o" stage ...              state of a pipeline stage (`workers.stages`)
 
 with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
@@ -15,7 +15,7 @@ their own: `workers.windows` says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from struct import Struct
 from struct import error as StructError
@@ -26,12 +26,22 @@ import orjson
 
 from workers.errors import StateFormatError, StateMismatchError
 from workers.frames import OutRecord
+from workers.times import format_duration
 from workers.windows import Window
 
-__all__ = ["Counts", "LaneMeta", "check_fingerprint", "read_state", "write_meta", "write_windows"]
+__all__ = [
+    "Counts",
+    "LaneMeta",
+    "check_fingerprint",
+    "differing_settings",
+    "read_state",
+    "write_meta",
+    "write_windows",
+]
 
 FORMAT: Final = 1
 META_KEY: Final = b"m"
+SEGMENT_BYTES: Final = 512 * 1024  # of items in one record; one item may have more
 _WINDOW = Struct("<BBIQqqqI")  # version, flags, rev, count, end, first, last, segments
 _START = Struct(">q")
 _SEGMENT = Struct(">qI")
@@ -115,14 +125,8 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
                 records.append(OutRecord(key, None))
                 records += _without_segments(window, symbol, 0)
             continue
-        if window.items is not None and len(window.items) > window.stored_items:
-            if not window.stored_items and window.stored_segments:  # the order of the items has changed
-                records += _without_segments(window, symbol, 1)
-                window.stored_segments = 0
-            segment_key = b"i" + _SEGMENT.pack(window.start_ns, window.stored_segments) + symbol
-            records.append(OutRecord(segment_key, _fresh_items(window)))
-            window.stored_items = len(window.items)
-            window.stored_segments += 1
+        if window.items is not None:
+            records += _fresh_segments(window, window.items, symbol)
         flags = (
             _CLOSED * window.closed
             | _CHANGED * window.changed
@@ -148,13 +152,31 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
     return records
 
 
-def _fresh_items(window: Window[str]) -> bytes:
-    """The segment of the items that are not stored yet."""
-    assert window.items is not None
-    items = window.items[window.stored_items :]
-    if window.orders is None:
-        return msgspec.msgpack.encode(items)
-    return msgspec.msgpack.encode((window.orders[window.stored_items :], items))
+def _fresh_segments(window: Window[str], items: Sequence[bytes], symbol: bytes) -> list[OutRecord]:
+    """The records of the items that are not stored yet: of all, where sessions merged."""
+    records: list[OutRecord] = []
+    if items and not window.stored_items and window.stored_segments:  # the order of the items has changed
+        records += _without_segments(window, symbol, 1)
+        window.stored_segments = 0
+    while window.stored_items < len(items):
+        first = window.stored_items
+        end = _segment_end(items, first)
+        fresh: object = items[first:end] if window.orders is None else (window.orders[first:end], items[first:end])
+        key = b"i" + _SEGMENT.pack(window.start_ns, window.stored_segments) + symbol
+        records.append(OutRecord(key, msgspec.msgpack.encode(fresh)))
+        window.stored_items = end
+        window.stored_segments += 1
+    return records
+
+
+def _segment_end(items: Sequence[bytes], first: int) -> int:
+    """Where the segment that begins with item ``first`` ends: a record must not be too large for its topic."""
+    size = 0
+    for number in range(first, len(items)):
+        size += len(items[number])
+        if size > SEGMENT_BYTES and number > first:
+            return number
+    return len(items)
 
 
 def _without_segments(window: Window[str], symbol: bytes, first: int) -> list[OutRecord]:
@@ -249,14 +271,37 @@ def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, by
 
 def check_fingerprint(meta: LaneMeta, fingerprint: Mapping[str, object], *, where: str) -> None:
     """Raise `StateMismatchError` where the state was made under settings that give its windows another meaning."""
-    differing = [
-        f"{name} was {meta.fingerprint.get(name, 'absent')!r}, is {fingerprint.get(name, 'absent')!r}"
-        for name in sorted({*meta.fingerprint, *fingerprint})
-        if meta.fingerprint.get(name) != fingerprint.get(name)
-    ]
+    differing = differing_settings(meta, fingerprint)
     if differing:
         raise StateMismatchError(
             f"the stored state {where} was made under other settings: {'; '.join(differing)}. Windows made "
-            "so far would change their meaning. Give the old settings, run the new ones under another application_id "
-            "(it starts from the log), or drop the state with `workers state reset`"
+            "so far would change their meaning. Give the old settings; run the new ones under another application_id "
+            "and another topics.frames (it starts from the log, and in one topic the frames of both would mix); or "
+            "drop the state with `workers state reset`"
         )
+
+
+def differing_settings(meta: LaneMeta, fingerprint: Mapping[str, object]) -> list[str]:
+    """What differs between the settings that state was made under and those given, each as users write it."""
+    return [
+        f"{name.removesuffix('_ns')} was {_written(name, meta.fingerprint.get(name))}, "
+        f"is {_written(name, fingerprint.get(name))}"
+        for name in sorted({*meta.fingerprint, *fingerprint})
+        if meta.fingerprint.get(name) != fingerprint.get(name)
+    ]
+
+
+def _written(name: str, value: object) -> str:
+    """A setting's value as a configuration has it; nanoseconds are durations there."""
+    if value is None:
+        return "not given"
+    plain = _without_ns(name, value)
+    return plain if isinstance(plain, str) else orjson.dumps(plain).decode()
+
+
+def _without_ns(name: str, value: object) -> object:
+    if isinstance(value, Mapping):
+        return {each.removesuffix("_ns"): _without_ns(each, inner) for each, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_ns("", each) for each in value]
+    return format_duration(value) if name.endswith("_ns") and isinstance(value, int) else value

@@ -88,7 +88,8 @@ async def reset_state(
             raise WorkersError(
                 f"the group {settings.application_id!r} has {lag.members} members; stop its workers first"
             )
-        layout = await ensure_topics(admin, settings, create=False, only=["ticks", "changelog"])
+        # A group whose changelog was deleted still has offsets that are to be set back, and that goes with its state.
+        layout = await ensure_topics(admin, settings, create=lag.exists, only=["ticks", "changelog"])
         for offsets in lag.partitions[: layout.changelog]:
             on_partition(offsets.partition, await _drop(settings, offsets.partition, layout.changelog, offsets.begin))
 

@@ -19,23 +19,23 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.admin import admin_client, describe_topics
 from workers.connection import connecting, explain_connection_error, stop_consumer
+from workers.frames import RESERVED_FIELDS
 from workers.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.settings import client_options
-from workers.times import NS_PER_MS, UNIT_NS, format_duration, format_instant
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
     from workers.settings import Settings
 
-__all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail"]
+__all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 
 _POLL_MS: Final = 200
 _BATCH: Final = 2_000
 _ERRORS: Final = "__streams.errors."
 _SHOWN_VALUE: Final = 200
+_YEAR_NS: Final = 31_556_952 * 10**9
 _FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
-_NOT_RESULTS: Final = frozenset(
-    {"key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts", "vwap", "items", "filled"}
-)
+_NOT_RESULTS: Final = frozenset({*RESERVED_FIELDS, "vwap"})
 
 
 async def tail(
@@ -159,13 +159,14 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
     """A late tick in one line: its time, how late and why, the window it missed, where it was.
 
     One that an operator dropped: its time, which operator and why, where it was. A correction whose trade was not
-    found: why not, where it was.
+    found: why not, where it was. Where the window shows that the workers' ``unit`` is another, that one is taken.
     """
     late = _object(record.value)
+    unit = _other_unit(late, unit) or unit
     ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
     if isinstance(ts, int) and isinstance(late.get("stage"), str):
         return (
-            f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} {late.get('reason')}, by "
+            f"[p={record.partition}] {late.get('key')} {_tick_time(ts, unit, now_ns)} {late.get('reason')}, by "
             f"operator {late['stage']}, from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
         )
     if late.get("reason") == UNCORRECTABLE:
@@ -175,16 +176,37 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
         )
     if isinstance(ts, int) and isinstance(late_by, int) and start is None and end is None:
         return (
-            f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} in no window "
+            f"[p={record.partition}] {late.get('key')} {_tick_time(ts, unit, now_ns)} in no window "
             f"({late.get('reason')}), from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
         )
     if not (isinstance(ts, int) and isinstance(start, int) and isinstance(end, int) and isinstance(late_by, int)):
         return f"[p={record.partition}] {_excerpt(record.value)} (not a late tick)"
     return (
-        f"[p={record.partition}] {late.get('key')} {_instant(ts * UNIT_NS[unit], now_ns)} late by "
-        f"{format_duration(late_by)} ({late.get('reason')}), window {_span(start, end, now_ns)}, from "
+        f"[p={record.partition}] {late.get('key')} {_tick_time(ts, unit, now_ns)} late by "
+        f"{describe_duration(late_by)} ({late.get('reason')}), window {_span(start, end, now_ns)}, from "
         f"{late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
     )
+
+
+def unit_notice(record: ConsumerRecord, unit: str) -> str | None:
+    """What to tell somebody who reads the late topic with another ``tick.timestamp_unit`` than the workers have."""
+    found = _other_unit(_object(record.value), unit)
+    if found is None:
+        return None
+    return f"the workers' tick.timestamp_unit is {found}, not {unit}: give this command their configuration"
+
+
+def _other_unit(late: Mapping[str, object], unit: str) -> str | None:
+    """The unit that a late tick's ``ts`` is in, where it can't be ``unit``: a tick is in the window that it is told of,
+    whose times are always milliseconds."""
+    ts, start, end = late.get("ts"), late.get("start"), late.get("end")
+    if not isinstance(ts, int) or not isinstance(start, int) or not isinstance(end, int):
+        return None
+
+    def fits(name: str) -> bool:  # windows of bars can begin within a millisecond, and seconds are floored
+        return start - 1_000 < ts * UNIT_NS[name] // NS_PER_MS <= end
+
+    return None if fits(unit) else next((name for name in UNIT_NS if fits(name)), None)
 
 
 def dead_letter_line(record: ConsumerRecord) -> str:
@@ -269,11 +291,18 @@ def _span(start_ms: int, end_ms: int, now_ns: int) -> str:
     return f"{start_text}..{end_text.removeprefix(day + ' ') if day else end_text}"
 
 
+def _tick_time(ts: int, unit: str, now_ns: int) -> str:
+    """A tick's time; where no accepted tick can have it, what was written, and what is wrong with the reading."""
+    if abs(ts) * UNIT_NS[unit] > MAX_EVENT_TIME_NS:
+        return f"ts={ts} (not in {unit}: give tick.timestamp_unit as the workers have it)"
+    return _instant(ts * UNIT_NS[unit], now_ns)
+
+
 def _instant(time_ns: int, now_ns: int) -> str:
     """The time of day in UTC, after the date unless that is today's."""
     try:
         day, _, clock = format_instant(time_ns).removesuffix("Z").partition("T")
     except OverflowError:
-        return f"{time_ns} ns"
+        return f"(year:{1970 + time_ns // _YEAR_NS:,})"  # one word, as the callers expect of a time of today
     today = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).date().isoformat()
     return clock if day == today else f"{day} {clock}"

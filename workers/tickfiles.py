@@ -33,6 +33,7 @@ MAX_TICK_BYTES: Final = 900_000
 BLOCK_BYTES: Final = 256 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
 _REPORTED: Final = 20
+_OTHER_SEPARATORS: Final = {";": "the semicolon", "\t": "the tab", "|": "the bar |"}
 
 Role = Literal["symbol", "ts", "price", "size"]
 _ROLES: Final[tuple[Role, ...]] = ("symbol", "ts", "price", "size")
@@ -217,9 +218,15 @@ class CsvParser:
         form = self._form
         missing = [name for name in (form.symbol, form.ts, form.price, form.size) if name not in names]
         if missing:
+            other = next((mark for mark in _OTHER_SEPARATORS if len(cells) == 1 and mark in cells[0]), None)
+            advice = (
+                f"Is {_OTHER_SEPARATORS[other]} its separator? Expected commas"
+                if other is not None
+                else "Say which column is which with --field-map, like --field-map ts=T,price=p"
+            )
             raise ConfigError(
-                f"{self._refused.name}: the header has no {', '.join(missing)}; found {', '.join(cells)[:200]}. Say "
-                "which column is which with --field-map, like --field-map ts=T,price=p"
+                f"{self._refused.name}: the header has no {', '.join(missing)}; found {', '.join(cells)[:200]}. "
+                f"{advice}"
             )
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:

@@ -20,7 +20,16 @@ from typing import Final, Literal, Protocol
 
 import orjson
 
-from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, NS_PER_SECOND, UNIT_NS, TimestampUnit, parse_rfc3339
+from workers.times import (
+    MAX_EVENT_TIME_NS,
+    NS_PER_MS,
+    NS_PER_SECOND,
+    UNIT_NS,
+    TimestampUnit,
+    describe_duration,
+    format_duration,
+    parse_rfc3339,
+)
 
 __all__ = ["Reason", "Record", "Rejection", "Tick", "TickFormat", "excerpt", "finite_number", "tick_decoder"]
 
@@ -147,7 +156,10 @@ def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
             message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {excerpt(symbol.encode())}"
             return Rejection(Reason.KEY_MISMATCH, message, record)
         if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
-            message = f"{ts_name} is {excerpt(ts)}; as {form.unit} it does not fit 64-bit nanoseconds since 1970"
+            message = (
+                f"{ts_name} is {excerpt(ts)}; as {form.unit} (tick.timestamp_unit) it does not fit 64-bit nanoseconds "
+                "since 1970"
+            )
             return Rejection(Reason.TIMESTAMP_OUT_OF_RANGE, message, record)
         sent_ms = record.timestamp
         if sent_ms != NO_TIMESTAMP and ts_ns > sent_ms * NS_PER_MS + skew_ns:
@@ -211,8 +223,9 @@ def _type_rejection(name: str, expected: str, found: object, record: Record) -> 
 
 
 def _future_rejection(name: str, ts_ns: int, skew_ns: int, record: Record) -> Rejection:
-    ahead_ms = ts_ns // NS_PER_MS - record.timestamp
+    ahead_ns = ts_ns - record.timestamp * NS_PER_MS
     message = (
-        f"{name} is {ahead_ms} ms ahead of the record's own timestamp; at most {skew_ns // NS_PER_MS} ms is allowed"
+        f"{name} is {describe_duration(ahead_ns)} ahead of the record's own timestamp; at most "
+        f"{format_duration(skew_ns)} is allowed (tick.max_future_skew)"
     )
     return Rejection(Reason.FUTURE_TIMESTAMP, message, record)

@@ -18,6 +18,7 @@ __all__ = [
     "TimestampUnit",
     "datetime_from_ns",
     "datetime_to_ns",
+    "describe_duration",
     "format_duration",
     "format_instant",
     "parse_duration",
@@ -87,6 +88,26 @@ def format_duration(duration_ns: int) -> str:
         if duration_ns and duration_ns % _DURATION_NS[unit] == 0:
             return f"{duration_ns // _DURATION_NS[unit]}{unit}"
     return f"{duration_ns}ns" if duration_ns else "0s"
+
+
+def describe_duration(duration_ns: int) -> str:
+    """A duration for people to read: exact below a minute (``1700ms``, ``1.046237s``), else by its two greatest units,
+    rounded down (``2h 5m``, ``20,483d 14h``)."""
+    if duration_ns < 0:
+        return "-" + describe_duration(-duration_ns)
+    if duration_ns < _DURATION_NS["m"]:
+        if duration_ns % NS_PER_MS == 0 or duration_ns < NS_PER_MS:
+            return format_duration(duration_ns)
+        whole, fraction = divmod(duration_ns, NS_PER_SECOND)
+        return f"{whole}.{fraction:09d}".rstrip("0") + "s"
+    parts: list[str] = []
+    for unit in ("d", "h", "m", "s"):
+        number, duration_ns = divmod(duration_ns, _DURATION_NS[unit])
+        if parts or number:
+            parts.append(f"{number:,}{unit}" if number else "")
+        if len(parts) == 2:
+            break
+    return " ".join(filter(None, parts))
 
 
 def timedelta_to_ns(value: timedelta) -> int:

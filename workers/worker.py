@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -42,6 +43,7 @@ from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.lanes import make_lane, takes_batches
 from workers.metrics import Metrics
 from workers.pace import ReadingPace
+from workers.rejections import RejectionWatch
 from workers.reporting import GroupReporter
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
@@ -138,9 +140,11 @@ class OwnedPartition:
         self.pending = Effects()
         self.committed_offset = 0
         self.heard_s = 0.0  # when a record last came, monotonic
+        self._look_s = 0.0  # when silence may next bring something out, monotonic
         self._worker = worker
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()  # so much has changed that the next commit would take long
+        self._rejections = RejectionWatch()
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
         self._in_commit = 0  # results and state records of the commit under way
@@ -172,6 +176,7 @@ class OwnedPartition:
         if self.paused:
             self._worker.source.pause(self.number)
         self.heard_s = time.monotonic()
+        self._look_s = 0.0
 
     async def close(self) -> None:
         """Stop all tasks and let go of the producer. Nothing is committed here."""
@@ -348,11 +353,15 @@ class OwnedPartition:
 
     async def show_overdue(self, now_s: float) -> None:
         """Where the partition was read to its end, let the silence since bring windows out."""
-        if self.phase is not Phase.RUNNING or self.backlog or self.lane is None:
+        if now_s < self._look_s or self.phase is not Phase.RUNNING or self.backlog or self.lane is None:
             return
         due_ns = self.lane.next_timeout_ns()
         silence_ns = int((now_s - self.heard_s) * 1e9)
-        if due_ns is None or silence_ns < due_ns or not await self._worker.source.at_end(self.number):
+        if due_ns is None or silence_ns < due_ns:
+            # Nothing to see until then, or until something is processed: a thousand idle partitions cost nothing.
+            self._look_s = math.inf if due_ns is None else self.heard_s + due_ns / 1e9
+            return
+        if not await self._worker.source.at_end(self.number):
             return
         if self.phase is Phase.RUNNING and self.lane is not None and not self.backlog:
             self._take(self.lane.idle(silence_ns))
@@ -363,10 +372,19 @@ class OwnedPartition:
             self._take(self.lane.flush_partial())
 
     def _take(self, effects: Effects) -> None:
+        self._look_s = 0.0
         self.pending.extend(effects)
         for key in effects.misrouted_keys:
             log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
         self._report_gaps(effects.gaps)
+        useless = self._rejections.note(effects, time.monotonic())
+        if useless is not None:
+            log.warning(
+                useless.text,
+                partition=self.number,
+                look="workers tail dead-letters",
+                dead_letters=self._worker.settings.topics.dead_letters,
+            )
         if effects.frames:
             self._dirty.set()
 
@@ -420,6 +438,7 @@ class OwnedPartition:
                 effects.dead_letters,
                 dict(effects.routed),
                 lane.take_changes(),
+                lane.settings_digest,
             )
             oversized = fit(work, self._worker.sink_spec)
             self._in_commit = len(work.frames) + len(work.late) + len(work.dead_letters) + len(work.changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -164,6 +165,17 @@ async def test_two_workers_give_the_frames_of_one(broker: Broker, topic_name: st
         await committed_through(app, process=first)
     findings = await verify(app.bootstrap, app.topics, CONFIG)
     assert not findings, findings
+
+
+async def test_workers_with_different_settings_are_told_so(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = App(broker.bootstrap_servers, topic_name, settings={"window.size": "5s"})
+    other = replace(app, settings={"window.size": "1m"})
+    assert app.run_command("topics", "create").returncode == 0
+    with app.worker(tmp_path / "first.log") as first, other.worker(tmp_path / "second.log") as second:
+        for worker in (first, second):
+            await wait_until(lambda worker=worker: "partition ready" in worker.output(), "a worker has partitions")
+        await send(app, market(3_000))
+        await wait_until(lambda: "different settings" in first.output() + second.output(), "the reporter's word")
 
 
 async def test_a_full_lane_pauses_its_partition_and_loses_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from workers.commands.common import (
     BootstrapServers,
     ConfigPath,
     Debug,
+    ExitCode,
     SetOption,
     app,
     closed_output_is_an_end,
@@ -38,7 +40,10 @@ __all__: list[str] = []
 def explain(
     symbol: Annotated[str, typer.Argument(help="Whose ticks.")],
     time_text: Annotated[
-        str, typer.Argument(metavar="TIME", help="Event time: RFC 3339, HH:MM:SS (today, UTC), or epoch milliseconds.")
+        str,
+        typer.Argument(
+            metavar="TIME", help="Event time: RFC 3339, HH:MM:SS (today, UTC), or an integer in the ticks' unit."
+        ),
     ],
     around: Annotated[str, typer.Option(metavar="DURATION", help="Also the windows so far before and after.")] = "0s",
     as_json: Annotated[bool, typer.Option("--json", help="All that was found, as one JSON object.")] = False,
@@ -52,7 +57,9 @@ def explain(
     home_only: Annotated[
         bool, typer.Option("--home-only", help="Don't look for misrouted ticks on other partitions.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Ticks shown of each window; all are counted.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Ticks listed of each window and fate; all are counted, and TIME's are shown.")
+    ] = 50,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
@@ -64,7 +71,9 @@ def explain(
     Shows the window that TIME falls in: the ticks that joined it, those that
     were late (by how much, and which tick had moved the watermark) or rejected
     (why), the frames that carried it, and whether they are what the log gives
-    when it is computed again. Nothing is written or committed.
+    when it is computed again. Nothing is written or committed. Give it the
+    workers' configuration: where it is another, that is said first, and the
+    exit code is 2. Without a group of that name it is 1.
 
     [bold]Examples[/bold]
 
@@ -79,7 +88,7 @@ def explain(
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
     try:
-        time_ns = parse_time(time_text, now_ns=time.time_ns())
+        time_ns = parse_time(time_text, now_ns=time.time_ns(), unit=settings.tick.timestamp_unit)
         around_ns, read_on_ns = parse_duration(around), parse_duration(read_on)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -102,9 +111,16 @@ def explain(
         else:
             for line in _lines(found):
                 sys.stdout.write(printable(line) + "\n")
+    if found.problem is not None:
+        sys.exit(ExitCode.USAGE if found.other_settings else ExitCode.FAILED)
 
 
 def _lines(found: Explanation) -> Iterator[str]:
+    if found.problem is not None:
+        yield f"{'NOT what the workers did' if found.other_settings else 'NOTE'}: {found.problem}"
+        if found.other_settings:
+            yield "  give this command the configuration that the workers have (--config, WORKERS_CONFIG, --set)"
+        yield ""
     yield (
         f"{found.symbol} belongs on {found.topic}[{found.partition}] of {found.partitions}. "
         f"Asked about {_instant(found.time_ns)}."
@@ -112,6 +128,8 @@ def _lines(found: Explanation) -> Iterator[str]:
     exactly = found.at_the_time()
     for tick in exactly:
         yield f"  at that very time: {_tick(tick, found)}"
+    if found.asked_count > len(found.asked):
+        yield f"  … and {found.asked_count - len(found.asked):,} more at that very time"
     if not exactly:
         yield "  no tick has that very time"
     for window in found.windows:
@@ -148,9 +166,10 @@ def _window(window: WindowAccount, found: Explanation) -> Iterator[str]:
         + (f"; {counts}" if counts else "")
     )
     yield from (f"  {_tick(tick, found)}" for tick in story.ticks)
-    hidden = sum(story.counts.values()) - len(story.ticks)
-    if hidden:
-        yield f"  … and {hidden:,} more (--limit)"
+    shown = Counter[str](tick.fate for tick in story.ticks)
+    left = {fate: number - shown[fate] for fate, number in story.counts.items() if number > shown[fate]}
+    if left:
+        yield f"  … and {', '.join(f'{number:,} more {fate}' for fate, number in left.items())} (see --limit)"
     yield from (f"  {_frame(frame, found)}" for frame in window.frames)
     if not window.frames and window.state != "empty":
         yield "  no frame yet"

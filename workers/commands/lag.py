@@ -15,12 +15,15 @@ from workers.commands.common import (
     BootstrapServers,
     ConfigPath,
     Debug,
+    ExitCode,
     SetOption,
     app,
     closed_output_is_an_end,
     load,
+    printable,
     quiet_clients,
     run_async,
+    say,
 )
 from workers.errors import ConfigError
 
@@ -45,7 +48,7 @@ def lag(
     """Show how many ticks the group has not committed yet, by partition.
 
     Lag counts to the last commit, so while workers run it swings by what one
-    commit interval brings.
+    commit interval brings. Exit code 1 where there is no such group.
 
     [bold]Examples[/bold]
 
@@ -61,13 +64,19 @@ def lag(
         interval_s = parse_duration(interval) / NS_PER_SECOND
     except ValueError as error:
         raise ConfigError(f"--interval: {error}") from None
+    exists = True
     with closed_output_is_an_end():
-        run_async(lambda stop: _show(settings, stop, as_json=as_json, interval_s=interval_s if watch else None))
+        exists = run_async(
+            lambda stop: _show(settings, stop, as_json=as_json, interval_s=interval_s if watch else None)
+        )
+    if not exists:
+        sys.exit(ExitCode.FAILED)
 
 
-async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, interval_s: float | None) -> None:
+async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, interval_s: float | None) -> bool:
+    """Whether there is such a group, as far as that was asked once."""
     from workers.admin import admin_client
-    from workers.group import LagReader
+    from workers.group import LagReader, no_group_problem
 
     live = interval_s is not None and not as_json and sys.stdout.isatty()
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
@@ -77,12 +86,15 @@ async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, inter
                 sys.stdout.write("\x1b[H\x1b[2J")
             sys.stdout.write(_json(found, one_line=interval_s is not None) if as_json else _table(found))
             sys.stdout.flush()
+            problem = no_group_problem(found)
+            if problem is not None:
+                say(printable(f"workers: {problem}"))
             if interval_s is None:
-                return
+                return problem is None
             try:
                 async with asyncio.timeout(max(interval_s, 0.1)):
                     await stop.wait()
-                return
+                return True
             except TimeoutError:
                 continue
 

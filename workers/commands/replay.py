@@ -31,6 +31,7 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     from workers.replay import FrameProblem, ReplayResult
     from workers.settings import Settings
+    from workers.times import TimestampUnit
 
 __all__: list[str] = []
 
@@ -60,9 +61,9 @@ def replay(
 ) -> None:
     """Make the frames of a span of time again from the ticks, and say whether the published ones are the same.
 
-    Times are event times: RFC 3339, HH:MM:SS (today, UTC), or epoch
-    milliseconds. Provisional frames are left out: they depend on the clock on
-    the wall. --warm-up may be as late as --from and nothing is missed; operators
+    Times are event times: RFC 3339, HH:MM:SS (today, UTC), or an integer in
+    tick.timestamp_unit. Provisional frames are left out: they depend on the
+    clock on the wall. --warm-up may be as late as --from and nothing is missed; operators
     that remember more, session windows and filled gaps need an earlier one.
 
     Exit code 0: identical; 1: not, and the differences are explained.
@@ -79,8 +80,9 @@ def replay(
         raise ConfigError("--to-file and --to-topic can't be had at once")
     if not compare and to_file is None and to_topic is None:
         raise ConfigError("--no-compare without --to-file or --to-topic does nothing")
-    from_ns, to_ns = _time("--from", from_text), _time("--to", to_text)
-    warm_up_ns = _time("--warm-up", warm_up) if warm_up is not None else None
+    unit = settings.tick.timestamp_unit
+    from_ns, to_ns = _time("--from", from_text, unit), _time("--to", to_text, unit)
+    warm_up_ns = _time("--warm-up", warm_up, unit) if warm_up is not None else None
     _say_assumptions(settings, warm_up)
     result = run_async(
         lambda _stop: _replay(settings, from_ns, to_ns, symbol, warm_up_ns, to_file, to_topic, compare=compare)
@@ -94,11 +96,11 @@ def replay(
         sys.exit(ExitCode.FAILED)
 
 
-def _time(option: str, text: str) -> int:
+def _time(option: str, text: str, unit: TimestampUnit) -> int:
     from workers.explain import parse_time
 
     try:
-        return parse_time(text, now_ns=time.time_ns())
+        return parse_time(text, now_ns=time.time_ns(), unit=unit)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
 

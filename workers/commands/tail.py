@@ -137,18 +137,24 @@ async def _tail(
 
 
 def _renderer(what: What, settings: Settings, *, as_json: bool) -> Callable[[ConsumerRecord], str]:
-    from workers.tail import dead_letter_line, frame_line, json_line, late_line
+    from workers.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
 
     unit = settings.tick.timestamp_unit
+    noticed = False
     terminal = sys.stdout.isatty()
 
     def show(record: ConsumerRecord) -> str:
+        nonlocal noticed
         if as_json:
             line = json_line(record, ledger=what == "dead-letters").decode("utf-8", "backslashreplace")
             return printable(line) if terminal else line  # programs get it as it is
         if what == "frames":
             return printable(frame_line(record, now_ns=time.time_ns()))
         if what == "late":
+            notice = None if noticed else unit_notice(record, unit)
+            if notice is not None:
+                noticed = True
+                say(f"workers: {notice}")
             return printable(late_line(record, now_ns=time.time_ns(), unit=unit))
         return printable(dead_letter_line(record))
 

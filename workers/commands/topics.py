@@ -122,9 +122,9 @@ def delete(
 ) -> None:
     """Delete what an application wrote: frames, late, dead letters, changelog and feedback. Stop its workers first.
 
-    The group's committed offsets stay; an application that is to begin again
-    needs another application_id. Topics that operators route ticks to stay
-    too: others may write to them as well.
+    The group's committed offsets stay: before workers of that application_id
+    run again, say workers state reset. Topics that operators route ticks to
+    stay too: others may write to them as well.
 
     [bold]Example[/bold]
 
@@ -142,6 +142,10 @@ def delete(
         typer.confirm(f"Delete {', '.join(names)} at {settings.bootstrap_servers}?", abort=True, err=True)
     for name in run_async(lambda _stop: _delete(settings, names)):
         sys.stdout.write(f"deleted {name}\n")
+    say(
+        f"workers: the offsets of the group {settings.application_id} stay, without their state; before its workers "
+        "run again, drop them with `workers state reset`"
+    )
 
 
 async def _look(settings: Settings) -> tuple[list[TopicPlan], dict[str, TopicState]]:
