@@ -169,6 +169,8 @@ async def run(options: argparse.Namespace, idle_after: str, bootstrap: str) -> R
         )
         begin_ms = int((begin_s + WARM_UP_S) * 1000)
         delays, triggers = await watch(bootstrap, topics[1], begin_s + options.seconds - 1, begin_ms)
+        if not delays or any(process.poll() for process in processes):
+            raise SystemExit(f"no frames: a process ended early ({[process.poll() for process in processes]})")
     finally:
         for process in processes:
             process.terminate()

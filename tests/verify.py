@@ -86,6 +86,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     frames: int = 0
     triggers: dict[str, int] = field(default_factory=dict)
+    filled: int = 0
     late: int = 0
     late_by_reason: dict[str, int] = field(default_factory=dict)
     routed: int = 0
@@ -204,6 +205,7 @@ def _check_frames(
             if frame["status"] != "provisional":
                 found.setdefault(frame["key"], []).append(record.value)
                 findings.triggers[frame["trigger"]] = findings.triggers.get(frame["trigger"], 0) + 1
+                findings.filled += "filled" in frame
     findings.frames = sum(map(len, found.values()))
     findings.problems += [f"{key!r} is on partitions {on}" for key, on in partitions_of.items() if len(on) > 1]
     for key in sorted(expected.keys() | found.keys()):

@@ -1009,7 +1009,7 @@ class Settings(_Section):
     )
     commit_interval: DurationNs = Field(
         default=150 * NS_PER_MS,
-        ge=100 * NS_PER_MS,
+        ge=20 * NS_PER_MS,
         description="Time between commits; with exactly_once, also the delay until frames can be read.",
     )
     topics: TopicsSettings = Field(default_factory=TopicsSettings)

@@ -88,8 +88,12 @@ async def reset_state(
             raise WorkersError(
                 f"the group {settings.application_id!r} has {lag.members} members; stop its workers first"
             )
-        # A group whose changelog was deleted still has offsets that are to be set back, and that goes with its state.
-        layout = await ensure_topics(admin, settings, create=lag.exists, only=["ticks", "changelog"])
+        # A group whose topics were deleted still has offsets that are to be set back, by a commit that needs them all.
+        layout = (
+            await ensure_topics(admin, settings, create=True)
+            if lag.exists
+            else await ensure_topics(admin, settings, create=False, only=["ticks", "changelog"])
+        )
         for offsets in lag.partitions[: layout.changelog]:
             on_partition(offsets.partition, await _drop(settings, offsets.partition, layout.changelog, offsets.begin))
 
@@ -117,7 +121,7 @@ async def _drop(settings: Settings, partition: int, partitions: int, begin: int)
         entries = await read_changelog(topics.changelog, partition, consumer_options(settings))
         await sink.commit(Commit(begin, changes=[OutRecord(key, None) for key in entries]))
         return len(entries)
-    except KafkaError as error:
+    except (KafkaError, TimeoutError) as error:
         raise explain_connection_error(error, settings) from error
     finally:
         with contextlib.suppress(KafkaError):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 from tests import oracle
-from tests.verify import Findings, Topics, end_offsets, verify
+from tests.verify import Findings, Model, Topics, read_topic, straight, verify
 from workers.broker import Broker
 from workers.broker.base import free_ports
 
@@ -119,11 +119,19 @@ class Arena:
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def configure(
-        self, guarantee: str = "exactly_once", *, ticks: str | None = None, payload: str = "ohlcv", **more: object
+        self,
+        guarantee: str = "exactly_once",
+        *,
+        ticks: str | None = None,
+        payload: str = "ohlcv",
+        pipeline: str = "",
+        model: Callable[[str], Model] | None = None,
+        **more: object,
     ) -> None:
         """Begin a new application: names of its own, and settings whose windows close often.
 
-        ``more`` are further settings, two underscores standing for a dot.
+        ``more`` are further settings, two underscores standing for a dot. ``pipeline`` is TOML, in which ``{app}`` is
+        the application's name; ``model`` makes, of that name, what `verify` compares with.
         """
         app = f"chaos-{uuid.uuid4().hex[:8]}"
         self.application_id = app
@@ -139,6 +147,8 @@ class Arena:
             payload=payload,
             partitions=PARTITIONS,  # type: ignore[arg-type]
         )
+        self.model = straight(self.oracle) if model is None else model(app)
+        self._pipeline = pipeline.replace("{app}", app)
         self.settings: dict[str, object] = {
             "bootstrap_servers": self.bootstrap,
             "application_id": app,
@@ -170,6 +180,9 @@ class Arena:
         if proxied:
             settings["bootstrap_servers"] = f"127.0.0.1:{self.proxy_port}"
         log = self._logs / f"{self.application_id}-{number}.log"
+        if self._pipeline:  # a list of tables, which only a file can have
+            env["CHAOS_CONFIG"] = file = self._logs / f"{self.application_id}.toml"
+            file.write_text(self._pipeline, encoding="utf-8")
         found = WorkerProcess(number, settings, log, {name: str(value) for name, value in env.items()})
         self.workers.append(found)
         return found
@@ -250,7 +263,9 @@ class Arena:
     async def until_committed(self, *, within_s: float = DONE_LIMIT_S) -> float:
         """Wait until everything in the ticks topic is committed; the seconds that took."""
         begun_s = time.monotonic()
-        ends = await end_offsets(self.bootstrap, self.topics.ticks)
+        # Behind the last record, not the log's end: where frames are the input, that is a transaction's marker.
+        ticks = await read_topic(self.bootstrap, self.topics.ticks)
+        ends = {number: records[-1].offset + 1 if records else 0 for number, records in ticks.items()}
         committed: dict[int, int] = {}
         while any(committed.get(number, 0) < end for number, end in ends.items()):
             self.check()
@@ -271,4 +286,4 @@ class Arena:
 
     async def verify(self, **options: object) -> Findings:
         """What the independent verifier says."""
-        return await verify(self.bootstrap, self.topics, self.oracle, exactly_once=self.exactly_once, **options)  # type: ignore[arg-type]
+        return await verify(self.bootstrap, self.topics, self.model, exactly_once=self.exactly_once, **options)  # type: ignore[arg-type]

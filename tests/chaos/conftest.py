@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,26 @@ def chaos_broker() -> Iterator[tuple[object, int]]:
 
 
 @pytest.fixture
-def arena(chaos_broker: tuple[object, int], tmp_path: Path) -> Iterator[Arena]:
-    """Topics of this test's own, its workers and its link; whatever still runs at the end is killed."""
+def make_arena(chaos_broker: tuple[object, int], tmp_path: Path) -> Iterator[Callable[[], Arena]]:
+    """Arenas beside one another on the broker, each with topics and workers of its own; what runs at the end is killed.
+
+    They share the link.
+    """
     broker, proxy_port = chaos_broker
-    found = Arena(broker, proxy_port, Path(os.environ.get("CHAOS_LOGS", tmp_path)))  # type: ignore[arg-type]
+    made: list[Arena] = []
+
+    def make() -> Arena:
+        made.append(Arena(broker, proxy_port, Path(os.environ.get("CHAOS_LOGS", tmp_path))))  # type: ignore[arg-type]
+        return made[-1]
+
     try:
-        yield found
+        yield make
     finally:
-        found.close()
+        for arena in made:
+            arena.close()
+
+
+@pytest.fixture
+def arena(make_arena: Callable[[], Arena]) -> Arena:
+    """Topics of this test's own, its workers and its link; whatever still runs at the end is killed."""
+    return make_arena()

@@ -6,16 +6,19 @@ import asyncio
 import random
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from tests.chaos.arena import Arena, WorkerProcess
+from tests.chaos.arena import SESSION_S, Arena, WorkerProcess
+from tests.chaos.feed import Feed, produce
 from tests.chaos.link import Cut, Link
 
-__all__ = ["Event", "make_schedule", "play"]
+__all__ = ["EVERY_HARM", "Event", "Kind", "make_schedule", "play", "survive"]
 
 Kind = Literal["kill", "crash", "freeze", "scale", "broker", "cut"]
 KINDS: tuple[Kind, ...] = ("kill", "crash", "freeze", "scale", "broker", "cut")
+EVERY_HARM: tuple[Kind, ...] = (*KINDS, "scale", "kill")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Event:
         )
 
 
-def make_schedule(seed: int, seconds: float, *, session_s: float) -> list[Event]:
-    """Harms spread over ``seconds``: every kind at least once, in an order and with overlaps that the seed decides."""
+def make_schedule(seed: int, seconds: float, *, session_s: float, at_least: Sequence[Kind] = EVERY_HARM) -> list[Event]:
+    """Harms spread over ``seconds``: ``at_least`` these, in an order and with overlaps that the seed decides."""
     rng = random.Random(seed)
-    kinds = [*KINDS, "scale", "kill"]
+    kinds = [*at_least]
     kinds += rng.choices(KINDS, (3, 3, 2, 3, 1, 2), k=max(0, int(seconds / 2.5) - len(kinds)))
     rng.shuffle(kinds)
     times = sorted(rng.uniform(1.0, seconds) for _ in kinds)
@@ -64,9 +67,51 @@ def make_schedule(seed: int, seconds: float, *, session_s: float) -> list[Event]
     return events
 
 
-async def play(arena: Arena, events: list[Event], link: Link) -> None:
+async def survive(
+    arenas: Sequence[Arena],
+    seed: int,
+    seconds: float,
+    feed: Feed,
+    *,
+    per_second: int,
+    at_least: Sequence[Kind] = EVERY_HARM,
+    workers: int = 1,
+) -> tuple[int, float]:
+    """Feed the first arena while the seed's schedule harms all of them; what it leaves running then does the rest.
+
+    Each begins with so many ``workers``. An arena may read what one before it writes. Returns how many records were
+    sent, and the seconds that all of them took to be done after the last harm; all workers are stopped by then.
+    """
+    events = make_schedule(seed, seconds, session_s=SESSION_S, at_least=at_least)
+    first = arenas[0]
+    link = Link(first.proxy_port, first.behind_proxy_port)
+    await link.start()
+    try:
+        for worker, arena in [(arena.start(), arena) for arena in arenas for _ in range(workers)]:
+            await arena.until_running(worker)  # without a broker it would not start
+        feeding = asyncio.ensure_future(
+            produce(first.bootstrap, first.topics.ticks, feed, per_second=per_second, seconds=seconds)
+        )
+        try:
+            await play(arenas, events, link)
+        finally:
+            sent = await feeding
+        waited_s = 0.0
+        for arena in arenas:
+            if not arena.running():
+                arena.start()
+            waited_s += await arena.until_committed()
+            await arena.stop_workers()
+    finally:
+        await link.stop()
+    for arena in arenas:
+        arena.check()
+    return sent, waited_s
+
+
+async def play(arenas: Sequence[Arena], events: Sequence[Event], link: Link) -> None:
     """Let the events happen; returns when the last is over and every harm undone."""
-    player = _Player(arena, link)
+    player = _Player(arenas, link)
     begun_s = time.monotonic()
     tasks = []
     try:
@@ -82,33 +127,35 @@ async def play(arena: Arena, events: list[Event], link: Link) -> None:
 
 
 class _Player:
-    def __init__(self, arena: Arena, link: Link) -> None:
-        self._arena = arena
+    def __init__(self, arenas: Sequence[Arena], link: Link) -> None:
+        self._arenas = arenas
         self._link = link
         self._broker_lock = asyncio.Lock()  # a broker that is down can't be killed, and workers don't start without one
         self._link_lock = asyncio.Lock()
-        self._proxied: WorkerProcess | None = None
+        self._proxied: dict[str, WorkerProcess] = {}
 
     async def happen(self, event: Event) -> None:
-        await getattr(self, f"_{event.kind}")(event)
+        chosen, victim = event.victim % len(self._arenas), event.victim // len(self._arenas)
+        await getattr(self, f"_{event.kind}")(self._arenas[chosen], replace(event, victim=victim))
 
-    def _victim(self, event: Event) -> WorkerProcess | None:
-        running = self._arena.running()
+    @staticmethod
+    def _victim(arena: Arena, event: Event) -> WorkerProcess | None:
+        running = arena.running()
         return running[event.victim % len(running)] if running else None
 
-    async def _kill(self, event: Event) -> None:
-        victim = self._victim(event)
+    async def _kill(self, arena: Arena, event: Event) -> None:
+        victim = self._victim(arena, event)
         if victim is not None:
             victim.kill()
-        await self._start()
+        await self._start(arena)
 
-    async def _crash(self, event: Event) -> None:
-        await self._start(CRASH_AT_STEP=event.argument, CRASH_ON_COMMIT=1 + event.victim)
+    async def _crash(self, arena: Arena, event: Event) -> None:
+        await self._start(arena, CRASH_AT_STEP=event.argument, CRASH_ON_COMMIT=1 + event.victim)
         await asyncio.sleep(3.0)
-        await self._start()
+        await self._start(arena)
 
-    async def _freeze(self, event: Event) -> None:
-        victim = self._victim(event)
+    async def _freeze(self, arena: Arena, event: Event) -> None:
+        victim = self._victim(arena, event)
         if victim is None:
             return
         victim.freeze()
@@ -116,25 +163,26 @@ class _Player:
         if victim.alive:
             victim.thaw()
 
-    async def _scale(self, event: Event) -> None:
-        while len(self._arena.running()) < event.argument:
-            await self._start()
-        surplus = self._arena.running()[event.argument :]
+    async def _scale(self, arena: Arena, event: Event) -> None:
+        while len(arena.running()) < event.argument:
+            await self._start(arena)
+        surplus = arena.running()[event.argument :]
         for worker in surplus:
             worker.terminate()
         for worker in surplus:
-            await self._arena.ended(worker)
+            await arena.ended(worker)
 
-    async def _broker(self, event: Event) -> None:
+    async def _broker(self, arena: Arena, event: Event) -> None:
         async with self._broker_lock:
-            await asyncio.to_thread(self._arena.broker.kill)
+            await asyncio.to_thread(arena.broker.kill)
             await asyncio.sleep(event.lasts_s)
-            await asyncio.to_thread(self._arena.broker.start)
+            await asyncio.to_thread(arena.broker.start)
 
-    async def _cut(self, event: Event) -> None:
+    async def _cut(self, arena: Arena, event: Event) -> None:
         async with self._link_lock:
-            if self._proxied is None or not self._proxied.alive:
-                self._proxied = await self._start(proxied=True)
+            proxied = self._proxied.get(arena.application_id)
+            if proxied is None or not proxied.alive:
+                self._proxied[arena.application_id] = await self._start(arena, proxied=True)
             how: Cut = "silence" if event.argument == 0 else "reset"
             await self._link.cut(how)
             try:
@@ -142,9 +190,9 @@ class _Player:
             finally:
                 await self._link.heal()
 
-    async def _start(self, *, proxied: bool = False, **env: object) -> WorkerProcess:
+    async def _start(self, arena: Arena, *, proxied: bool = False, **env: object) -> WorkerProcess:
         async with self._broker_lock:
-            worker = self._arena.start(proxied=proxied, **env)
+            worker = arena.start(proxied=proxied, **env)
             limit_s = time.monotonic() + 30
             while worker.alive and "worker started" not in worker.log() and time.monotonic() < limit_s:
                 await asyncio.sleep(0.05)  # with the broker away it would not start

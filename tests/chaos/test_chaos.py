@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import sys
@@ -10,10 +9,9 @@ import time
 
 import pytest
 
-from tests.chaos.arena import PARTITIONS, SESSION_S, Arena
-from tests.chaos.feed import Feed, produce
-from tests.chaos.link import Link
-from tests.chaos.schedule import make_schedule, play
+from tests.chaos.arena import PARTITIONS, Arena
+from tests.chaos.feed import Feed
+from tests.chaos.schedule import survive
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
 TICKS_PER_SECOND = 2_500
@@ -43,27 +41,11 @@ async def test_soak_with_new_seeds(arena: Arena) -> None:
 
 
 async def _survive(arena: Arena, guarantee: str, seed: int, seconds: float) -> None:
-    events = make_schedule(seed, seconds, session_s=SESSION_S)
     sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}\n")
     arena.configure(guarantee)
     await arena.create_topics()
-    link = Link(arena.proxy_port, arena.behind_proxy_port)
-    await link.start()
-    try:
-        arena.start()
-        feed = Feed(seed, partitions=PARTITIONS)
-        feeding = asyncio.ensure_future(
-            produce(arena.bootstrap, arena.topics.ticks, feed, per_second=TICKS_PER_SECOND, seconds=seconds)
-        )
-        await play(arena, events, link)
-        sent = await feeding
-        if not arena.running():
-            arena.start()
-        waited_s = await arena.until_committed()
-        await arena.stop_workers()
-    finally:
-        await link.stop()
-    arena.check()
+    feed = Feed(seed, partitions=PARTITIONS)
+    sent, waited_s = await survive([arena], seed, seconds, feed, per_second=TICKS_PER_SECOND)
     findings = await arena.verify()
     sys.stdout.write(
         f"{sent} records sent, {findings.frames} frames ({findings.repeated} repeats), {findings.late} late, "

@@ -2,6 +2,7 @@
 
     python -m tests.chaos.worker_main '{"application_id": "...", ...}'
 
+CHAOS_CONFIG=file        a configuration file, for what only that can say
 CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a commit, ...
 CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
 COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
@@ -24,6 +25,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from pathlib import Path
 
 import structlog
 from aiokafka import TopicPartition
@@ -42,7 +44,8 @@ log = structlog.get_logger("chaos")
 def main() -> int:
     if sys.platform == "linux":  # a killed test run leaves no workers behind
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    settings = load_settings(overrides=json.loads(sys.argv[1]), environ={})
+    file = os.environ.get("CHAOS_CONFIG")
+    settings = load_settings(Path(file) if file else None, overrides=json.loads(sys.argv[1]), environ={})
     configure_logging(settings.logging)
     step = os.environ.get("CRASH_AT_STEP")
     if step is not None:

@@ -11,14 +11,21 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import NodeNotReadyError
 from aiokafka.structs import TopicPartition
 
 from tests.integration.commands import workers
 from workers.admin import TopicLayout, admin_client, delete_topics, describe_topics, ensure_topics, planned_topics
 from workers.broker import Broker, find_broker
+from workers.connection import (
+    _NotAsAdvertisedError,
+    _unreachable,
+    diagnose_connection_error,
+    explain_connection_error,
+)
 from workers.errors import BrokerError, TopicError
 from workers.group import LagReader
-from workers.settings import Settings, load_settings
+from workers.settings import Settings, client_options, load_settings
 
 pytestmark = pytest.mark.broker
 
@@ -163,6 +170,23 @@ async def test_lag_is_what_the_group_has_not_committed(
     found = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", "--json", *mine, cwd=tmp_path))
     report = json.loads(found.out)
     assert (report["total"], report["partitions"][1]) == (16, {"partition": 1, "committed": 4, "end": 10, "lag": 6})
+    other = ("--application-id", f"{group}x", *mine[2:])
+    nobody = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", *other, cwd=tmp_path))
+    assert nobody.code == 1
+    assert nobody.lines[-1].split() == ["total", "30"]
+    assert f"there is no consumer group '{group}x'" in nobody.err
+
+
+async def test_a_broker_that_answers_again_or_elsewhere_is_told_apart(settings: Settings) -> None:
+    lost = NodeNotReadyError("attempt to send a request to a node that is not ready")
+    assert "advertis" not in str(explain_connection_error(lost, settings))
+    assert str(await diagnose_connection_error(lost, settings)).endswith(
+        "it did not answer, but does so now; try again"
+    )
+    host, _, port = settings.bootstrap_servers.rpartition(":")
+    options = client_options(settings)
+    kept = {name: options[name] for name in ("client_id", "request_timeout_ms", "security_protocol")}
+    assert isinstance(await _unreachable([(host, int(port)), ("127.0.0.1", 1)], kept), _NotAsAdvertisedError)
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ async def test_other_settings_than_the_workers_are_named_as_the_cause(told: App)
     done = replay(told, window__lag="3s")
     assert done.returncode == 1
     assert "likely cause: the stored state" in done.stdout
-    assert "window.lag_ns was 2000000000, is 3000000000" in done.stdout
+    assert "window.lag was 2s, is 3s" in done.stdout
 
 
 async def test_ticks_that_no_worker_has_taken_are_no_difference_until_one_has(own: App, tmp_path: Path) -> None:
@@ -300,6 +300,36 @@ def test_the_command_answers_in_words_and_in_json(told: App, explained: Explanat
     assert "as recomputed" in said.stdout
     given = told.run_command("explain", "AAPL", str(T0 + 2_800), "--json")
     assert json.loads(given.stdout) == json.loads(json.dumps(explained.to_dict()))
+
+
+def test_with_other_settings_than_the_workers_that_is_said_first_and_by_the_exit_code(told: App) -> None:
+    for as_json in ((), ("--json",)):
+        given = told.run_command("explain", "AAPL", "2023-11-14T22:13:22.8Z", *as_json, tick__timestamp_unit="us")
+        assert given.returncode == 2
+        problem = "made under other settings: tick.timestamp_unit was ms, is us"
+        if as_json:
+            found = json.loads(given.stdout)
+            assert (found["other_settings"], problem in found["problem"]) == (True, True)
+        else:
+            first, second, *_ = given.stdout.splitlines()
+            assert first.startswith("NOT what the workers did: the stored state ")
+            assert first.endswith(problem)
+            assert "give this command the configuration that the workers have" in second
+
+
+def test_the_tick_asked_for_is_told_whatever_the_limit(told: App) -> None:
+    given = told.run_command("explain", "AAPL", str(T0 + 4_300), "--limit", "1")
+    assert given.returncode == 0, given.stderr
+    assert "at that very time: joined" in given.stdout
+    assert "price 13.0" in given.stdout
+    assert "… and 2 more joined (see --limit)" in given.stdout
+    assert "  late      offset" in given.stdout
+
+
+def test_an_application_that_nobody_runs_is_said_to_be_none(told: App) -> None:
+    given = told.run_command("explain", "AAPL", str(T0), application_id=f"{told.name}x")
+    assert given.returncode == 1
+    assert given.stdout.startswith(f"NOTE: there is no consumer group '{told.name}x'")
 
 
 async def test_a_symbol_without_ticks_and_a_hostile_one_are_answered(told: App) -> None:

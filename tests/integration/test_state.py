@@ -97,6 +97,45 @@ async def test_reset_drops_state_and_the_next_worker_begins_as_new(
         assert values[:half] == values[half:]
 
 
+async def test_after_its_topics_were_deleted_an_application_can_be_reset_and_begins_as_new(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(4_000), tmp_path / "worker.log")
+    first = await read_topic(app.bootstrap, app.topics.frames)
+    deleted = app.run_command("topics", "delete", "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert f"the offsets of the group {app.name} stay" in deleted.stderr
+    assert "`workers state reset`" in deleted.stderr
+    done = app.run_command("state", "reset", "--yes")
+    assert done.returncode == 0, done.stderr
+    with app.worker(tmp_path / "again.log") as worker:
+        await committed_through(app, process=worker)
+    again = await read_topic(app.bootstrap, app.topics.frames)
+    promised = [
+        [record.value for record in found if b'"status":"provisional"' not in (record.value or b"")]
+        for topic in (first, again)
+        for _, found in sorted(topic.items())
+    ]
+    assert promised[:2] == promised[2:]
+    assert all(promised)
+
+
+async def test_ticks_in_another_unit_than_said_are_told_by_the_workers_log(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = app_of(broker, topic_name)
+    records = [
+        (key, json.dumps({**json.loads(value), "ts": 1_700_000_000_000_000_000 + n}).encode(), None)
+        for n, (key, value, _) in enumerate(market(1_500))
+        if value is not None
+    ]
+    await run_to_the_end(app, records, tmp_path / "worker.log")
+    said = [line for line in (tmp_path / "worker.log").read_text().splitlines() if "all of the last" in line]
+    assert 1 <= len(said) <= 2, said  # one for each partition
+    assert all("were rejected as timestamp_out_of_range: ts is 17" in line for line in said)
+
+
 async def test_reset_is_refused_while_workers_run(broker: Broker, topic_name: str, tmp_path: Path) -> None:
     app = app_of(broker, topic_name)
     assert app.run_command("topics", "create").returncode == 0

@@ -252,7 +252,7 @@ def test_damaged_or_foreign_state_is_refused_as_by_the_reference() -> None:
         assert errors[0] == errors[1]
     with pytest.raises(StateFormatError, match="not the input offset"):
         BatchLane(spec, source).restore({window: entries[window]}, where="here")
-    with pytest.raises(StateMismatchError, match=r"window\.size_ns"):
+    with pytest.raises(StateMismatchError, match=r"window\.size was 5s, is 1s"):
         BatchLane(LaneSpec(size_ns=10**9), source).restore(entries, where="here")
     assert BatchLane(spec, source).restore({}, where="here") is None
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -289,6 +289,21 @@ def test_the_clock_stays_where_a_cancelled_trade_has_set_it_also_over_a_restart(
     tell(driver, trade("c", 50))
     (late,) = driver.late()
     assert (late["reason"], late["watermark_ns"]) == ("watermark", 98 * SECOND_NS)
+
+
+@pytest.mark.parametrize("emit", ["eager", "final"])
+def test_what_came_out_as_final_is_not_corrected_though_its_window_still_holds_the_clock(
+    emit: Literal["eager", "final"],
+) -> None:
+    spec = LaneSpec(kind="calendar", calendar="XNYS", lateness_ns=600 * SECOND_NS, emit=emit, corrections=RULES)
+    closes_ms = 1_704_488_400_000  # 2024-01-05 16:00 in New York
+    driver = TestDriver(spec)
+    after_hours = (closes_ms + 602_000) / 1_000  # the clock that the session's window holds
+    tell(driver, trade("a", (closes_ms - 1) / 1_000), trade("b", after_hours), cancel("a"))
+    (frame,) = driver.frames(provisional=False)
+    assert (frame["rev"], frame["count"], frame["status"]) == (0, 1, "final")
+    assert [late["reason"] for late in driver.late()] == ["outside_session", "uncorrectable"]
+    assert driver.counts().balance() == 0
 
 
 def test_of_several_trades_with_an_id_the_last_is_meant_and_only_once_cancelled() -> None:

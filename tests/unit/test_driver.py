@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ from tests import oracle
 from tests.strategies import Case, configs, streams
 from tests.unit.test_lane import real_frames, spec_of
 from workers import testing
+from workers.aggregates import Aggregation
 from workers.errors import CallbackError
+from workers.frames import RESERVED_FIELDS
 from workers.lane import LaneSpec
 from workers.pipeline import Filter, Route, Router
 from workers.settings import load_settings
@@ -131,6 +135,79 @@ def test_operators_run_and_a_function_that_raises_is_the_callers_to_see() -> Non
     assert [record.key for record in driver.routed("elsewhere")] == [b"XAU"]
     with pytest.raises(CallbackError, match="thirteen"):
         driver.send("AAPL", T0, 13, 1)
+
+
+class OneOf(Aggregation[list[float]]):
+    """Gives, as its result, what the test says."""
+
+    name = "one of"
+    given: ClassVar[object] = {}
+
+    def create(self) -> list[float]:
+        return []
+
+    def add(self, state: list[float], tick: Tick) -> list[float]:
+        return [*state, tick.price]
+
+    def result(self, state: list[float]) -> Mapping[str, object]:
+        if isinstance(OneOf.given, Exception):
+            raise OneOf.given
+        return OneOf.given  # type: ignore[return-value]
+
+
+OWN = replace(SPEC, aggregation=f"{__name__}:OneOf")
+
+
+@pytest.mark.parametrize("name", RESERVED_FIELDS)
+def test_a_result_must_not_use_a_name_that_is_the_frames_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneOf, "given", {"mean": 1.0, name: 7})
+    driver = TestDriver(OWN)
+    driver.send("AAPL", T0, 1, 1)
+    with pytest.raises(CallbackError) as caught:
+        driver.send("AAPL", T0 + 8_000, 1, 1)
+    said = str(caught.value)
+    assert said.startswith(f"the aggregation '{__name__}:OneOf': result() gave {name}; reserved for the frame itself")
+    assert said.endswith(
+        "key, start, end, rev, status, trigger, count, first_ts, last_ts, items, filled; at "
+        "ticks[0] offset 1, key 'AAPL'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0], r"OneOf': result\(\) gave a list; expected a dict of fields"),
+        ({"mean": object()}, r"OneOf': result\(\) gave what JSON can't hold: .*offset 1, key 'AAPL'"),
+        (RuntimeError("no"), r"OneOf' raised RuntimeError: no, at ticks\[0\] offset 1, key 'AAPL'"),
+    ],
+)
+def test_a_result_that_is_none_is_an_error_of_the_aggregation(
+    given: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OneOf, "given", given)
+    driver = TestDriver(OWN)
+    driver.send("AAPL", T0, 1, 1)
+    with pytest.raises(CallbackError, match=message):
+        driver.send("AAPL", T0 + 8_000, 1, 1)
+
+
+def test_a_result_that_raises_when_a_quiet_window_is_shown_is_an_error_of_the_aggregation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OneOf, "given", RuntimeError("no"))
+    driver = TestDriver(OWN)
+    driver.send("AAPL", T0, 1, 1)
+    with pytest.raises(CallbackError, match=r"OneOf' raised RuntimeError: no, when windows of ticks\[0\]"):
+        driver.advance("1m")
+
+
+def test_numbers_that_json_does_not_have_are_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneOf, "given", {"a": float("nan"), "b": float("inf"), "c": -0.5})
+    driver = TestDriver(OWN)
+    driver.send("AAPL", T0, 1, 1)
+    driver.send("AAPL", T0 + 8_000, 1, 1)
+    driver.commit()
+    assert [driver.frames()[0][name] for name in "abc"] == [None, None, -0.5]
 
 
 def test_impossible_calls_are_refused() -> None:

@@ -119,6 +119,27 @@ def test_beyond_the_limit_ticks_are_counted_and_not_kept() -> None:
     assert (len(story.ticks), story.counts) == (4, {"joined": 10})
 
 
+def test_ticks_that_joined_hide_none_that_did_not_and_no_limit_hides_the_time_asked_for() -> None:
+    driver = TestDriver(LaneSpec(lag_ns=S))
+    for number in range(900):
+        driver.send("AAPL", T0_MS + 2_000 + number, 1, 1)
+    driver.send("AAPL", T0_MS + 195, 7, 3)  # late
+    driver.send("AAPL", T0_MS + 195, 8, 3)  # and so is this
+    driver.send("AAPL", T0_MS + 2_850, 9, 3)
+    asked = []
+    for asked_ms in (T0_MS + 195, T0_MS + 2_850):
+        found = Investigation(
+            driver.spec, Input("ticks", 0, 1), "AAPL", T0, T0, tick_limit=4, asked_ns=asked_ms * 10**6
+        )
+        found.take(driver.log(0))
+        story = found.windows[T0]
+        assert story.counts == {"joined": 901, "late": 2}
+        assert [tick.fate for tick in story.ticks] == ["joined"] * 4 + ["late"] * 2
+        asked.append([(tick.fate, tick.offset) for tick in found.asked])
+        assert sum(found.asked_counts.values()) == 2
+    assert asked == [[("late", 900), ("late", 901)], [("joined", 850), ("joined", 902)]]
+
+
 def cheap(tick: Tick) -> bool:
     return tick.price < 100
 
@@ -208,6 +229,13 @@ def test_what_was_sent_before_the_window_could_be_is_not_needed(case: Case, symb
 )
 def test_times_are_read_as_people_write_them(text: str, wanted: int) -> None:
     assert parse_time(text, now_ns=parse_rfc3339("2026-01-30T23:59:59Z")) == wanted
+
+
+def test_an_integer_is_in_the_unit_of_the_ticks_and_what_does_not_fit_says_how_it_was_read() -> None:
+    for unit, scale in (("s", 10**9), ("ms", 10**6), ("us", 10**3), ("ns", 1)):
+        assert parse_time(str(T0 // scale), now_ns=0, unit=unit) == T0  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'1769783451046237', read as ms \(tick.timestamp_unit\), does not fit"):
+        parse_time("1769783451046237", now_ns=0)
 
 
 @pytest.mark.parametrize("text", ["", "noon", "2026-01-30", "2026-01-30T10:00:00", "25:00:00", "1e3", "9" * 30, "١"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from workers.aggregates import Ohlcv
+from workers.errors import StateMismatchError
 from workers.lane import entries_of
-from workers.snapshot import LaneMeta, read_state, write_meta, write_windows
+from workers.snapshot import SEGMENT_BYTES, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
 from workers.windows import Window, WindowEngine, WindowRules
 
 S = 10**9
@@ -31,6 +34,22 @@ def stored(windows: Sequence[Window[str]]) -> list[Window[str]]:
     return found
 
 
+def test_settings_that_differ_are_told_as_a_configuration_has_them() -> None:
+    dedup = {"operator": "deduplicate", "fields": ["id"], "ttl_ns": 60 * S}
+    before = {"window.size_ns": 5 * S, "window.lag_ns": 2 * S, "window.payload": "items", "pipeline": [dedup]}
+    after = {"window.size_ns": 60 * S, "window.lag_ns": 2 * S, "window.payload": "ohlcv", "window.hop_ns": 10**7}
+    with pytest.raises(StateMismatchError) as caught:
+        check_fingerprint(LaneMeta(1, 0, before), after, where="changelog[0]")
+    said = str(caught.value)
+    assert said.startswith(
+        "the stored state changelog[0] was made under other settings: "
+        'pipeline was [{"operator":"deduplicate","fields":["id"],"ttl":"1m"}], is not given; '
+        "window.hop was not given, is 10ms; window.payload was items, is ohlcv; window.size was 5s, is 1m. "
+    )
+    assert "under another application_id and another topics.frames" in said
+    assert "_ns" not in said
+
+
 def test_a_clock_that_is_not_the_last_ticks_is_stored_and_the_others_cost_no_byte() -> None:
     plain = Window("A", 0, 60 * S, OHLCV.create(), first_ns=3, last_ns=9, clock_ns=9)
     ahead = Window("B", 0, 60 * S, OHLCV.create(), first_ns=3, last_ns=9, clock_ns=11)
@@ -38,6 +57,24 @@ def test_a_clock_that_is_not_the_last_ticks_is_stored_and_the_others_cost_no_byt
     sizes = [len(record.value or b"") for record in write_windows([plain, ahead, behind], OHLCV.dump)]
     assert [size - sizes[0] for size in sizes] == [0, 8, 8]
     assert [window.clock_ns for window in stored([plain, ahead, behind])] == [9, 11, -(2**63)]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_items_that_would_make_a_record_too_large_for_its_topic_are_stored_in_several(ordered: bool) -> None:
+    items = [bytes([number]) * 100_000 for number in range(20)]
+    items[7] = b"x" * (2 * SEGMENT_BYTES)  # there is no splitting one
+    window = Window("A", 0, 60 * S, OHLCV.create(), items=items, orders=list(range(20)) if ordered else None, count=20)
+    records = write_windows([window], OHLCV.dump)
+    sizes = [len(record.value or b"") for record in records]
+    assert sorted(sizes)[-2] < SEGMENT_BYTES + 1_000 < max(sizes) < 2 * SEGMENT_BYTES + 1_000
+    (again,) = stored([replace(window, stored_items=0, stored_segments=0)])
+    assert (again.items, again.orders) == (items, window.orders)
+
+    window.stored_items = 0  # as after a merge
+    window.items = items[:1]
+    window.orders, window.count = [0] if ordered else None, 1
+    records += write_windows([window], OHLCV.dump)
+    assert sum(1 for key in entries_of(records) if key[:1] == b"i") == 1
 
 
 def test_the_window_that_holds_the_clock_is_kept_until_another_one_does() -> None:

@@ -8,8 +8,9 @@ from aiokafka.structs import ConsumerRecord
 
 from workers.commands.common import printable
 from workers.ledger import dead_letter, dropped_record
-from workers.tail import dead_letter_line, frame_line, json_line, late_line
+from workers.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
 from workers.ticks import Reason, Rejection, Tick
+from workers.times import describe_duration
 
 NOW_NS = 1_700_000_400 * 1_000_000_000  # 2023-11-14T22:20:00Z
 FRAME = {
@@ -89,7 +90,56 @@ def test_what_is_no_frame_is_shown_all_the_same(value: bytes | None) -> None:
 
 
 def test_times_beyond_the_calendar_do_not_end_the_tail() -> None:
-    assert "ns" in frame_line(frame(start=2**62, end=2**62 + 1), now_ns=NOW_NS)
+    assert "(year:146,140,482)" in frame_line(frame(start=2**62, end=2**62 + 1), now_ns=NOW_NS)
+
+
+LATE = {
+    "key": "AAPL",
+    "ts": 1_700_000_003_500_250,
+    "reason": "watermark",
+    "late_by_ns": 7_500_000_000_000,
+    "start": 1_700_000_000_000,
+    "end": 1_700_000_005_000,
+    "topic": "ticks",
+    "partition": 3,
+    "offset": 17,
+}
+
+
+def test_a_late_ticks_window_shows_the_unit_that_the_workers_have() -> None:
+    for worker, ts in (("us", 1_700_000_003_500_250), ("s", 1_700_000_003), ("ns", 1_700_000_003_500_250_000)):
+        late = record(orjson.dumps({**LATE, "ts": ts}))
+        for reader in ("s", "ms", "us", "ns"):
+            line = late_line(late, now_ns=NOW_NS, unit=reader)
+            assert line.startswith("[p=1] AAPL 22:13:23"), (worker, reader)
+            assert " late by 2h 5m (watermark), window 22:13:20..22:13:25" in line
+            notice = unit_notice(late, reader)
+            assert (notice is None) is (reader == worker)
+            assert notice is None or f"timestamp_unit is {worker}, not {reader}" in notice
+
+
+@pytest.mark.parametrize(
+    ("duration_ns", "text"),
+    [
+        (0, "0s"),
+        (250, "250ns"),
+        (1_700_000_000, "1700ms"),
+        (1_046_237_000, "1.046237s"),
+        (-59_000_000_000, "-59s"),
+        (90_000_000_000, "1m 30s"),
+        (7_200_000_000_001, "2h"),
+        (1_769_783_451_046_237_000, "20,483d 14h"),
+    ],
+)
+def test_durations_are_told_in_units_that_people_can_picture(duration_ns: int, text: str) -> None:
+    assert describe_duration(duration_ns) == text
+
+
+def test_a_time_that_no_accepted_tick_can_have_is_shown_as_written() -> None:
+    tick = Tick("AAPL", 1_769_783_451_046_237_000, 1.5, 1.0, 17, b"{}", {})
+    dropped = dropped_record(tick, "duplicate", "2:deduplicate", {"first_ts": 5}, 1_000, "ticks", 3)
+    shown = late_line(record(dropped.value), now_ns=NOW_NS, unit="ms")
+    assert "AAPL ts=1769783451046237 (not in ms: give tick.timestamp_unit as the workers have it) duplicate" in shown
 
 
 def test_a_tick_that_an_operator_dropped_says_which_why_and_where_from() -> None:

@@ -128,6 +128,9 @@ def test_a_csv_line_that_does_not_fit_the_header_is_refused_alone() -> None:
     [
         (b"sym,t,price,size\nA,1,2,3\n", "symbol, ts; found sym, t, price, size"),
         (b"symbol,ts,price,size,ts\n", "more than once"),
+        (b"symbol;ts;price;size\nA;1;2;3\n", r"Is the semicolon its separator\? Expected commas"),
+        (b"symbol\tts\tprice\tsize\n", "Is the tab its separator"),
+        (b"symbols\n", "--field-map"),
         (b"", "no header"),
     ],
 )

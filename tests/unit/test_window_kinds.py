@@ -174,7 +174,7 @@ def test_only_tumbling_windows_without_more_are_compiled(name: str) -> None:
 def test_state_of_other_windows_is_refused(name: str) -> None:
     plain = Lane(LaneSpec(), Input("ticks", 0, 1))
     stored = entries_of(plain.take_changes())
-    with pytest.raises(StateMismatchError, match=r"window\.(kind|size_ns|offset_ns|time_zone|fill_gaps_ns)"):
+    with pytest.raises(StateMismatchError, match=r"window\.(kind|size|offset|time_zone|fill_gaps)"):
         Lane(KINDS[name], Input("ticks", 0, 1)).restore(stored, where="test")
 
 
@@ -317,6 +317,17 @@ def test_an_investigation_tells_of_ticks_outside_of_sessions() -> None:
     whole = investigate(spec, int(opens) * S, int(opens) * S, [(opens, 1), (closes + 1, 2), (closes + 5, 3)])
     (story,) = whole.touching()
     assert [frame.offset for frame in story.frames] == [2]
+
+
+def test_an_investigation_knows_that_a_symbol_without_windows_moves_the_partitions_clock() -> None:
+    spec = LaneSpec(kind="calendar", calendar="XNYS", scope="partition")
+    opens, closes = (new_york(f"2024-01-05T{text}").timestamp() for text in ("09:30", "16:00"))
+    found = investigate(spec, int(opens) * S, int(opens) * S, [(closes + 1, 1), (opens, 2)])
+    (story,) = found.touching()
+    (late,) = story.ticks
+    assert (late.offset, late.reason) == (1, "watermark")
+    assert late.clock is not None
+    assert late.clock.offset == 0
 
 
 # -- the library ------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def produce(
 
     JSON lines go through byte for byte; only their symbol is read.
     Lines without a readable symbol are not sent but reported, and the exit
-    code is then 1. Ctrl-C delivers what was read and stops.
+    code is then 1; an empty symbol is one like any other. Whether the rest is
+    a tick, the worker says. Ctrl-C delivers what was read and stops.
 
     [bold]Examples[/bold]
 
