@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import NoError, for_code
+from aiokafka.errors import IllegalStateError, NoError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 
 from workers.batches import install
@@ -221,6 +221,19 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         if end is None or end < 0:
             end = self._consumer.highwater(tp)
         return end is not None and await self._consumer.position(tp) >= end
+
+    async def position(self, partition: int) -> int | None:
+        """The offset behind all that was handed out, and behind what is no record after it; None where nothing is read.
+
+        Only to be asked where what was handed out was taken.
+        """
+        if not self.owns(partition) or partition not in self._reading:
+            return None
+        try:
+            found: int = await self._consumer.position(self._tp(partition))
+        except IllegalStateError:  # a rebalance took it away meanwhile
+            return None
+        return found if partition in self._reading else None
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    KafkaError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+    UnknownTopicOrPartitionError,
+)
 
 from workers.admin import admin_client, describe_topics, ensure_topics
 from workers.changelog import read_changelog
@@ -22,6 +29,10 @@ from workers.windows import Window
 from workers.worker import DEFAULT_MAX_MESSAGE_BYTES, lane_spec
 
 __all__ = ["PartitionState", "reset_state", "show_state"]
+
+_SETTLED_S = 20.0
+_UNSETTLED = (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError)
+"""What a topic answers for a moment after it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +126,20 @@ async def _drop(settings: Settings, partition: int, partitions: int, begin: int)
         exactly_once=True,
         producer_options=producer_options(settings),
     )
-    sink = PartitionSink(spec, partition)
-    try:
-        await sink.open()
-        entries = await read_changelog(topics.changelog, partition, consumer_options(settings))
-        await sink.commit(Commit(begin, changes=[OutRecord(key, None) for key in entries]))
-        return len(entries)
-    except (KafkaError, TimeoutError) as error:
-        raise explain_connection_error(error, settings) from error
-    finally:
-        with contextlib.suppress(KafkaError):
-            await sink.close()
+    deadline_s = time.monotonic() + _SETTLED_S
+    while True:
+        sink = PartitionSink(spec, partition)
+        try:
+            await sink.open()
+            entries = await read_changelog(topics.changelog, partition, consumer_options(settings))
+            await sink.commit(Commit(begin, changes=[OutRecord(key, None) for key in entries]))
+            return len(entries)
+        except _UNSETTLED as error:
+            if time.monotonic() > deadline_s:
+                raise explain_connection_error(error, settings) from error
+            await asyncio.sleep(0.1)
+        except (KafkaError, TimeoutError) as error:
+            raise explain_connection_error(error, settings) from error
+        finally:
+            with contextlib.suppress(KafkaError):
+                await sink.close()

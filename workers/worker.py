@@ -66,6 +66,7 @@ DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions
 STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
+MARKERS_EVERY_S = 1.0
 CHANGES_BEFORE_COMMIT = 8_000  # windows; writing them to the changelog holds the event loop for some 20 ms
 BATCHES_AT_ONCE = 32  # of record batches fetched whole
 PENDING_LIMIT_RECORDS = 60_000  # results of all partitions that wait for a commit or are in one; then lanes wait
@@ -366,6 +367,21 @@ class OwnedPartition:
         if self.phase is Phase.RUNNING and self.lane is not None and not self.backlog:
             self._take(self.lane.idle(silence_ns))
 
+    async def pass_markers(self) -> None:
+        """Where the log goes on with what is no record (a transaction's end, or what was aborted), count it as done.
+
+        Otherwise a topic that is written in transactions, as frames topics are, would have a lag for ever.
+        """
+        lane = self.lane
+        if self.phase is not Phase.RUNNING or self.backlog or lane is None:
+            return
+        position = await self._worker.source.position(self.number)
+        if position is None or self.phase is not Phase.RUNNING or self.backlog or self.lane is not lane:
+            return
+        if position > lane.position:
+            lane.position = position
+            self._dirty.set()
+
     def flush_partial(self) -> None:
         """Show open windows that changed."""
         if self.phase is Phase.RUNNING and self.lane is not None:
@@ -589,7 +605,7 @@ class Worker:
     async def _loop(self, stop: asyncio.Event) -> None:
         assert self._failure is not None
         flush_s = self.settings.window.flush_interval / 1e9
-        next_flush_s = 0.0
+        next_flush_s = next_markers_s = 0.0
         while not stop.is_set() and not self._failure.done():
             self.turned_s = time.monotonic()
             await self._fetch()
@@ -605,6 +621,10 @@ class Worker:
             now_s = time.monotonic()
             for partition in list(self.partitions.values()):
                 await partition.show_overdue(now_s)
+            if now_s >= next_markers_s:
+                next_markers_s = now_s + MARKERS_EVERY_S
+                for partition in list(self.partitions.values()):
+                    await partition.pass_markers()
             if self.settings.window.emit_partial and now_s >= next_flush_s:
                 next_flush_s = now_s + flush_s
                 for partition in list(self.partitions.values()):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,18 +109,29 @@ async def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 
 
 
 async def send(
-    app: App, records: Sequence[tuple[bytes | None, bytes | None, int | None]], *, compression: str | None = "lz4"
+    app: App,
+    records: Sequence[tuple[bytes | None, bytes | None, int | None]],
+    *,
+    compression: str | None = "lz4",
+    transactional_id: str | None = None,
 ) -> None:
-    """Send (key, value, timestamp in ms or None) to the ticks topic, where murmur2 puts the key (none: partition 0)."""
+    """Send (key, value, timestamp in ms or None) to the ticks topic, where murmur2 puts the key (none: partition 0).
+
+    With a transactional id, all of them in one transaction."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=app.bootstrap, compression_type=compression, linger_ms=5, max_request_size=4 * 1024 * 1024
+        bootstrap_servers=app.bootstrap,
+        compression_type=compression,
+        linger_ms=5,
+        max_request_size=4 * 1024 * 1024,
+        transactional_id=transactional_id,
     )
     await producer.start()
     try:
-        for key, value, timestamp_ms in records:
-            partition = 0 if key is None else oracle.partition_of(key, app.partitions)
-            await producer.send(app.topics.ticks, value, key=key, partition=partition, timestamp_ms=timestamp_ms)
-        await producer.flush()
+        async with producer.transaction() if transactional_id else nullcontext():
+            for key, value, timestamp_ms in records:
+                partition = 0 if key is None else oracle.partition_of(key, app.partitions)
+                await producer.send(app.topics.ticks, value, key=key, partition=partition, timestamp_ms=timestamp_ms)
+            await producer.flush()
     finally:
         await producer.stop()
 

@@ -167,6 +167,25 @@ async def test_two_workers_give_the_frames_of_one(broker: Broker, topic_name: st
     assert not findings, findings
 
 
+@pytest.mark.parametrize("compiled", ["0", "1"])
+async def test_a_topic_written_in_transactions_is_read_to_its_very_end(
+    broker: Broker, topic_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    monkeypatch.setenv("WORKERS_COMPILED", compiled)
+    app = App(broker.bootstrap_servers, topic_name, settings={"window.allowed_lateness": "1s"})
+    assert app.run_command("topics", "create").returncode == 0
+    records = market(4_000)
+    with app.worker(tmp_path / "worker.log") as worker:
+        for number in range(2):
+            await send(app, records[number * 2_000 : number * 2_000 + 2_000], transactional_id=f"{topic_name}-{number}")
+            await committed_through(app, process=worker)  # the transaction's end included
+    with app.worker(tmp_path / "again.log") as worker:
+        await wait_until(lambda: worker.output().count("partition ready") == app.partitions, "it goes on there")
+        await committed_through(app, process=worker)
+    findings = await verify(app.bootstrap, app.topics, CONFIG)
+    assert not findings, findings
+
+
 async def test_workers_with_different_settings_are_told_so(broker: Broker, topic_name: str, tmp_path: Path) -> None:
     app = App(broker.bootstrap_servers, topic_name, settings={"window.size": "5s"})
     other = replace(app, settings={"window.size": "1m"})

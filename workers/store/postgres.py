@@ -134,6 +134,9 @@ _MOVE_OFFSETS: Final = """
     RETURNING old.partition
 """
 
+_GIVE_UP_IDLE: Final = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+"""A writer frozen within a transaction holds its rows' locks: whoever takes its partitions over would wait for it."""
+
 # A server that vanished without a word must not hold the writer for the hours that TCP alone would take.
 _DEFAULTS: Final = {
     "connect_timeout": "10",
@@ -188,6 +191,7 @@ class PostgresStore:
         async with self._translating_errors():
             connection = await self._connected()
             async with connection.transaction():
+                await connection.execute(_GIVE_UP_IDLE)
                 await self._move_offsets(connection, batch)
                 frames = newest(batch.frames)
                 if frames:
