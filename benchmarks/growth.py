@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.fill import create_topic, delete_topics, fill
-from benchmarks.measure import measure_windower
+from benchmarks.measure import measure_windower, worker_argv
 from benchmarks.scale import Row, measure_all, table
 from workers.broker import find_broker
 
@@ -46,18 +46,6 @@ class PartitionsRow:
     idle_ms_per_s: float
 
 
-def _argv(bootstrap: str, topic: str, name: str, partitions: int) -> list[str]:
-    values = {
-        "bootstrap_servers": bootstrap,
-        "application_id": name,
-        "topics.ticks": topic,
-        "topics.frames": name,
-        "topics.partitions": partitions,
-        "metrics.port": "off",
-    }
-    return [sys.executable, "-m", "workers", "run", *(f for k, v in values.items() for f in ("--set", f"{k}={v}"))]
-
-
 async def measure_partitions(bootstrap: str, partitions: int, work: Path, *, short: int, long: int) -> PartitionsRow:
     """Drain both topics, then watch the worker idle."""
     found = []
@@ -67,10 +55,10 @@ async def measure_partitions(bootstrap: str, partitions: int, work: Path, *, sho
         await fill(bootstrap, topic, ticks, partitions=partitions)
         await create_topic(bootstrap, name, partitions)
         names += [topic, name]
-        argv = _argv(bootstrap, topic, name, partitions)
+        argv = worker_argv(bootstrap, topic, name, partitions)
         log = work / f"{name}.log"
         found.append(await asyncio.to_thread(measure_windower, argv, bootstrap, name, log, limit_s=RUN_LIMIT_S))
-    idle = await asyncio.to_thread(_idle, _argv(bootstrap, names[-2], names[-1], partitions))
+    idle = await asyncio.to_thread(_idle, worker_argv(bootstrap, names[-2], names[-1], partitions))
     changelogs = [
         f"{name}-{kind}" for name in names[1::2] for kind in ("changelog", "late", "dead-letters", "feedback")
     ]

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-__all__ = ["Measured", "measure_consumer", "measure_windower"]
+__all__ = ["Measured", "measure_consumer", "measure_windower", "worker_argv"]
 
 SAMPLE_S = 0.05
 SETTLED_S = 4.0
@@ -72,6 +73,21 @@ def _running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+
+
+def worker_argv(bootstrap: str, topic: str, name: str, partitions: int, guarantee: str = "exactly_once") -> list[str]:
+    """`workers run` over a topic, as an application of its own; ``name`` is also its frames topic's."""
+    values = {
+        "bootstrap_servers": bootstrap,
+        "application_id": name,
+        "topics.ticks": topic,
+        "topics.frames": name,
+        "topics.partitions": partitions,
+        "processing_guarantee": guarantee,
+        "metrics.port": "off",
+    }
+    flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "workers", "run", *flags]
 
 
 def measure_windower(argv: Sequence[str], bootstrap: str, out_topic: str, log: Path, *, limit_s: float) -> Measured:

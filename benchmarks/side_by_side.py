@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.fill import create_topic, delete_topics, fill
-from benchmarks.measure import Measured, measure_consumer, measure_windower
+from benchmarks.measure import Measured, measure_consumer, measure_windower, worker_argv
 from workers.broker import find_broker
 
 PARTITIONS = 4
@@ -44,20 +44,7 @@ class Contestant:
 
 
 def worker(guarantee: str) -> Callable[[str, str, str, int], list[str]]:
-    def command(bootstrap: str, topic: str, out: str, _count: int) -> list[str]:
-        values = {
-            "bootstrap_servers": bootstrap,
-            "application_id": out,
-            "topics.ticks": topic,
-            "topics.frames": out,
-            "topics.partitions": PARTITIONS,
-            "processing_guarantee": guarantee,
-            "metrics.port": "off",
-        }
-        flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
-        return [sys.executable, "-m", "workers", "run", *flags]
-
-    return command
+    return lambda bootstrap, topic, out, _count: worker_argv(bootstrap, topic, out, PARTITIONS, guarantee)
 
 
 def bare(module: str) -> Callable[[str, str, str, int], list[str]]:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.fill import create_topic, delete_topics, fill
-from benchmarks.growth import _argv
+from benchmarks.measure import worker_argv
 from workers.broker import find_broker
 
 PARTITIONS = 4
@@ -77,7 +77,7 @@ async def _run(bootstrap: str, ticks: int, stacks: Path) -> None:
     topic, name = f"where-{uuid.uuid4().hex[:8]}", f"where-out-{uuid.uuid4().hex[:8]}"
     await fill(bootstrap, topic, ticks, partitions=PARTITIONS)
     await create_topic(bootstrap, name, PARTITIONS)
-    await asyncio.to_thread(_watch, _argv(bootstrap, topic, name, PARTITIONS), stacks, ticks)
+    await asyncio.to_thread(_watch, worker_argv(bootstrap, topic, name, PARTITIONS), stacks, ticks)
     await delete_topics(bootstrap, [topic, name])
 
 

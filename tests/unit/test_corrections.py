@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import corrections_oracle, oracle
-from tests.strategies import configs, cuts
-from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, spec_of
+from tests.strategies import configs
+from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
 from workers.aggregates import Aggregation
 from workers.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.frames import OutRecord
 from workers.investigation import Investigation
 from workers.lane import Input, Lane, LaneSpec, entries_of
 from workers.lanes import supports
@@ -104,31 +102,19 @@ def test_corrections_in_any_batches_over_any_crashes_give_what_the_oracle_gives(
     expected = corrections_oracle.run(config, log)
     records = kafka_records(log)
     partly = data.draw(st.booleans(), "emit_partial")
-    lane, changelog = lane_of(config, emit_partial=partly), list[OutRecord]()
-    frames, late, dead = list[OutRecord](), list[OutRecord](), list[OutRecord]()
-    bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
-    for begin, end in itertools.pairwise(bounds):
-        effects = lane.process(records[begin:end])
-        frames, late, dead = frames + effects.frames, late + effects.late, dead + effects.dead_letters
-        match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash"]), "then"):
-            case "silence":
-                frames += lane.idle(data.draw(st.integers(0, 10 * config.size_ns))).frames
-            case "flush":
-                frames += lane.flush_partial().frames
-            case "commit":
-                changelog += lane.take_changes()
-            case "crash":
-                changelog += lane.take_changes()
-                position, counts = lane.position, lane.counts
-                lane = lane_of(config, emit_partial=partly)
-                assert lane.restore(entries_of(changelog), where="test") is not None
-                assert (lane.position, lane.counts) == (position, counts)
-    assert real_frames(frames) == expected.lane.wire()
-    entries = [orjson.loads(record.value or b"") for record in late]
-    found = [(entry["offset"], entry["reason"]) for entry in entries]
+    lane, found = run_through(
+        lane_of(config, emit_partial=partly),
+        lambda: lane_of(config, emit_partial=partly),
+        records,
+        10 * config.size_ns,
+        data,
+    )
+    assert real_frames(found.frames) == expected.lane.wire()
+    entries = [orjson.loads(record.value or b"") for record in found.late]
+    judged = [(entry["offset"], entry["reason"]) for entry in entries]
     wanted = [(each.offset, each.reason) for each in expected.lane.late]
-    assert found == sorted(wanted + [(offset, "uncorrectable") for offset in expected.uncorrectable])
-    assert {offset for offset, _ in reasons(dead)} >= set(expected.malformed)
+    assert judged == sorted(wanted + [(offset, "uncorrectable") for offset in expected.uncorrectable])
+    assert {offset for offset, _ in reasons(found.dead_letters)} >= set(expected.malformed)
     assert lane.counts.corrected == expected.corrected
     assert lane.counts.balance() == 0
 

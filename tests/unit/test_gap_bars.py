@@ -5,7 +5,6 @@ Times in the timelines are seconds; windows are 5 s, and gaps up to 20 s are fil
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle import Record
-from tests.strategies import Case, configs, cuts, streams
-from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, spec_of
+from tests.strategies import Case, configs, streams
+from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_gaps
 from workers.errors import ConfigError
-from workers.frames import OutRecord
-from workers.lane import Input, Lane, LaneSpec, entries_of
+from workers.lane import Input, Lane, LaneSpec
 from workers.lanes import supports
 from workers.testing import TestDriver
 
@@ -298,23 +296,7 @@ def test_filled_bars_are_those_of_the_oracle(drawn: tuple[Case, int]) -> None:
 @given(cases, st.data())
 def test_batches_crashes_clocks_and_flushes_change_no_bar(drawn: tuple[Case, int], data: st.DataObject) -> None:
     case, fill_ns = drawn
-    records = kafka_records(case.records)
     lane = lane_of(case, fill_ns, emit_partial=data.draw(st.booleans(), "emit_partial"))
-    changelog: list[OutRecord] = []
-    frames: list[OutRecord] = []
-    for begin, end in itertools.pairwise([0, *data.draw(cuts(len(records)), "cuts"), len(records)]):
-        frames += lane.process(records[begin:end]).frames
-        match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash"]), "then"):
-            case "silence":
-                frames += lane.idle(data.draw(st.integers(0, 10 * case.config.size_ns), "silence_ns")).frames
-            case "flush":
-                frames += lane.flush_partial().frames
-            case "commit":
-                changelog += lane.take_changes()
-            case "crash":
-                changelog += lane.take_changes()
-                lane = lane_of(case, fill_ns)
-                assert lane.restore(entries_of(changelog), where="test") is not None
-                kept = [key for key in entries_of(changelog) if key[:1] == b"w"]
-                assert len(kept) == len(list(lane._engine.windows()))
-    assert real_frames(frames) == run_gaps(case.config, fill_ns, case.records).wire()
+    records = kafka_records(case.records)
+    _, found = run_through(lane, lambda: lane_of(case, fill_ns), records, 10 * case.config.size_ns, data)
+    assert real_frames(found.frames) == run_gaps(case.config, fill_ns, case.records).wire()

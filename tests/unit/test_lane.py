@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.strategies import Case, configs, cuts, streams
 from workers.frames import OutRecord
-from workers.lane import Input, Lane, LaneSpec, entries_of
+from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.ledger import REASON_HEADER
 from workers.ticks import TickFormat
 
@@ -99,31 +99,38 @@ def test_lane_gives_what_the_oracle_gives(case: Case) -> None:
     assert lane.counts.balance() == 0
 
 
-@given(cases, st.data())
-def test_batches_crashes_clocks_and_flushes_change_no_frame(case: Case, data: st.DataObject) -> None:
-    """Cut the log anywhere; at each cut let time pass, flush, or restore the lane from its changelog."""
-    records = kafka_records(case.records)
-    lane = lane_of(case.config, emit_partial=data.draw(st.booleans(), "emit_partial"))
-    changelog: list[OutRecord] = []
-    frames: list[OutRecord] = []
-    bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
-    for begin, end in itertools.pairwise(bounds):
-        frames += lane.process(records[begin:end]).frames
+def run_through(
+    lane: Lane, again: Callable[[], Lane], records: Sequence[KafkaRecord], longest_silence_ns: int, data: st.DataObject
+) -> tuple[Lane, Effects]:
+    """Cut the log anywhere; at each cut let time pass, flush, commit, or crash: go on with ``again()``, restored from
+    the changelog. What came out in all, and the lane at the end."""
+    found, changelog = Effects(), list[OutRecord]()
+    for begin, end in itertools.pairwise([0, *data.draw(cuts(len(records)), "cuts"), len(records)]):
+        found.extend(lane.process(records[begin:end]))
         match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash"]), "then"):
             case "silence":
-                frames += lane.idle(data.draw(st.integers(0, 10 * case.config.size_ns), "silence_ns")).frames
+                found.extend(lane.idle(data.draw(st.integers(0, longest_silence_ns), "silence_ns")))
             case "flush":
-                frames += lane.flush_partial().frames
+                found.extend(lane.flush_partial())
             case "commit":
                 changelog += lane.take_changes()
             case "crash":
                 changelog += lane.take_changes()
                 position, counts = lane.position, lane.counts
-                lane = lane_of(case.config, emit_partial=False)
-                restored = lane.restore(entries_of(changelog), where="test")
-                assert restored is not None
+                lane = again()
+                assert lane.restore(entries_of(changelog), where="test") is not None
                 assert (lane.position, lane.counts) == (position, counts)
-    assert real_frames(frames) == oracle.run(case.config, case.records).wire()
+                kept = [key for key in entries_of(changelog) if key[:1] == b"w"]
+                assert len(kept) == len(list(lane._engine.windows()))
+    return lane, found
+
+
+@given(cases, st.data())
+def test_batches_crashes_clocks_and_flushes_change_no_frame(case: Case, data: st.DataObject) -> None:
+    lane = lane_of(case.config, emit_partial=data.draw(st.booleans(), "emit_partial"))
+    records = kafka_records(case.records)
+    _, found = run_through(lane, lambda: lane_of(case.config), records, 10 * case.config.size_ns, data)
+    assert real_frames(found.frames) == oracle.run(case.config, case.records).wire()
 
 
 # Windows under a millisecond share their names on the wire, where start and end are milliseconds.

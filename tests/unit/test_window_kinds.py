@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.strategies import cuts, streams
-from tests.unit.test_lane import kafka_records, lane_configs, late_entries, real_frames, spec_of
+from tests.strategies import streams
+from tests.unit.test_lane import kafka_records, lane_configs, late_entries, real_frames, run_through, spec_of
 from workers import CalendarWindowSpec, HoppingWindowSpec, TumblingWindowSpec, window_event_time
 from workers.assigners import Assigner, ExchangeSessions, WindowSpec
 from workers.errors import StateMismatchError
-from workers.frames import OutRecord
 from workers.investigation import Investigation
 from workers.lane import Input, Lane, LaneSpec, entries_of
 from workers.lanes import make_lane, supports
@@ -130,24 +128,8 @@ def test_a_lane_gives_what_the_oracle_gives(case: Kind) -> None:
 @given(kinds(), st.data())
 def test_batches_crashes_clocks_and_flushes_change_no_frame(case: Kind, data: st.DataObject) -> None:
     records = kafka_records(case.records)
-    lane = case.lane()
-    changelog: list[OutRecord] = []
-    frames: list[OutRecord] = []
-    bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
-    for begin, end in itertools.pairwise(bounds):
-        frames += lane.process(records[begin:end]).frames
-        match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash"]), "then"):
-            case "silence":
-                frames += lane.idle(data.draw(st.integers(0, 10 * case.config.size_ns), "silence_ns")).frames
-            case "flush":
-                frames += lane.flush_partial().frames
-            case "commit":
-                changelog += lane.take_changes()
-            case "crash":
-                changelog += lane.take_changes()
-                lane = case.lane()
-                assert lane.restore(entries_of(changelog), where="test") is not None
-    assert real_frames(frames) == oracle.run(case.config, case.records).wire()
+    _, found = run_through(case.lane(), case.lane, records, 10 * case.config.size_ns, data)
+    assert real_frames(found.frames) == oracle.run(case.config, case.records).wire()
 
 
 # -- what is stored, and which lane -----------------------------------------------------------------------------------
