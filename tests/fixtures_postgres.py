@@ -6,6 +6,7 @@ may stop and start. PostgreSQL refuses to run as root, so that root's tests run 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -72,7 +73,8 @@ class PostgresServer:
     def _signal(self, number: int) -> None:
         postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().splitlines()[0]))
         for process in [postmaster, *postmaster.children(recursive=True)]:
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that was about to end, when the postmaster went on
+                process.send_signal(number)
 
     def dsn(self, database: str = "postgres") -> str:
         return f"postgresql://workers@127.0.0.1:{self.port}/{database}"

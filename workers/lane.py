@@ -241,8 +241,13 @@ def _add_up(mine: dict[_Name, int], more: Mapping[_Name, int]) -> None:
         mine[name] = mine.get(name, 0) + number
 
 
+def _digest(fingerprint: Mapping[str, object]) -> str:
+    return blake2s(orjson.dumps(fingerprint, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
+
+
 class Lane:
-    """The state of one partition. ``position`` is the next input offset that is not yet in it."""
+    """The state of one partition. ``position`` is the next input offset that is not yet in it; ``settings_digest``
+    names the settings that give its windows their meaning, which all workers of an application must have."""
 
     def __init__(self, spec: LaneSpec, source: Input) -> None:
         self._spec = spec
@@ -254,6 +259,7 @@ class Lane:
         self._encoder = FrameEncoder(spec.tick.unit_ns)
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
+        self.settings_digest = _digest(self._fingerprint)
         self._misrouted: set[str] = set()
         self._pipeline = self._new_pipeline()
         self.position = 0
@@ -340,11 +346,6 @@ class Lane:
     def idle(self, silence_ns: int) -> Effects:
         """The partition was read to its end ``silence_ns`` ago and nothing came since: show overdue windows."""
         return self._show(lambda: self._engine.settle(silence_ns))
-
-    @property
-    def settings_digest(self) -> str:
-        """Names the settings that give windows their meaning: workers of one application must have the same."""
-        return blake2s(orjson.dumps(self._fingerprint, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
 
     def next_timeout_ns(self) -> int | None:
         """The silence at which `idle` will next have something to show; None: never."""

@@ -487,16 +487,12 @@ class StoreWriter:
         giving up could not tell whether the transaction was made; so that, too, has to show.
         """
         async with self._database:
-            silent = asyncio.get_running_loop().call_later(SILENT_S, self._database_is_silent, time.monotonic())
+            reason = f"neither an answer nor an error for {SILENT_S:.0f} s"
+            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "does not answer", reason)
             try:
                 yield
             except StoreUnavailableError as error:
-                if self._available is not False:
-                    self._available = False
-                    self._down_since_s = time.monotonic()
-                    self.metrics.up.set(0)
-                    self.metrics.outages.inc()
-                    log.warning("the database can't be used; waiting for it", store=self.store.name, reason=str(error))
+                self._outage("can't be used", str(error))
                 raise
             finally:
                 silent.cancel()
@@ -507,12 +503,15 @@ class StoreWriter:
                 self._available = True
                 self.metrics.up.set(1)
 
-    def _database_is_silent(self, since_s: float) -> None:
+    def _outage(self, what: str, reason: str) -> None:
+        """One line for each outage, however often it is met."""
+        if self._available is False:
+            return
         self._available = False
-        self._down_since_s = since_s
+        self._down_since_s = time.monotonic()
         self.metrics.up.set(0)
         self.metrics.outages.inc()
-        log.warning("the database does not answer; waiting for it", store=self.store.name, for_seconds=SILENT_S)
+        log.warning(f"the database {what}; waiting for it", store=self.store.name, reason=reason)
 
     # -- for those who watch ------------------------------------------------------------------------------------------
 
