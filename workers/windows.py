@@ -60,6 +60,7 @@ Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout"
 
 LONG_AGO: Final = -(2**63)
 NEVER: Final = 2**127  # behind by more than any two times can be
+STALE_EXPIRIES: Final = 1_000  # scheduled for keys that are gone, beside as many as there are keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +381,16 @@ class WindowEngine(Generic[K, T]):
         state = self._keys[key] = KeyState(key, ts_ns)
         if self._rules.key_ttl_ns is not None:
             heapq.heappush(self._expiry, (ts_ns, next(self._tie_break), state))
+            if len(self._expiry) > 2 * len(self._keys) + STALE_EXPIRIES:
+                self._sweep_expiry()
         return state
+
+    def _sweep_expiry(self) -> None:
+        """Let go of keys that are gone: with one clock for a partition a key goes with its last window and comes back
+        with its next tick, and each visit would stay scheduled for all of ``key_ttl``. A sweep halves the heap at
+        least, so it costs a push no more than a constant."""
+        self._expiry = [entry for entry in self._expiry if self._keys.get(entry[2].key) is entry[2]]
+        heapq.heapify(self._expiry)
 
     def _join(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:
         rules = self._rules
