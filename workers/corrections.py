@@ -37,6 +37,7 @@ import orjson
 
 from workers.aggregates import Aggregation, Ohlcv
 from workers.assigners import Sessions
+from workers.encoding import to_json
 from workers.errors import ConfigError
 from workers.sessions import SessionEngine
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
@@ -322,7 +323,7 @@ class CorrectingEngine(WindowEngine[str, Tick]):
         value = trade.value
         if value is not None:
             price, size = correction.written
-            value = orjson.dumps({**orjson.loads(value), self._form.price: price, self._form.size: size})
+            value = to_json({**orjson.loads(value), self._form.price: price, self._form.size: size})
         return _ENCODE(_Correct(correction.offset, trade.offset, correction.price, correction.size, value))
 
     def _append(self, window: Window[str], entry: bytes) -> None:

@@ -28,6 +28,7 @@ from typing import Final
 import msgspec
 import orjson
 
+from workers.encoding import to_json
 from workers.frames import OutRecord
 from workers.stages import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
 from workers.ticks import Tick
@@ -221,7 +222,7 @@ def _value(tick: Tick, name: str) -> bytes | None:
     if type(value) is float and abs(value) >= 2**63:
         # Integers beyond 64 bits come as floats, in which different ids are equal: look at what was written.
         return json.dumps(json.loads(tick.value)[name]).encode()
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return to_json(value, option=orjson.OPT_SORT_KEYS)
 
 
 def _integer(value: object) -> int | None:

@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 
 import orjson
 
+from workers.encoding import to_json
 from workers.ticks import Tick
 from workers.times import NS_PER_MS, datetime_from_ns
 from workers.windows import Emission, Status, Trigger
@@ -103,7 +104,7 @@ class FrameEncoder:
         if emission.filled:
             frame["filled"] = True
         # Kafka has no negative record timestamps: a window before 1970 is stamped 1970.
-        return OutRecord(emission.key.encode(), orjson.dumps(frame), max(end_ms, 0))
+        return OutRecord(emission.key.encode(), to_json(frame), max(end_ms, 0))
 
 
 def kept_bytes(tick: Tick) -> bytes:

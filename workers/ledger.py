@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import orjson
 
 from workers.corrections import Correction
+from workers.encoding import to_json
 from workers.frames import OutRecord
 from workers.ticks import Rejection, Tick
 from workers.times import NS_PER_MS
@@ -61,7 +62,7 @@ def late_record(
         "tick": orjson.Fragment(tick.value),
     }
     headers = ((REASON_HEADER, lateness.reason.encode()),)
-    return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, headers)
+    return OutRecord(tick.symbol.encode(), to_json(entry), None, headers)
 
 
 def uncorrectable_record(
@@ -87,7 +88,7 @@ def uncorrectable_record(
         "tick": orjson.Fragment(correction.value),
     }
     headers = ((REASON_HEADER, UNCORRECTABLE.encode()),)
-    return OutRecord(correction.symbol.encode(), orjson.dumps(entry), None, headers)
+    return OutRecord(correction.symbol.encode(), to_json(entry), None, headers)
 
 
 def dropped_record(
@@ -109,7 +110,7 @@ def dropped_record(
         "offset": tick.offset,
         "tick": orjson.Fragment(tick.value),
     }
-    return OutRecord(tick.symbol.encode(), orjson.dumps(entry), None, ((REASON_HEADER, reason.encode()),))
+    return OutRecord(tick.symbol.encode(), to_json(entry), None, ((REASON_HEADER, reason.encode()),))
 
 
 def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
@@ -141,7 +142,7 @@ def shrink_frame(frame: OutRecord, limit_bytes: int) -> OutRecord:
         (_ERRORS + "exception", b"workers.sink.OversizedError"),
         (_ERRORS + "message", message.encode()),
     )
-    return OutRecord(frame.key, orjson.dumps(fields), frame.timestamp_ms, headers)
+    return OutRecord(frame.key, to_json(fields), frame.timestamp_ms, headers)
 
 
 def oversized_routed(record: OutRecord, topic: str, limit_bytes: int) -> OutRecord:
@@ -161,7 +162,7 @@ def shrink_late(record: OutRecord) -> OutRecord:
     assert record.value is not None
     entry = orjson.loads(record.value)
     entry["tick"] = None
-    return OutRecord(record.key, orjson.dumps(entry), record.timestamp_ms, (*record.headers, (TRUNCATED_HEADER, b"")))
+    return OutRecord(record.key, to_json(entry), record.timestamp_ms, (*record.headers, (TRUNCATED_HEADER, b"")))
 
 
 def shrink_dead_letter(record: OutRecord, excess_bytes: int) -> OutRecord:

@@ -28,6 +28,7 @@ import msgspec
 import orjson
 
 from workers.deduplication import Deduplicate, Deduplicator
+from workers.encoding import to_json
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.frames import OutRecord
 from workers.ratelimit import Conflate, Conflator, Throttle, Throttler
@@ -338,7 +339,7 @@ class _MapStage(_FunctionStage):
 
     def _encode(self, fields: Mapping[str, object], symbol: str, offset: int) -> bytes:
         try:
-            return orjson.dumps(dict(fields))
+            return to_json(dict(fields))
         except (TypeError, ValueError) as error:
             raise self._error(f"returned fields that JSON can't hold ({error})", symbol, offset) from error
 

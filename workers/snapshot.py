@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from workers.encoding import to_json
 from workers.errors import StateFormatError, StateMismatchError
 from workers.frames import OutRecord
 from workers.times import format_duration
@@ -108,7 +109,7 @@ def write_meta(meta: LaneMeta) -> OutRecord:
         "counts": counts,
         "settings": meta.fingerprint,
     }
-    return OutRecord(META_KEY, orjson.dumps(value))
+    return OutRecord(META_KEY, to_json(value))
 
 
 def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
