@@ -3,7 +3,8 @@
 State is kept in rows of plain integer and float arrays, so that a million keys are a million rows and no Python object:
 
     keys     a row per symbol: hash, where its bytes are, its clock, its oldest, newest and oldest open window
-    windows  a row of integers and a row of floats per window; a key's windows are a list, linked in order of start
+    windows  a row of integers and a row of floats per window; a key's windows are a list, linked in order of start, and
+             a treap over the same order, by which a place in the middle of the list is found
     head     one row of scalars: sizes, free lists, partition time
 
 Rows are numbered and reused; ``-1`` is no row. A hash table is an array of ``hash31 << 32 | row`` with linear probing,
@@ -83,8 +84,9 @@ NEED_LATE, NEED_MISROUTED, NEED_EXPIRY = range(8, 11)
     K_DUE,  # the watermark that closes or drops the next window
     K_WINDOWS,  # windows kept
     K_ROWS,  # window rows that refer to the key: kept, or dropped and not yet taken as changes
+    K_ROOT,  # of the treap of its windows
     K_SIZE,
-) = range(13)
+) = range(14)
 
 KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
 
@@ -104,8 +106,11 @@ KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
     W_TIE,  # -1 in a free row: how lists that outlive a window know
     W_CHANGED_BEFORE,
     W_CHANGED_AFTER,
+    W_PARENT,  # in the treap
+    W_LEFT,
+    W_RIGHT,
     W_SIZE,
-) = range(15)
+) = range(18)
 
 F_OPEN, F_HIGH, F_LOW, F_CLOSE, F_VOLUME, F_NOTIONAL, F_SIZE = range(7)
 
@@ -316,7 +321,7 @@ def new_key(
     keys[row, K_HASH], keys[row, K_NAME], keys[row, K_LENGTH] = hash31, begin, length
     keys[row, K_FLAGS] = flags | KEY_UNUSED
     keys[row, K_MAX] = LONG_AGO
-    keys[row, K_OLDEST] = keys[row, K_NEWEST] = keys[row, K_OPEN] = keys[row, K_RECENT] = NONE
+    keys[row, K_OLDEST] = keys[row, K_NEWEST] = keys[row, K_OPEN] = keys[row, K_RECENT] = keys[row, K_ROOT] = NONE
     keys[row, K_DUE] = NEVER
     keys[row, K_WINDOWS] = keys[row, K_ROWS] = 0
     put_row(table, hash31, row)

@@ -161,6 +161,54 @@ def test_one_key_may_have_more_windows_than_fit_a_round() -> None:
     assert_same(reference, fast, reference.process(records), fast.process([build_batch(records)]))
 
 
+def _depths(lane: BatchLane, key: int) -> dict[int, int]:
+    """Start and depth of each window in the key's treap, in order; asserts that links agree both ways."""
+    found: dict[int, int] = {}
+    waiting, row, depth = [], int(lane._keys[key, tables.K_ROOT]), 1
+    while waiting or row != tables.NONE:
+        if row != tables.NONE:
+            waiting.append((row, depth))
+            row, depth = int(lane._windows[row, tables.W_LEFT]), depth + 1
+            assert row == tables.NONE or lane._windows[row, tables.W_PARENT] == waiting[-1][0]
+            continue
+        parent, depth = waiting.pop()
+        found[int(lane._windows[parent, tables.W_START])] = depth
+        row, depth = int(lane._windows[parent, tables.W_RIGHT]), depth + 1
+        assert row == tables.NONE or lane._windows[row, tables.W_PARENT] == parent
+    return found
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sorted", "backwards", "from both ends"])
+def test_the_place_of_a_window_among_a_keys_many_is_found_in_few_steps(order: str) -> None:
+    """One trade per 10 s of a day, windows of a second: none of the seven before a window is ever there."""
+    count = 8_640
+    numbers = list(range(count))
+    if order == "shuffled":
+        random.Random(1).shuffle(numbers)
+    elif order == "backwards":
+        numbers.reverse()
+    elif order == "from both ends":
+        numbers = [
+            number
+            for pair in zip(numbers[: count // 2], numbers[: count // 2 - 1 : -1], strict=True)
+            for number in pair
+        ]
+    spec = LaneSpec(size_ns=10**9, lag_ns=86_400 * 10**9, key_ttl_ns=10**15)
+    lane = BatchLane(spec, Input(TOPIC, 0, 1))
+    records = [_tick(offset, number * 10_000) for offset, number in enumerate(numbers)]
+    lane.process(list(batches(records, range(1_000, count, 1_000))))
+    starts = [number * 10**10 for number in range(count)]
+    again = BatchLane(spec, Input(TOPIC, 0, 1))
+    again.restore(entries_of(lane.take_changes()), where="test")
+    for each in (lane, again):
+        depths = _depths(each, 0)
+        assert list(depths) == starts
+        assert max(depths.values()) <= 70  # 2 ln(n) = 18 on average, 4.3 ln(n) = 39 at most, nearly always
+    half = count // 2
+    lane.process([build_batch([_tick(count, 86_400_000 + half * 10_000)])])  # closes and drops those of half a day
+    assert list(_depths(lane, 0)) == [*starts[half:], (8_640 + half) * 10**10]
+
+
 def _tick(offset: int, ts: int, symbol: str = "A") -> KafkaRecord:
     value = orjson.dumps({"symbol": symbol, "ts": ts, "price": 1.5, "size": 2})
     return KafkaRecord(offset, -1, symbol.encode(), value)
