@@ -10,8 +10,8 @@ alone, and with a ``ttl`` of at least lag and allowed lateness no repeat of a ti
         └────────── remembered ─────────┘
 
 Ids are compared as JSON writes them: ``1``, ``1.0`` and ``"1"`` are three. A tick without the id can't be judged: it
-goes on and is counted. The changelog gets, for each symbol that changed, its head and one part with the ids that were
-first seen since the last commit; parts are deleted when their last id is forgotten.
+goes on and is counted. The changelog gets, for each symbol that changed, its head and the ids that were first seen
+since the last commit, in parts that fit a record; parts are deleted when their last id is forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import orjson
 
 from workers.encoding import to_json
 from workers.frames import OutRecord
+from workers.snapshot import SEGMENT_BYTES
 from workers.stages import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
 from workers.ticks import Tick
 
@@ -43,6 +44,12 @@ FILLED: Final = "filled"
 
 LONGEST_IDENTITY_BYTES: Final = 64
 """Longer ids are remembered by their hash: a record must not decide how much memory an id takes."""
+
+FORGOTTEN_AT_ONCE: Final = 5_000  # ids, by one tick
+
+PART_IDS: Final = SEGMENT_BYTES // (LONGEST_IDENTITY_BYTES + 16)
+"""Ids in one changelog record, each with its time and what MessagePack adds: a record must not be too large for its
+topic."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 
@@ -104,12 +111,15 @@ class Deduplicator(Stage):
         self._keys = StateKeys(context.index)
         self._memories: SymbolStates[_Memory] = SymbolStates(_Memory, context.key_ttl_ns)
         self._deletions: list[bytes] = []
+        self._fresh = 0  # ids remembered since changes were taken
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
         tick, ttl_ns = passage.tick, self._spec.ttl_ns
         memory = self._memories.observe(tick.symbol, tick.ts_ns)
         self._bury()
-        while memory.entries and memory.entries[0][1] + ttl_ns <= memory.clock_ns:
+        for _ in range(FORGOTTEN_AT_ONCE):  # a tick far ahead must not hold up the others; the next ones go on
+            if not memory.entries or memory.entries[0][1] + ttl_ns > memory.clock_ns:
+                break
             memory.drop_oldest()
         identity = self._identity(tick)
         if identity is None:
@@ -121,9 +131,11 @@ class Deduplicator(Stage):
             return ()
         if tick.ts_ns + ttl_ns > memory.clock_ns:
             memory.remember(identity, tick.ts_ns)
+            self._fresh += 1
             if len(memory.entries) > self._spec.max_ids:
+                if memory.entries[0][1] + ttl_ns > memory.clock_ns:
+                    self._notice(FORGOTTEN_EARLY, departures)
                 memory.drop_oldest()
-                self._notice(FORGOTTEN_EARLY, departures)
         if self._spec.gaps:
             self._look_for_gap(memory, tick, departures)
         return (passage,)
@@ -161,6 +173,10 @@ class Deduplicator(Stage):
                 self._deletions.append(self._keys.head(memory.symbol))
                 self._deletions += [self._keys.part(memory.symbol, number) for number, _ in memory.parts]
 
+    @property
+    def changes_waiting(self) -> int:
+        return self._fresh + self._memories.changes_waiting + len(self._deletions)
+
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]
         self._deletions.clear()
@@ -170,15 +186,17 @@ class Deduplicator(Stage):
                 records.append(OutRecord(self._keys.part(symbol, memory.parts.popleft()[0]), None))
             begin = max(memory.stored_to, memory.first)
             fresh = list(islice(reversed(memory.entries), memory.end - begin))[::-1]
-            if fresh:
-                value = msgspec.msgpack.encode((begin, fresh))
+            for first in range(0, len(fresh), PART_IDS):
+                ids = fresh[first : first + PART_IDS]
+                value = msgspec.msgpack.encode((begin + first, ids))
                 records.append(OutRecord(self._keys.part(symbol, memory.next_part), value))
-                memory.parts.append((memory.next_part, memory.end))
+                memory.parts.append((memory.next_part, begin + first + len(ids)))
                 memory.next_part += 1
             memory.stored_to = memory.end
             head = (memory.clock_ns, memory.first, memory.next_part, memory.lowest, memory.greatest)
             records.append(OutRecord(self._keys.head(symbol), msgspec.msgpack.encode(head)))
             memory.stored = True
+        self._fresh = 0
         return records
 
     def restore(self, entries: Mapping[bytes, bytes]) -> None:

@@ -73,6 +73,12 @@ class OutRecord:
     timestamp_ms: int | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        size = len(self.key or b"") + len(self.value or b"")
+        return size + sum(len(name) + len(value) + 8 for name, value in self.headers) if self.headers else size
+
 
 class FrameEncoder:
     """Writes emissions in the wire form of the frames topic.

@@ -368,8 +368,10 @@ class Lane:
 
     @property
     def changes_waiting(self) -> int:
-        """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
-        return self._engine.changes_waiting
+        """How many windows and things of operators `take_changes` would write: a commit in time keeps it from taking
+        long."""
+        of_pipeline = self._pipeline.changes_waiting if self._pipeline is not None else 0
+        return self._engine.changes_waiting + of_pipeline
 
     def take_changes(self) -> list[OutRecord]:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""

@@ -106,6 +106,11 @@ class Metrics:
         self.lane_paused = self._gauge("lane_paused", "1 while fetching is paused for a full lane", _PARTITION)
         self.lane_pauses = self._counter("lane_pauses", "Times that a full lane paused its partition", _PARTITION)
         self.keys = self._gauge("keys", "Keys with state", _PARTITION)
+        self.longest_step = self._gauge(
+            "longest_step_seconds",
+            "Longest time so far that one step held the event loop: process, idle, flush, changes, pack or restore",
+            ("step",),
+        )
         self.partition_time = self._gauge(
             "partition_time_seconds", "Greatest accepted event time, seconds since the epoch", _PARTITION
         )

@@ -155,6 +155,11 @@ class Pipeline:
                 return []
         return [passage.tick for passage in passages]
 
+    @property
+    def changes_waiting(self) -> int:
+        """About how many things `take_changes` would write."""
+        return sum(stage.changes_waiting for stage in self._stages)
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records of what changed since the last call."""
         return [record for stage in self._stages for record in stage.take_changes()]

@@ -87,6 +87,10 @@ class Throttler(Stage):
         bucket.full_at_ns = max(bucket.full_at_ns, bucket.clock_ns) + self._spec.spacing_ns
         return (passage,)
 
+    @property
+    def changes_waiting(self) -> int:
+        return self._buckets.changes_waiting + len(self._deletions)
+
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]
         self._deletions.clear()
@@ -181,6 +185,10 @@ class Conflator(Stage):
                 self._held -= 1
                 released.append(latest.held)
         return released
+
+    @property
+    def changes_waiting(self) -> int:
+        return self._symbols.changes_waiting + len(self._deletions)
 
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]

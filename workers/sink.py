@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", 
 log = structlog.get_logger(__name__)
 
 _NO_HEADERS: list[tuple[str, bytes]] = []
+PACKED_RECORDS = 10_000  # at once
+PACKED_BYTES = 4 * 1024 * 1024
 RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
 
 
@@ -68,6 +70,7 @@ class SinkSpec:
     producer_options: Mapping[str, object]
     routed: Mapping[str, OutTopic] = field(default_factory=dict)  # where operators send ticks, by name
     commit_timeout_s: float = 30.0
+    note_step: Callable[[str, float], object] = lambda step, began_s: None  # what held the event loop, and since when
 
 
 @dataclass(slots=True)
@@ -207,17 +210,26 @@ class PartitionSink:
         *,
         partition: int | None = None,
     ) -> list[asyncio.Future[object]]:
-        """Queue records in as few batches as they fit, in order per partition; by key where no partition is given."""
-        packed = pack(
-            records,
-            producer,
-            # The broker measures batches, not records: several that fit alone can be too large together.
-            limit_bytes=min(topic.max_record_bytes, self._batch_bytes),
-            partitions=topic.partitions,
-            partition=partition,
-            keyless=self._partition % topic.partitions,
-        )
-        return [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
+        """Queue records in as few batches as they fit, in order per partition; by key where no partition is given.
+
+        Packed and compressed in portions, between which the event loop can do other things.
+        """
+        sent: list[asyncio.Future[object]] = []
+        for portion in _portions(records):
+            began_s = time.perf_counter()
+            packed = pack(
+                portion,
+                producer,
+                # The broker measures batches, not records: several that fit alone can be too large together.
+                limit_bytes=min(topic.max_record_bytes, self._batch_bytes),
+                partitions=topic.partitions,
+                partition=partition,
+                keyless=self._partition % topic.partitions,
+            )
+            self._spec.note_step("pack", began_s)
+            sent += [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
+            await asyncio.sleep(0)
+        return sent
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not. Done before a cancellation of it is passed on:
@@ -230,6 +242,20 @@ class PartitionSink:
         except asyncio.CancelledError:
             await closing  # takes a bounded time
             raise
+
+
+def _portions(records: Iterable[OutRecord]) -> Iterator[list[OutRecord]]:
+    """The records in order, as many at a time as are packed in some 20 ms."""
+    portion: list[OutRecord] = []
+    size = 0
+    for record in records:
+        portion.append(record)
+        size += record.size
+        if len(portion) >= PACKED_RECORDS or size >= PACKED_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def pack(
@@ -334,5 +360,4 @@ def fit(work: Commit, spec: SinkSpec) -> int:
 
 
 def _size(record: OutRecord) -> int:
-    size = RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
-    return size + sum(len(name) + len(value) + 8 for name, value in record.headers)
+    return RECORD_OVERHEAD_BYTES + record.size

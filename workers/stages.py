@@ -128,6 +128,11 @@ class Stage(ABC):
         """Ticks that are held back."""
         return 0
 
+    @property
+    def changes_waiting(self) -> int:
+        """About how many things `take_changes` would write."""
+        return 0
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records that bring this stage's stored state up to date."""
         return []
@@ -206,6 +211,11 @@ class SymbolStates(Generic[S]):
             del self._states[symbol]
             self._changed.pop(symbol, None)
             self._forgotten.append(state)
+
+    @property
+    def changes_waiting(self) -> int:
+        """How many states `take_changed` would give."""
+        return len(self._changed) + len(self._forgotten)
 
     def take_forgotten(self) -> list[S]:
         """The states forgotten since the last call, by clock and symbol."""

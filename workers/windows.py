@@ -60,6 +60,7 @@ Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout"
 
 LONG_AGO: Final = -(2**63)
 NEVER: Final = 2**127  # behind by more than any two times can be
+BYTES_OF_CHANGE: Final = 2_048  # of items: to write them takes about what it takes to write a window
 STALE_EXPIRIES: Final = 1_000  # scheduled for keys that are gone, beside as many as there are keys
 
 
@@ -198,6 +199,7 @@ class WindowEngine(Generic[K, T]):
         self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emit_partial and rules.emit == "eager" else None
         self._expiry: list[tuple[int, int, KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
         self._changes: dict[tuple[K, int], Window[K]] | None = {} if track_changes else None
+        self._fresh_bytes = 0  # of items kept since changes were taken
 
     @property
     def partition_max_ns(self) -> int:
@@ -353,12 +355,13 @@ class WindowEngine(Generic[K, T]):
             return []
         taken = list(self._changes.values())
         self._changes.clear()
+        self._fresh_bytes = 0
         return taken
 
     @property
     def changes_waiting(self) -> int:
-        """How many windows `take_changes` would give."""
-        return len(self._changes) if self._changes is not None else 0
+        """How many windows `take_changes` would give, and as many more as writing their new items would take time."""
+        return len(self._changes) + self._fresh_bytes // BYTES_OF_CHANGE if self._changes is not None else 0
 
     def load(self, windows: Iterable[Window[K]], partition_max_ns: int) -> None:
         """Take over stored windows. Only for a new engine."""
@@ -410,7 +413,10 @@ class WindowEngine(Generic[K, T]):
         if self._folding is not None:
             window.state = self._folding.add(window.state, value)
         if self._keep is not None and window.items is not None:
-            window.items.append(self._keep(value))
+            kept = self._keep(value)
+            window.items.append(kept)
+            if self._changes is not None:
+                self._fresh_bytes += len(kept)
         window.count += 1
         self._show_change(window, "late")
 

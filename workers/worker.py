@@ -68,8 +68,13 @@ CLOSE_TIMEOUT_S = 5.0
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 MARKERS_EVERY_S = 1.0
 CHANGES_BEFORE_COMMIT = 8_000  # windows; writing them to the changelog holds the event loop for some 20 ms
+CHANGES_LIMIT = 2 * CHANGES_BEFORE_COMMIT  # while the commit before is on its way; then the lane waits
 BATCHES_AT_ONCE = 32  # of record batches fetched whole
 PENDING_LIMIT_RECORDS = 60_000  # results of all partitions that wait for a commit or are in one; then lanes wait
+PENDING_LIMIT_BYTES = 64 * 1024 * 1024  # the same in keys, values and headers: a dead letter may have a mebibyte
+STEP_TARGET_S = 0.025  # of a lane; it is given as many records as took about that, and `lane.batch_size` at most
+FIRST_RECORDS = 500  # until it is known what they cost; what is fetched as a batch is not divided
+LEAST_RECORDS = 50  # at once, whatever they cost
 GAPS_LOGGED_AT_ONCE = 5  # of one batch; all are counted
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
@@ -113,6 +118,12 @@ def lane_spec(settings: Settings) -> LaneSpec:
     )
 
 
+def _size_of(effects: Effects) -> int:
+    """Bytes of the results: of keys, values and headers."""
+    lists = (effects.frames, effects.late, effects.dead_letters, *effects.routed.values())
+    return sum(record.size for records in lists for record in records)
+
+
 class _OffsetsDisagreeError(StateMismatchError):
     """State and group name different offsets. Not at once believed: a broker that has just recovered from a crash was
     seen to tell the group's offset of a transaction before it showed the transaction's changelog record."""
@@ -149,6 +160,9 @@ class OwnedPartition:
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
         self._in_commit = 0  # results and state records of the commit under way
+        self._in_commit_bytes = 0
+        self._pending_bytes = 0
+        self._at_once = min(FIRST_RECORDS, worker.settings.lane.batch_size)  # records that the lane takes in a step
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -213,6 +227,7 @@ class OwnedPartition:
         self.backlog_records = 0
         self.paused = False
         self.pending = Effects()
+        self._pending_bytes = 0
         self._dirty.clear()
         if sink is not None:
             await sink.close()
@@ -278,11 +293,14 @@ class OwnedPartition:
         """In steps: heartbeats and the other partitions get their turn in between."""
         steps = lane.restore_in_steps(entries, where=where)
         while True:
+            began_s = time.perf_counter()
             try:
                 next(steps)
             except StopIteration as done:
                 meta: LaneMeta | None = done.value
                 return meta
+            finally:
+                self._worker.note_step("restore", began_s)
             await asyncio.sleep(0)
 
     async def _agreed_offset(self, stored: int | None) -> int:
@@ -334,17 +352,21 @@ class OwnedPartition:
         """Process the next records of the backlog; resume the partition at the low watermark. False: nothing to do."""
         if self.phase is not Phase.RUNNING or not self.backlog:
             return False
-        if self._worker.results_waiting() >= PENDING_LIMIT_RECORDS:
+        assert self.lane is not None
+        if self._worker.is_full() or self.lane.changes_waiting >= CHANGES_LIMIT:
             self._urgent.set()
             return False
-        assert self.lane is not None
-        fetched, rest = self.backlog.popleft().split(self._worker.settings.lane.batch_size)
+        fetched, rest = self.backlog.popleft().split(self._at_once)
         if rest is not None:
             self.backlog.appendleft(rest)
         self.backlog_records -= fetched.records
+        began_s = time.perf_counter()
         # Batches are fetched only where the lanes take them.
         self._take(self.lane.process(fetched.items))  # type: ignore[arg-type]
         self._dirty.set()
+        took_s = self._worker.note_step("process", began_s)
+        affordable = int(fetched.records * STEP_TARGET_S / max(took_s, 1e-6))
+        self._at_once = min(max(affordable, LEAST_RECORDS), 2 * self._at_once, self._worker.settings.lane.batch_size)
         if self.lane.changes_waiting >= CHANGES_BEFORE_COMMIT:
             self._urgent.set()
         if self.paused and self.backlog_records <= self._worker.low_records:
@@ -365,7 +387,9 @@ class OwnedPartition:
         if not await self._worker.source.at_end(self.number):
             return
         if self.phase is Phase.RUNNING and self.lane is not None and not self.backlog:
+            began_s = time.perf_counter()
             self._take(self.lane.idle(silence_ns))
+            self._worker.note_step("idle", began_s)
 
     async def pass_markers(self) -> None:
         """Where the log goes on with what is no record (a transaction's end, or what was aborted), count it as done.
@@ -385,11 +409,14 @@ class OwnedPartition:
     def flush_partial(self) -> None:
         """Show open windows that changed."""
         if self.phase is Phase.RUNNING and self.lane is not None:
+            began_s = time.perf_counter()
             self._take(self.lane.flush_partial())
+            self._worker.note_step("flush", began_s)
 
     def _take(self, effects: Effects) -> None:
         self._look_s = 0.0
         self.pending.extend(effects)
+        self._pending_bytes += _size_of(effects)
         for key in effects.misrouted_keys:
             log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
         self._report_gaps(effects.gaps)
@@ -425,6 +452,10 @@ class OwnedPartition:
         routed = sum(map(len, pending.routed.values()))
         return self._in_commit + len(pending.frames) + len(pending.late) + len(pending.dead_letters) + routed
 
+    def bytes_waiting(self) -> int:
+        """Keys, values and headers of these results."""
+        return self._in_commit_bytes + self._pending_bytes
+
     # -- commits ------------------------------------------------------------------------------------------------------
 
     async def _commit_when_due(self) -> None:
@@ -447,6 +478,8 @@ class OwnedPartition:
             self._urgent.clear()
             self._last_commit_s = time.monotonic()
             effects, self.pending = self.pending, Effects()
+            self._in_commit_bytes, self._pending_bytes = self._pending_bytes, 0
+            began_s = time.perf_counter()
             work = Commit(
                 lane.position,
                 effects.frames,
@@ -457,6 +490,7 @@ class OwnedPartition:
                 lane.settings_digest,
             )
             oversized = fit(work, self._worker.sink_spec)
+            self._worker.note_step("changes", began_s)
             self._in_commit = len(work.frames) + len(work.late) + len(work.dead_letters) + len(work.changes)
             try:
                 await sink.commit(work)
@@ -466,7 +500,7 @@ class OwnedPartition:
                 await self._recover(error)
                 return False
             finally:
-                self._in_commit = 0
+                self._in_commit = self._in_commit_bytes = 0
             self.committed_offset = work.offset
             self._count(effects, oversized, time.monotonic() - self._last_commit_s)
             return True
@@ -551,6 +585,7 @@ class Worker:
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
+        self._longest_s: dict[str, float] = {}
         self._frames_retention_ms: int | None = None
         self._warned_of_retention = False
         self.joined = False  # in the group, with no rebalance under way
@@ -754,9 +789,22 @@ class Worker:
             finally:
                 self.metrics.partitions_restoring.dec()
 
-    def results_waiting(self) -> int:
-        """Results of all partitions that are not yet acknowledged."""
-        return sum(partition.results_waiting() for partition in self.partitions.values())
+    def is_full(self) -> bool:
+        """Whether results of all partitions that are not yet acknowledged are so many, or so large, that lanes wait."""
+        partitions = self.partitions.values()
+        return (
+            sum(partition.results_waiting() for partition in partitions) >= PENDING_LIMIT_RECORDS
+            or sum(partition.bytes_waiting() for partition in partitions) >= PENDING_LIMIT_BYTES
+        )
+
+    def note_step(self, step: str, began_s: float) -> float:
+        """Seconds since ``began_s`` of the performance counter, in which nothing else could run; exported if it is the
+        longest of its kind."""
+        took_s = time.perf_counter() - began_s
+        if took_s > self._longest_s.get(step, 0.0):
+            self._longest_s[step] = took_s
+            self.metrics.longest_step.labels(step).set(took_s)
+        return took_s
 
     def make_sink(self, partition: int) -> PartitionSink:
         """A new producer for a partition, not yet open."""
@@ -817,6 +865,7 @@ class Worker:
             self.settings.processing_guarantee == "exactly_once",
             self.producer_options,
             {name: out(name, partitions) for name, partitions in layout.routed.items()},
+            note_step=self.note_step,
         )
 
     def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:

@@ -9,10 +9,15 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
+from workers import deduplication, sink, worker
 from workers.deduplication import Deduplicate
 from workers.encoding import to_json
-from workers.lane import Effects, Input, Lane, LaneSpec
+from workers.frames import OutRecord
+from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.pipeline import Map
+from workers.settings import Settings
+from workers.snapshot import SEGMENT_BYTES
+from workers.source import Fetched
 from workers.ticks import Tick
 
 S = 1_000_000_000
@@ -110,3 +115,127 @@ def test_what_waits_or_is_remembered_takes_about_what_it_is_long(name: str) -> N
         return lane
 
     assert bytes_taken(run) / 1_000 < 1_500
+
+
+# -- what is written at a commit --------------------------------------------------------------------------------------
+
+
+def test_many_ids_are_stored_in_records_that_any_topic_takes() -> None:
+    """Long ids too: 64 bytes is the most that is kept of one."""
+    spec = {"pipeline": (Deduplicate(("id",), DAY),)}
+    lane = lane_of(**spec)
+    count = 20_000
+    lane.process([tick(number, 0, id=f"{number:060}") for number in range(count)])
+    assert lane.changes_waiting >= count
+    changes = lane.take_changes()
+    parts = [record for record in changes if record.key is not None and record.key[:4] == b"o\0\0s"]
+    assert len(parts) > 1
+    assert max(record.size for record in changes) <= SEGMENT_BYTES + 1_000
+    assert lane.changes_waiting == 0
+
+    again = lane_of(**spec)
+    again.restore(entries_of(changes), where="test")
+    again.process([tick(count + number, 0, id=f"{number:060}") for number in range(0, count, 7)])
+    again.process([tick(2 * count, 0, id="new")])
+    assert again.counts.deduplicated == len(range(0, count, 7))
+    assert again.counts.aggregated == count + 1
+
+
+def test_parts_of_ids_are_deleted_when_their_last_id_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deduplication, "PART_IDS", 10)
+    lane = lane_of(pipeline=(Deduplicate(("id",), 10 * S),))
+    lane.process([tick(number, number, id=number) for number in range(35)])
+    stored = entries_of(lane.take_changes())
+    assert sum(key[:4] == b"o\0\0s" for key in stored) == 4
+    lane.process([tick(35, 10_020, id=35)])  # the first 21 are as old as the ttl
+    changes = lane.take_changes()
+    assert sum(record.value is None for record in changes if record.key and record.key[:4] == b"o\0\0s") == 2
+
+
+def test_a_tick_far_ahead_does_not_forget_all_ids_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go with the ticks after it; they are judged as forgotten, and nobody counts them as early."""
+    monkeypatch.setattr(deduplication, "FORGOTTEN_AT_ONCE", 5)
+    lane = lane_of(pipeline=(Deduplicate(("id",), 10 * S, max_ids=20),))
+    lane.process([tick(number, 0, id=number) for number in range(20)])
+    effects = lane.process([tick(20, 20_000, id="x")])
+    memory = lane._pipeline._stages[0]._memories.get("A")  # type: ignore[union-attr,attr-defined]
+    assert len(memory.entries) == 16
+    effects.extend(lane.process([tick(21 + number, 20_000, id=number) for number in range(10)]))
+    assert len(memory.entries) == 11
+    assert not effects.taken_out
+    assert not effects.noticed
+
+
+def test_items_that_wait_to_be_stored_count_as_changes() -> None:
+    lane = lane_of(payload="items")
+    lane.process([tick(number, 0, text="x" * 4_000) for number in range(100)])
+    assert lane.changes_waiting > 100
+    lane.take_changes()
+    assert lane.changes_waiting == 0
+
+
+# -- what waits for a commit ------------------------------------------------------------------------------------------
+
+
+def opened(lane: Lane) -> tuple[worker.Worker, worker.OwnedPartition]:
+    """A worker that is not started, and a partition of it that is running."""
+    working = worker.Worker(Settings(application_id="growth", topics={"ticks": TOPIC, "frames": "frames"}))
+    partition = worker.OwnedPartition(0, working)
+    working.partitions[0] = partition
+    partition.lane, partition.phase = lane, worker.Phase.RUNNING
+    return working, partition
+
+
+def test_results_that_wait_are_bounded_by_their_bytes() -> None:
+    """Dead letters of a mebibyte each: far fewer than are waited for by number."""
+    working, partition = opened(lane_of())
+    large = b"x" * (1 << 20)
+    for offset in range(100):
+        partition.accept(Fetched([KafkaRecord(offset, -1, b"A", large)]))
+    stepped = 0
+    while partition.step():
+        stepped += 1
+    assert stepped == worker.PENDING_LIMIT_BYTES // (1 << 20)
+    assert working.is_full()
+    assert partition._urgent.is_set()
+
+
+def test_a_lane_waits_when_a_commit_would_have_too_much_to_write() -> None:
+    _, partition = opened(lane_of(pipeline=(Deduplicate(("id",), DAY),)))
+    for begin in range(0, 30_000, 1_000):
+        partition.accept(Fetched([tick(begin + number, 0, id=begin + number) for number in range(1_000)]))
+    while partition.step():
+        pass
+    assert partition.lane is not None
+    assert worker.CHANGES_LIMIT <= partition.lane.changes_waiting < worker.CHANGES_LIMIT + 1_100
+
+
+def test_the_longest_step_is_exported_and_slow_steps_get_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now_s)
+    lane = lane_of()
+    working, partition = opened(lane)
+    process, taken = lane.process, []
+
+    def slow(records: list[KafkaRecord]) -> Effects:
+        nonlocal now_s
+        now_s += len(records) * 100e-6
+        taken.append(len(records))
+        return process(records)
+
+    monkeypatch.setattr(lane, "process", slow)
+    partition.accept(Fetched([tick(number, 0) for number in range(8_000)]))
+    while partition.step():
+        pass
+    assert taken[0] == worker.FIRST_RECORDS
+    assert all(records == pytest.approx(worker.STEP_TARGET_S / 100e-6, abs=1) for records in taken[1:-1])
+    longest = working.metrics.registry.get_sample_value("workers_longest_step_seconds", {"step": "process"})
+    assert longest == pytest.approx(0.05)
+
+
+def test_records_are_packed_in_portions() -> None:
+    few = [OutRecord(b"k", b"v")] * (sink.PACKED_RECORDS + 1)
+    assert [len(portion) for portion in sink._portions(few)] == [sink.PACKED_RECORDS, 1]
+    large = [OutRecord(b"k", b"v" * sink.PACKED_BYTES)] * 2
+    assert [len(portion) for portion in sink._portions(large)] == [1, 1]
+    assert list(sink._portions([])) == []
