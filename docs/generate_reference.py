@@ -50,7 +50,7 @@ HELP_WIDTH: Final = 100
 
 KEPT: Final = {"-1": "for ever"}
 REASONS: Final = {
-    Reason.MALFORMED_JSON: "It is not JSON, or has no value.",
+    Reason.MALFORMED_JSON: "It is not JSON, is nested deeper than 60 levels, or has no value.",
     Reason.MISSING_FIELD: "It lacks one of the four fields.",
     Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
     Reason.NEGATIVE_SIZE: "Its size is below 0.",
@@ -59,6 +59,7 @@ REASONS: Final = {
     Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
     Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
     Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
+    Reason.PROCESSING_FAILED: "It made the worker raise where it should not: a bug, whose traceback is in the log.",
     FRAME_TOO_LARGE: "It is a frame, without its items, that its topic would refuse.",
     ROUTED_TOO_LARGE: "It is a tick that the topic it was routed to would refuse.",
 }

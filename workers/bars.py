@@ -41,7 +41,7 @@ import orjson
 
 from workers.aggregates import Aggregation
 from workers.assigners import Assigner, Hopping, Tumbling
-from workers.ticks import Reason, Record, Rejection, Tick, excerpt
+from workers.ticks import DEEPEST_FRAME, Reason, Record, Rejection, Tick, excerpt, is_deeper, too_deep
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration
 from workers.windows import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 
@@ -134,6 +134,8 @@ def _object_of(value: bytes | None) -> Mapping[str, object]:
         fields = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         raise _Malformed(Reason.MALFORMED_JSON, f"{error}; the value begins {excerpt(value)}") from None
+    if is_deeper(value, DEEPEST_FRAME):
+        raise _Malformed(Reason.MALFORMED_JSON, too_deep(value, DEEPEST_FRAME))
     if not isinstance(fields, dict):
         raise _Malformed(Reason.WRONG_TYPE, f"the value is {excerpt(fields)}; expected a frame, a JSON object")
     missing = [name for name in (*_FIELDS, *_RESULTS) if name not in fields]
@@ -154,7 +156,8 @@ def _child_of(fields: Mapping[str, object], unit_ns: int) -> Child:
     start_ns, end_ns = (_time(fields, name, NS_PER_MS) for name in ("start", "end"))
     if end_ns <= start_ns:
         raise _wrong("end", f"more than start, {fields['start']}", fields["end"])
-    rev, count = _whole(fields, "rev"), _whole(fields, "count")
+    # Not even one tick a nanosecond is too little: with that the counts of all children of a parent fit 64 bits.
+    rev, count = _whole(fields, "rev", 2**63 - 1), _whole(fields, "count", end_ns - start_ns)
     filled = fields.get("filled", False)
     if type(filled) is not bool or (filled and count):
         raise _wrong("filled", "true or false, and true only with count 0", filled)
@@ -190,10 +193,10 @@ def _time(fields: Mapping[str, object], name: str, unit_ns: int) -> int:
     return found * unit_ns
 
 
-def _whole(fields: Mapping[str, object], name: str) -> int:
+def _whole(fields: Mapping[str, object], name: str, most: int) -> int:
     found = fields[name]
-    if type(found) is not int or not 0 <= found < 2**63:
-        raise _wrong(name, "an integer of 0 or more", found)
+    if type(found) is not int or not 0 <= found <= most:
+        raise _wrong(name, f"an integer from 0 to {most}", found)
     return found
 
 

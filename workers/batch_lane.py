@@ -29,7 +29,7 @@ from workers.digits import FLOAT_BYTES, write_floats
 from workers.errors import BrokerError, StateFormatError
 from workers.frames import OutRecord
 from workers.lane import Effects, Input, Lane, LaneSpec
-from workers.ledger import dead_letter, late_record
+from workers.ledger import late_record
 from workers.rawbatch import RawBatch, read_record
 from workers.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.ticks import Record, Rejection, Tick
@@ -143,10 +143,10 @@ class BatchLane(Lane):
             if _is_odd(item):
                 self._take_batches(waiting, payloads, effects)
                 waiting, payloads, size = [], [], 0
-                self._take_plain(list(item.records()), effects)
+                self._take_plain(self._unpacked(item), effects)
                 self.position = max(self.position, item.next_offset)
                 continue
-            payload = item.payload()
+            payload = self._payload(item)
             waiting.append(item)
             payloads.append(payload)
             size += len(payload)
@@ -273,7 +273,10 @@ class BatchLane(Lane):
 
         def record(row: int) -> Record:
             batch = batches[int(scratch.columns[row, tb.C_BATCH])]
-            return read_record(view, int(scratch.columns[row, tb.C_POSITION]), batch)[0]
+            try:
+                return read_record(view, int(scratch.columns[row, tb.C_POSITION]), batch)[0]
+            except BrokerError as error:
+                raise self._broken(batch) from error
 
         status = co.D_FULL
         while status != co.D_DONE:
@@ -321,7 +324,7 @@ class BatchLane(Lane):
         """Place the ticks of rows that were decoded; ``record`` reads the record of a row again."""
         rejections: list[tuple[int, Rejection]] = []
         if flagged:
-            self._decode_flagged(flagged, record, rejections)
+            self._decode_flagged(flagged, record, rejections, effects)
         head, scratch = self._head, _scratch
         head[tb.H_LATE] = head[tb.H_MISROUTED] = head[tb.H_AGGREGATED] = 0
         done = 0
@@ -353,10 +356,10 @@ class BatchLane(Lane):
         self._take_emissions(effects)
         if head[tb.H_MISROUTED]:
             self._report_misrouted(record, rejections, effects)
-        if rejections:
-            self._reject(rejections, effects)
         if head[tb.H_LATE]:
-            self._report_late(record, effects)
+            self._report_late(record, rejections, effects)
+        for _, rejection in sorted(rejections, key=lambda each: each[0]):
+            self._reject(rejection, effects)
         aggregated = int(head[tb.H_AGGREGATED])
         effects.records += filled
         effects.aggregated += aggregated
@@ -364,12 +367,20 @@ class BatchLane(Lane):
         self._free_unused()
 
     def _decode_flagged(
-        self, flagged: list[int], record: Callable[[int], Record], rejections: list[tuple[int, Rejection]]
+        self,
+        flagged: list[int],
+        record: Callable[[int], Record],
+        rejections: list[tuple[int, Rejection]],
+        effects: Effects,
     ) -> None:
         """Decode rows the plain way, and put what is a tick into its row."""
         rows, symbols, times, prices, sizes = [], [], [], [], []
         for row in flagged:
-            decoded = self._decode(record(row))
+            found = record(row)
+            try:
+                decoded = self._decode(found)
+            except Exception as error:
+                decoded = self._failed(found, error, effects)
             if isinstance(decoded, Tick):
                 rows.append(row)
                 symbols.append(decoded.symbol.encode())
@@ -419,17 +430,13 @@ class BatchLane(Lane):
             if isinstance(checked, Rejection):
                 rejections.append((row, checked))
 
-    def _reject(self, rejections: list[tuple[int, Rejection]], effects: Effects) -> None:
-        rejections.sort(key=lambda each: each[0])
-        self.counts.rejected += len(rejections)
-        for _, rejection in rejections:
-            effects.rejected[rejection.reason] = effects.rejected.get(rejection.reason, 0) + 1
-            effects.dead_letters.append(dead_letter(rejection, self._source.topic, self._source.partition))
-
-    def _report_late(self, record: Callable[[int], Record], effects: Effects) -> None:
+    def _report_late(
+        self, record: Callable[[int], Record], rejections: list[tuple[int, Rejection]], effects: Effects
+    ) -> None:
         spec, source = self._spec, self._source
         for row, expired, watermark_ns, partition_max_ns in _scratch.late[: self._head[tb.H_LATE]].tolist():
-            tick = self._decode(record(row))
+            found = record(row)
+            tick = self._decode(found)
             assert isinstance(tick, Tick)
             window = next(iter(self._rules.assigner.assign(tick.ts_ns)))
             if expired:
@@ -437,14 +444,34 @@ class BatchLane(Lane):
                 lateness = Lateness("expired", watermark_ns, late_by_ns)
             else:
                 lateness = Lateness("watermark", watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
+            try:
+                entry = late_record(tick, lateness, window, spec.tick.unit_ns, source.topic, source.partition)
+            except Exception as error:
+                rejections.append((row, self._failed(found, error, effects)))
+                continue
             self.counts.late += 1
             effects.late_by_reason[lateness.reason] = effects.late_by_reason.get(lateness.reason, 0) + 1
-            effects.late.append(late_record(tick, lateness, window, spec.tick.unit_ns, source.topic, source.partition))
+            effects.late.append(entry)
+
+    def _payload(self, batch: RawBatch) -> bytes | bytearray | memoryview:
+        try:
+            return batch.payload()
+        except BrokerError as error:
+            raise self._broken(batch) from error
+
+    def _unpacked(self, batch: RawBatch) -> list[Record]:
+        try:
+            return list(batch.records())
+        except BrokerError as error:
+            raise self._broken(batch) from error
 
     def _refuse(self, batch: RawBatch, status: int) -> None:
-        source = self._source
         assert status != co.D_BACKWARDS, f"offsets below position {self.position} in the batch at {batch.base_offset}"
-        raise BrokerError(
+        raise self._broken(batch)
+
+    def _broken(self, batch: RawBatch) -> BrokerError:
+        source = self._source
+        return BrokerError(
             f"{source.topic}[{source.partition}]: the record batch of offsets {batch.base_offset} to "
             f"{batch.next_offset - 1} has a good checksum, but its records are not in Kafka's format v2; the producer "
             "that wrote it is broken. Nothing after it can be read: start over behind it, or delete it from the log"

@@ -115,13 +115,13 @@ class Deduplicator(Stage):
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
         tick, ttl_ns = passage.tick, self._spec.ttl_ns
+        identity = self._identity(tick)
         memory = self._memories.observe(tick.symbol, tick.ts_ns)
         self._bury()
         for _ in range(FORGOTTEN_AT_ONCE):  # a tick far ahead must not hold up the others; the next ones go on
             if not memory.entries or memory.entries[0][1] + ttl_ns > memory.clock_ns:
                 break
             memory.drop_oldest()
-        identity = self._identity(tick)
         if identity is None:
             self._notice(WITHOUT_ID, departures)
             return (passage,)

@@ -71,13 +71,15 @@ class OutRecord:
     key: bytes | None
     value: bytes | None
     timestamp_ms: int | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers."""
+        """Bytes of key, value and headers, with the lengths before them: a dead letter may have many short headers."""
         size = len(self.key or b"") + len(self.value or b"")
-        return size + sum(len(name) + len(value) + 8 for name, value in self.headers) if self.headers else size
+        if self.headers:
+            size += sum(len(name.encode()) + len(value or b"") + 16 for name, value in self.headers)
+        return size
 
 
 class FrameEncoder:

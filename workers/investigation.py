@@ -366,7 +366,8 @@ class Investigation:
 
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
         headers = dict(letter.headers[len(record.headers) :])
-        reason, message = headers[REASON_HEADER].decode(), headers[_MESSAGE_HEADER].decode("utf-8", "backslashreplace")
+        reason = (headers[REASON_HEADER] or b"").decode()
+        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         ts_ns = _time_said(record.value, *self._spec.time_field)
         fate = TickFate(
             self._source.partition,

@@ -28,6 +28,7 @@ from workers.assigners import (
     make_tumbling,
 )
 from workers.bars import BarEngine, Bars, bar_decoder
+from workers.callbacks import AggregationRaised, UsersAggregation
 from workers.corrections import (
     Changed,
     CorrectingEngine,
@@ -39,6 +40,7 @@ from workers.corrections import (
 )
 from workers.engines import check_merges, make_engine
 from workers.errors import CallbackError, ConfigError
+from workers.failures import Failure, raise_unless_of_record, rejection_of
 from workers.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
 from workers.partitioning import partition_for
@@ -62,6 +64,7 @@ __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 _Name = TypeVar("_Name", str, tuple[str, str])
 
 MISROUTED_KEYS_REMEMBERED = 10_000
+FAILURES_SHOWN = 5  # of one step; all are counted
 _REPEATED = ("duplicate", "frames")  # children that came before: the stage is the input itself
 _TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
 
@@ -210,6 +213,7 @@ class Effects:
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> records
     late_by_reason: dict[str, int] = field(default_factory=dict)
     misrouted_keys: list[str] = field(default_factory=list)  # seen for the first time
+    failures: list[Failure] = field(default_factory=list)  # the first of those rejected as ``processing_failed``
     taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
     noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
     gaps: list[SequenceGap] = field(default_factory=list)
@@ -226,6 +230,7 @@ class Effects:
         _add_up(self.rejected, other.rejected)
         _add_up(self.late_by_reason, other.late_by_reason)
         self.misrouted_keys += other.misrouted_keys
+        self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
         for topic, records in other.routed.items():
             self.routed.setdefault(topic, []).extend(records)
         _add_up(self.taken_out, other.taken_out)
@@ -256,6 +261,9 @@ class Lane:
         self._decode = self._new_decoder()
         self._aggregation = self._new_aggregation()
         self._is_built_in = self._aggregation is None or type(self._aggregation) in (Ohlcv, Bars)
+        self._folding = self._aggregation
+        if not self._is_built_in and self._aggregation is not None:
+            self._folding = UsersAggregation(self._aggregation)
         self._encoder = FrameEncoder(spec.tick.unit_ns)
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
@@ -287,13 +295,13 @@ class Lane:
                 self._rules,
                 self._spec.corrections,
                 self._spec.tick,
-                self._aggregation,
+                self._folding,
                 show_items=self._spec.payload != "ohlcv",
                 emit_partial=self._spec.emit_partial,
             )
         return make_engine(
             self._rules,
-            folding=self._aggregation,
+            folding=self._folding,
             keep=kept_bytes if self._spec.payload != "ohlcv" else None,
             emit_partial=self._spec.emit_partial,
             track_changes=True,
@@ -323,25 +331,49 @@ class Lane:
             assert record.offset >= self.position, f"offset {record.offset} after position {self.position}"
             self.position = record.offset + 1
             self.counts.records += 1
-            decoded = self._decode(record)
-            if not isinstance(decoded, Rejection) and not self._engine.has_key(decoded.symbol):
-                decoded = self._check_route(decoded, record, effects)
-            if isinstance(decoded, Rejection):
-                self.counts.rejected += 1
-                effects.rejected[decoded.reason] = effects.rejected.get(decoded.reason, 0) + 1
-                effects.dead_letters.append(dead_letter(decoded, self._source.topic, self._source.partition))
-            elif isinstance(decoded, Correction):
-                self.correct(decoded, effects)
-            elif self._pipeline is None:
-                self.place(decoded, effects)
-            else:
-                for tick in self._pipeline.push(decoded, record, effects):
-                    self.place(tick, effects)
+            try:
+                self._take(record, effects)
+            except Exception as error:
+                self._reject(self._failed(record, error, effects), effects)
         effects.records = len(records)
         if self._pipeline is not None:
             self._count_operators(self._pipeline, effects)
         effects.extend(self._show(self._engine.settle))
         return effects
+
+    def _take(self, record: Record, effects: Effects) -> None:
+        """The way of one record; `process` answers for whatever it raises."""
+        decoded = self._decode(record)
+        if not isinstance(decoded, Rejection) and not self._engine.has_key(decoded.symbol):
+            decoded = self._check_route(decoded, record, effects)
+        if isinstance(decoded, Rejection):
+            self._reject(decoded, effects)
+        elif isinstance(decoded, Correction):
+            self.correct(decoded, effects)
+        elif self._pipeline is None:
+            self.place(decoded, effects)
+        else:
+            passages, failed = self._pipeline.push(decoded, record, effects)
+            for passage in passages:  # not all of them are this record: each answers for itself
+                try:
+                    self.place(passage.tick, effects)
+                except Exception as error:
+                    failed.append((passage.record, error))
+            for other, cause in failed:
+                self._reject(self._failed(other, cause, effects), effects)
+
+    def _failed(self, record: Record, error: Exception, effects: Effects) -> Rejection:
+        """What raised on a record's way, as its rejection; what is not its fault is raised again."""
+        raise_unless_of_record(error)
+        if len(effects.failures) < FAILURES_SHOWN:
+            effects.failures.append(Failure.of(record, error))
+        return rejection_of(record, error)
+
+    def _reject(self, rejection: Rejection, effects: Effects) -> None:
+        letter = dead_letter(rejection, self._source.topic, self._source.partition)
+        self.counts.rejected += 1
+        effects.rejected[rejection.reason] = effects.rejected.get(rejection.reason, 0) + 1
+        effects.dead_letters.append(letter)
 
     def idle(self, silence_ns: int) -> Effects:
         """The partition was read to its end ``silence_ns`` ago and nothing came since: show overdue windows."""
@@ -429,8 +461,8 @@ class Lane:
         """
         try:
             lateness = self._engine.add(tick.symbol, tick.ts_ns, tick)
-        except Exception as error:
-            raise self._callback_error(error, tick.symbol, tick.offset) from error
+        except AggregationRaised as raised:
+            raise self._callback_error(raised, tick.symbol, tick.offset) from raised.__cause__
         if lateness is None:
             self.counts.aggregated += 1
             effects.aggregated += 1
@@ -439,13 +471,12 @@ class Lane:
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return
-        self.counts.late += 1
-        effects.late_by_reason[lateness.reason] = effects.late_by_reason.get(lateness.reason, 0) + 1
         window = next(iter(self._rules.assigner.assign(tick.ts_ns)), None)
         source = self._source
-        effects.late.append(
-            late_record(tick, lateness, window, self._spec.tick.unit_ns, source.topic, source.partition)
-        )
+        entry = late_record(tick, lateness, window, self._spec.tick.unit_ns, source.topic, source.partition)
+        self.counts.late += 1
+        effects.late_by_reason[lateness.reason] = effects.late_by_reason.get(lateness.reason, 0) + 1
+        effects.late.append(entry)
 
     def correct(self, correction: Correction, effects: Effects) -> Changed | NotFound:
         """Have the trade that a correction is about changed; `process` calls it for each. Where it is not found, the
@@ -454,24 +485,23 @@ class Lane:
         assert isinstance(engine, CorrectingEngine)
         try:
             outcome = engine.correct(correction)
-        except Exception as error:
-            raise self._callback_error(error, correction.symbol, correction.offset) from error
+        except AggregationRaised as raised:
+            raise self._callback_error(raised, correction.symbol, correction.offset) from raised.__cause__
         if isinstance(outcome, Changed):
             self.counts.corrected += 1
             effects.corrected[correction.kind] = effects.corrected.get(correction.kind, 0) + 1
             return outcome
+        watermark_ns = engine.watermark_ns(correction.symbol)
+        entry = uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
         self.counts.late += 1
         effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
-        watermark_ns = engine.watermark_ns(correction.symbol)
-        effects.late.append(
-            uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
-        )
+        effects.late.append(entry)
         return outcome
 
-    def _callback_error(self, error: Exception, symbol: str, offset: int) -> CallbackError:
+    def _callback_error(self, raised: AggregationRaised, symbol: str, offset: int) -> CallbackError:
         source = self._source
         return CallbackError(
-            f"the aggregation {self._spec.aggregation!r} raised {type(error).__name__}: {error}, at {source.topic}"
+            f"the aggregation {self._spec.aggregation!r} raised {raised}, at {source.topic}"
             f"[{source.partition}] offset {offset}, key {symbol[:80]!r}"
         )
 
@@ -497,14 +527,12 @@ class Lane:
         """Let windows come out by a call of the engine, which asks a user's aggregation for results."""
         try:
             call()
-        except Exception as error:
-            if self._is_built_in:
-                raise
+        except AggregationRaised as raised:
             source = self._source
             raise CallbackError(
-                f"the aggregation {self._spec.aggregation!r} raised {type(error).__name__}: {error}, when windows of "
+                f"the aggregation {self._spec.aggregation!r} raised {raised}, when windows of "
                 f"{source.topic}[{source.partition}] were to be shown, at offset {self.position - 1}"
-            ) from error
+            ) from raised.__cause__
         return self._emit(Effects())
 
     def _count_operators(self, pipeline: Pipeline, effects: Effects) -> None:

@@ -166,8 +166,16 @@ def shrink_late(record: OutRecord) -> OutRecord:
 
 
 def shrink_dead_letter(record: OutRecord, excess_bytes: int) -> OutRecord:
-    """A dead letter whose value is cut by ``excess_bytes`` to fit; a header says how long it was."""
+    """A dead letter whose value is cut by ``excess_bytes`` to fit; a header says how long it was.
+
+    Where the value is shorter than that, it is the headers that the record had or its key that are too large: neither
+    of them is kept, which leaves what this program wrote.
+    """
     value = record.value or b""
     length = (TRUNCATED_HEADER, str(len(value)).encode())
-    kept = value[: max(0, len(value) - excess_bytes - len(TRUNCATED_HEADER) - 32)]
-    return OutRecord(record.key, kept, record.timestamp_ms, (*record.headers, length))
+    excess_bytes += len(TRUNCATED_HEADER) + 32
+    if excess_bytes > len(value):
+        names = [name for name, _ in record.headers]
+        own = record.headers[len(names) - 1 - names[::-1].index(REASON_HEADER) :]  # behind those that it had
+        return OutRecord(None, b"", record.timestamp_ms, (*own, length))
+    return OutRecord(record.key, value[: len(value) - excess_bytes], record.timestamp_ms, (*record.headers, length))

@@ -33,7 +33,7 @@ from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.frames import OutRecord
 from workers.ratelimit import Conflate, Conflator, Throttle, Throttler
 from workers.stages import Departures, Passage, Stage, StageContext
-from workers.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.ticks import DEEPEST_WRITABLE, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import MAX_EVENT_TIME_NS
 
 __all__ = [
@@ -140,20 +140,29 @@ class Pipeline:
         """Ticks that are held back at the moment."""
         return sum(stage.held for stage in self._stages)
 
-    def push(self, tick: Tick, record: Record, departures: Departures) -> list[Tick]:
-        """Send a tick through the stages; those that reach the windows now, in order.
+    def push(
+        self, tick: Tick, record: Record, departures: Departures
+    ) -> tuple[Sequence[Passage], list[tuple[Record, Exception]]]:
+        """Send a tick through the stages; those that reach the windows now, in order, and the records whose tick made a
+        stage raise, with what it raised: they go no further, and the others do.
 
         Raises `CallbackError` where a user's function raised or returned something else than it should.
         """
         passages: Sequence[Passage] = (Passage(tick, record),)
+        failed: list[tuple[Record, Exception]] = []
         for stage in self._stages:
-            if len(passages) == 1:
-                passages = stage.take(passages[0], departures)
-            else:
-                passages = [going for each in passages for going in stage.take(each, departures)]
+            going: list[Passage] = []
+            for each in passages:
+                try:
+                    going += stage.take(each, departures)
+                except CallbackError:
+                    raise
+                except Exception as error:
+                    failed.append((each.record, error))
+            passages = going
             if not passages:
-                return []
-        return [passage.tick for passage in passages]
+                break
+        return passages, failed
 
     @property
     def changes_waiting(self) -> int:
@@ -294,7 +303,7 @@ class _Rewritten:
     timestamp: int
     key: bytes | None
     value: bytes
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 class _MapStage(_FunctionStage):
@@ -305,12 +314,29 @@ class _MapStage(_FunctionStage):
 
     def __init__(self, spec: Map, context: StageContext, form: TickFormat) -> None:
         super().__init__("map", spec.function, context)
-        self._decode = tick_decoder(form)
+        self._decode = tick_decoder(form, DEEPEST_WRITABLE)  # how deep a function nests what it is given is its choice
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
-        before = passage.tick
-        symbol, offset, value, fields = before.symbol, before.offset, before.value, before.fields
-        result = self._call(before)
+        symbol, offset = passage.tick.symbol, passage.tick.offset
+        value, fields = passage.tick.value, passage.tick.fields
+        result = self._call(passage.tick)
+        try:
+            return self._use(result, passage, value, fields, symbol, offset)
+        except CallbackError:
+            raise
+        except Exception as error:  # the record was a tick: what can't be used is what the function made of it
+            what = f"returned a {type(result).__name__} that can't be used ({type(error).__name__}: {error})"
+            raise self._error(what, symbol, offset) from error
+
+    def _use(
+        self,
+        result: object,
+        passage: Passage,
+        value: bytes,
+        fields: Mapping[str, object],
+        symbol: str,
+        offset: int,
+    ) -> Sequence[Passage]:
         if isinstance(result, Tick):
             self._check(result, symbol, offset)
             if result.fields is not fields:

@@ -225,7 +225,7 @@ class _Dumped(msgspec.Struct, array_like=True):
     value: bytes
     original: bytes | None
     timestamp_ms: int
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class _HeldRecord:
     timestamp: int
     key: bytes
     value: bytes
-    headers: Sequence[tuple[str, bytes]] = field(default=())
+    headers: Sequence[tuple[str, bytes | None]] = field(default=())
 
 
 def _dump_passage(passage: Passage) -> _Dumped:

@@ -1,21 +1,26 @@
 """Noticing that nothing of what comes in is a tick, which is mostly a setting that is forgotten or wrong.
 
-Each such record is in the dead letters with its reason; but who starts a worker looks at its log first.
+Each such record is in the dead letters with its reason; but who starts a worker looks at its log first. And saying what
+made this program fail of a record, which is worth a traceback, but not one for each of a million.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from workers.failures import Failure
 from workers.lane import Effects
 from workers.ledger import MESSAGE_HEADER, REASON_HEADER
+from workers.ticks import Reason
 
-__all__ = ["AllRejected", "RejectionWatch"]
+__all__ = ["AllRejected", "FailureWatch", "RejectionWatch"]
 
 WORTH_SAYING_RECORDS: Final = 100
 SAID_EVERY_S: Final = 60.0
+FAILURE_SAID_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ class RejectionWatch:
         self._reasons.update(effects.rejected)
         for letter in effects.dead_letters:
             headers = dict(letter.headers)  # ours come after those that the record had
-            self._messages[headers[REASON_HEADER].decode()] = headers[MESSAGE_HEADER].decode("utf-8", "replace")
+            name, message = headers[REASON_HEADER] or b"", headers[MESSAGE_HEADER] or b""
+            self._messages[name.decode()] = message.decode("utf-8", "replace")
         if self._records < WORTH_SAYING_RECORDS:
             return None
         if self._said_s is not None and now_s - self._said_s < SAID_EVERY_S:
@@ -63,3 +69,19 @@ class RejectionWatch:
         self._said_s = now_s
         [(reason, number)] = self._reasons.most_common(1)
         return AllRejected(self._records, number, reason, self._messages[reason])
+
+
+class FailureWatch:
+    """Picks what is said of a partition's records that could not be processed: one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._unsaid = 0
+        self._said_s: float | None = None
+
+    def note(self, effects: Effects, now_s: float) -> Iterator[tuple[Failure, int]]:
+        """A failure worth saying, and how many others there were since the last that was said."""
+        self._unsaid += effects.rejected.get(Reason.PROCESSING_FAILED, 0)
+        if not effects.failures or (self._said_s is not None and now_s - self._said_s < FAILURE_SAID_EVERY_S):
+            return
+        others, self._unsaid, self._said_s = self._unsaid - 1, 0, now_s
+        yield effects.failures[0], others

@@ -142,8 +142,6 @@ class Stage(ABC):
 
     def _drop(self, passage: Passage, reason: str, departures: Departures, detail: Mapping[str, object]) -> None:
         """Count a tick as taken out for good and, with the ledger, write down which and why."""
-        key = (reason, self.name)
-        departures.taken_out[key] = departures.taken_out.get(key, 0) + 1
         if self._ledger:
             context = self.context
             departures.late.append(
@@ -151,6 +149,8 @@ class Stage(ABC):
                     passage.tick, reason, self.name, detail, context.unit_ns, context.topic, context.partition
                 )
             )
+        key = (reason, self.name)
+        departures.taken_out[key] = departures.taken_out.get(key, 0) + 1
 
     def _notice(self, what: str, departures: Departures) -> None:
         key = (what, self.name)

@@ -73,7 +73,7 @@ class LogRecord:
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 class _Outputs:
@@ -362,7 +362,7 @@ def _object(record: OutRecord) -> dict[str, Any]:
 
 
 def _rejected(record: OutRecord) -> dict[str, Any]:
-    headers = {name: value.decode("utf-8", "backslashreplace") for name, value in record.headers}
+    headers = {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
     return {
         "reason": headers[REASON_HEADER],
         "message": headers[_ERRORS + "message"],

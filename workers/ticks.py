@@ -3,9 +3,12 @@
 A record becomes either a `Tick` or a `Rejection`; decoding never raises, because no record may end a worker.
 The checks run in the order of `Reason`, so the reason given for a record with several faults is always the same one:
 
-1. the value is JSON (``malformed_json``; a tombstone has no value at all) and an object (``wrong_type``);
+1. the value is JSON (``malformed_json``; a tombstone has no value at all), not nested deeper than `DEEPEST_TICK`, and
+   an object (``wrong_type``);
 2. the four fields are there (``missing_field``) and each has its type (``wrong_type``), no NaN or infinity;
 3. the size is not negative, the record's key is the symbol, the time is in range and not ahead of the record's own.
+
+``processing_failed`` is none of these: something raised that should not have (`workers.failures`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,10 +35,38 @@ from workers.times import (
     parse_rfc3339,
 )
 
-__all__ = ["Reason", "Record", "Rejection", "Tick", "TickFormat", "excerpt", "finite_number", "tick_decoder"]
+__all__ = [
+    "DEEPEST_FRAME",
+    "DEEPEST_TICK",
+    "DEEPEST_WRITABLE",
+    "Reason",
+    "Record",
+    "Rejection",
+    "Tick",
+    "TickFormat",
+    "excerpt",
+    "finite_number",
+    "is_deeper",
+    "tick_decoder",
+    "too_deep",
+]
 
 NO_TIMESTAMP: Final = -1
 """Kafka's value for a record without a timestamp."""
+
+DEEPEST_TICK: Final = 60
+"""Levels of arrays and objects in a tick. Late entries and item frames quote ticks one and two levels down, and must be
+readable by whoever reads JSON: the least limit that a common reader has by default is .NET's, 64."""
+
+DEEPEST_FRAME: Final = DEEPEST_TICK + 2
+"""Levels in a frame as input: it may show ticks as items."""
+
+DEEPEST_WRITABLE: Final = 254
+"""Levels that orjson writes; it reads 1,023."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -51,7 +83,7 @@ class Record(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Reason(StrEnum):
@@ -67,6 +99,7 @@ class Reason(StrEnum):
     MISROUTED = "misrouted"
     WRONG_WINDOW = "wrong_window"
     """A frame (`workers.bars`) that is not part of one window here."""
+    PROCESSING_FAILED = "processing_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +146,8 @@ class Rejection:
     record: Record
 
 
-def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
-    """A function that turns a record into a tick, or into the reason why it is none."""
+def tick_decoder(form: TickFormat, deepest: int = DEEPEST_TICK) -> Callable[[Record], Tick | Rejection]:
+    """A function that turns a record into a tick, or into the reason why it is none; ``deepest``: levels of nesting."""
     names = (form.symbol, form.ts, form.price, form.size)
     symbol_name, ts_name, price_name, size_name = names
     unit_ns, skew_ns = form.unit_ns, form.max_future_skew_ns
@@ -129,6 +162,8 @@ def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
             fields = orjson.loads(value)
         except orjson.JSONDecodeError as error:
             return Rejection(Reason.MALFORMED_JSON, f"{error}; the value begins {excerpt(value)}", record)
+        if is_deeper(value, deepest):
+            return Rejection(Reason.MALFORMED_JSON, too_deep(value, deepest), record)
         try:
             symbol, ts, price, size = fields[symbol_name], fields[ts_name], fields[price_name], fields[size_name]
         except (KeyError, TypeError, IndexError):
@@ -149,7 +184,7 @@ def tick_decoder(form: TickFormat) -> Callable[[Record], Tick | Rejection]:
         if size_value is None or not math.isfinite(size_value):
             return _type_rejection(size_name, "a finite number", size, record)
         if size_value < 0:
-            return Rejection(Reason.NEGATIVE_SIZE, f"{size_name} is {size!r}; expected 0 or more", record)
+            return Rejection(Reason.NEGATIVE_SIZE, f"{size_name} is {excerpt(size)}; expected 0 or more", record)
         key = record.key
         if key is None or key != symbol.encode():
             found = "none" if key is None else excerpt(key)
@@ -188,7 +223,10 @@ def finite_number(found: object) -> float | None:
 
 
 def _exact(value: bytes, name: str) -> object:
-    """A number too large for orjson's 64-bit integers, which it makes floats: an integer if it was written as one."""
+    """A number too large for orjson's 64-bit integers, which it makes floats: an integer if it was written as one.
+
+    ``json`` recurses; what comes here is not nested deeply.
+    """
     found: object = json.loads(value)[name]
     return found
 
@@ -202,9 +240,36 @@ def _time_from_text(found: object) -> int | None:
         return None
 
 
+def is_deeper(value: bytes, levels: int) -> bool:
+    """Whether JSON, which must be valid, nests arrays and objects more than ``levels`` deep, unused members included.
+
+    Costs two counts where there are few brackets, as in all ticks; else no more than some passes over the value.
+    """
+    if value.count(b"[") + value.count(b"{") <= levels:
+        return False
+    brackets = _STRING.sub(b"", value).translate(_SQUARE, _NO_BRACKETS)
+    for _ in range(levels):
+        brackets = brackets.replace(b"[]", b"")  # the innermost level of each
+    return bool(brackets)
+
+
+def too_deep(value: bytes, levels: int) -> str:
+    """What is wrong with a value that `is_deeper`."""
+    return (
+        f"the value is nested deeper than {levels} levels, which few readers of JSON take; it begins {excerpt(value)}"
+    )
+
+
+_shallow = reprlib.Repr()
+_shallow.maxlevel = 3
+_shallow.maxlist = _shallow.maxdict = 20
+_shallow.maxstring = _shallow.maxlong = 80
+
+
 def excerpt(found: object) -> str:
-    """At most 80 characters of a value: a hostile record must not fill the log or a header."""
-    text = repr(found[:80] if isinstance(found, bytes | str) else found)
+    """At most 80 characters of a value as JSON gives it: a hostile record must not fill the log or a header. What is
+    nested is not followed."""
+    text = repr(found[:80]) if isinstance(found, bytes | str) else _shallow.repr(found)
     return text if len(text) <= 80 else text[:80] + "…"
 
 

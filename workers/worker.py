@@ -43,7 +43,7 @@ from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.lanes import make_lane, takes_batches
 from workers.metrics import Metrics
 from workers.pace import ReadingPace
-from workers.rejections import RejectionWatch
+from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
@@ -157,6 +157,7 @@ class OwnedPartition:
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()  # so much has changed that the next commit would take long
         self._rejections = RejectionWatch()
+        self._failures = FailureWatch()
         self._committing = asyncio.Lock()
         self._last_commit_s = 0.0
         self._in_commit = 0  # results and state records of the commit under way
@@ -420,6 +421,15 @@ class OwnedPartition:
         for key in effects.misrouted_keys:
             log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
         self._report_gaps(effects.gaps)
+        for failure, others in self._failures.note(effects, time.monotonic()):
+            log.error(
+                "a record could not be processed, for a fault of this program; it is in the dead letters",
+                partition=self.number,
+                offset=failure.offset,
+                error=failure.error,
+                others=others,
+                traceback=failure.traceback,
+            )
         useless = self._rejections.note(effects, time.monotonic())
         if useless is not None:
             log.warning(
