@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c as crc32c
 
 from workers.rawbatch import RawBatch
 from workers.ticks import Record
 
-__all__ = ["batches", "build_batch", "packed"]
+__all__ = ["batches", "build_batch", "packed", "varint", "with_header_names"]
 
 HEADER_BYTES = 61
 NO_LIMIT = 1 << 30
@@ -44,6 +45,23 @@ def build_batch(records: Sequence[Record], *, start_offset: int | None = None) -
         first if start_offset is None else start_offset,
         data[HEADER_BYTES:],
     )
+
+
+def varint(number: int) -> bytes:
+    """A zigzag varint."""
+    left, out = (number << 1) ^ (number >> 63), bytearray()
+    while left > 127:
+        out.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*out, left])
+
+
+def with_header_names(data: bytes, names: Mapping[str, bytes]) -> bytes:
+    """A whole record batch in which headers have names that no builder writes; each as long as the one it replaces."""
+    for name, wanted in names.items():
+        assert len(name.encode()) == len(wanted)
+        data = data.replace(varint(len(wanted)) + name.encode(), varint(len(wanted)) + wanted)
+    return data[:17] + struct.pack(">I", crc32c(data[21:])) + data[21:]
 
 
 def batches(records: Sequence[Record], bounds: Sequence[int]) -> Iterator[RawBatch]:

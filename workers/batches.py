@@ -1,9 +1,10 @@
 """Whole record batches from aiokafka's consumer, instead of a Python object per record.
 
 `install` changes one started consumer, and nothing else in the process: its ``getmany`` then hands out `RawBatch`
-objects. What stays as it is in aiokafka's fetcher: positions, checksums, aborted transactions and control batches left
-out, pausing, errors. ``max_records`` then counts batches. Records in the formats before v2, which no broker since Kafka
-4.0 writes, are handed out one by one, as always.
+objects, or records as always, but then also those that aiokafka can't decode. What stays as it is in aiokafka's
+fetcher: positions, checksums, aborted transactions and control batches left out, pausing, errors. ``max_records`` then
+counts batches. Records in the formats before v2, which no broker since Kafka 4.0 writes, are handed out one by one, as
+always.
 
 How: the fetcher's ``_proc_fetch_request`` makes ``PartitionRecords`` over ``MemoryRecords``, both found among its
 module's globals. The consumer's fetcher gets a copy of that function whose globals name other classes.
@@ -21,8 +22,9 @@ from aiokafka import codec
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import ConsumerRecord
 
-from workers.errors import WorkersError
+from workers.errors import BrokerError, WorkersError
 from workers.rawbatch import Payload, RawBatch
 
 __all__ = ["HookError", "install"]
@@ -47,24 +49,28 @@ class HookError(WorkersError):
     """This aiokafka is not built the way that handing out whole batches needs."""
 
 
-def install(consumer: aiokafka.AIOKafkaConsumer) -> None:
+def install(consumer: aiokafka.AIOKafkaConsumer, *, records: bool = False) -> None:
     """Make a consumer hand out `RawBatch` objects. Between its ``start()`` and its first fetch.
 
+    ``records``: it hands out records one by one, as it did, whatever the names of their headers: aiokafka raises where
+    one is not UTF-8, good records before and behind it included. It then may have fetched already.
     Raises `HookError` where aiokafka is not as expected, or the consumer was not started or has fetched already.
     """
     found = getattr(consumer, "_fetcher", None)
     if found is None:
         raise HookError("the consumer was not started; install the hook after start() and before subscribe()")
-    if found._records or found._pending_tasks:
+    if not records and (found._records or found._pending_tasks):
         raise HookError("the consumer is fetching already; install the hook after start() and before subscribe()")
     original = type(found)._proc_fetch_request
     missing = [name for name in _REPLACED if name not in original.__code__.co_names]
     if missing or "_proc_fetch_request" in vars(found):
         raise HookError(
             f"aiokafka {aiokafka.__version__}: Fetcher._proc_fetch_request does not use {', '.join(missing)}, or is "
-            "replaced already; use aiokafka 0.14, or WORKERS_COMPILED=0"
+            "replaced already; use aiokafka 0.14"
         )
-    scope = dict(original.__globals__, MemoryRecords=_BatchSlices, PartitionRecords=_BatchRecords)
+    scope = dict(
+        original.__globals__, MemoryRecords=_BatchSlices, PartitionRecords=_Records if records else _BatchRecords
+    )
     copy = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
     copy.__kwdefaults__ = original.__kwdefaults__
     found._proc_fetch_request = MethodType(copy, found)
@@ -108,9 +114,12 @@ class _BatchRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  #
             if self._is_aborted(batch) or batch.is_control_batch or batch.next_offset <= wanted_from:
                 self.next_fetch_offset = max(batch.next_offset, wanted_from)
                 continue
-            raw = _raw_batch(batch, data, wanted_from)
-            if raw.count:
-                yield raw
+            yield from self._hand_out(batch, data, wanted_from)
+
+    def _hand_out(self, batch: Any, data: memoryview, wanted_from: int) -> Iterator[object]:
+        raw = _raw_batch(batch, data, wanted_from)
+        if raw.count:
+            yield raw
 
     def _is_aborted(self, batch: Any) -> bool:
         if self._isolation_level != aiokafka_fetcher.READ_COMMITTED or batch.producer_id is None:
@@ -126,6 +135,48 @@ class _BatchRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  #
                 self.next_fetch_offset = record.offset + 1
                 yield self._consumer_record(self._tp, record)
         self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+
+
+class _Records(_BatchRecords):
+    """One by one, and by aiokafka, which is quick, wherever it can: it raises on a header whose name is not UTF-8."""
+
+    def _hand_out(self, batch: Any, data: memoryview, wanted_from: int) -> Iterator[object]:
+        self.next_fetch_offset = wanted_from
+        try:
+            found = [self._consumer_record(self._tp, record) for record in batch]
+        except MemoryError:
+            raise
+        except Exception:  # whatever it is, our own reader knows better what can be read
+            found = self._read(_raw_batch(batch, data, wanted_from))
+        for record in found:
+            if record.offset >= self.next_fetch_offset:
+                self.next_fetch_offset = record.offset + 1
+                yield record
+        self.next_fetch_offset = max(batch.next_offset, wanted_from)
+
+    def _read(self, batch: RawBatch) -> list[ConsumerRecord[bytes, bytes]]:
+        try:
+            return [
+                ConsumerRecord(
+                    self._tp.topic,
+                    self._tp.partition,
+                    record.offset,
+                    record.timestamp,
+                    batch.timestamp_type,
+                    record.key,
+                    record.value,
+                    None,
+                    -1 if record.key is None else len(record.key),
+                    -1 if record.value is None else len(record.value),
+                    record.headers,
+                )
+                for record in batch.records()
+            ]
+        except BrokerError as error:
+            raise BrokerError(
+                f"{self._tp.topic}[{self._tp.partition}]: {error}, though its checksum is good; the producer that "
+                "wrote it is broken. Nothing after it can be read: start over behind it, or delete it from the log"
+            ) from error
 
 
 def _raw_batch(batch: Any, data: memoryview, wanted_from: int) -> RawBatch:

@@ -90,6 +90,19 @@ def _varint(data: Bytes, position: int, end: int) -> tuple[int, int]:
 
 
 @inlined
+def _headers_end(data: Bytes, position: int, end: int, headers: int) -> int:
+    """The position after so many headers; -1 where they don't fit. What their names say is the reader's business."""
+    while headers > 0:
+        for _ in range(2):  # its name and its value, -1 bytes long where there is none
+            length, position = _varint(data, position, end)
+            if position == NONE or length > end - position:
+                return NONE
+            position += max(length, 0)
+        headers -= 1
+    return position
+
+
+@inlined
 def _digits(data: Bytes, position: int, end: int, mantissa: int) -> tuple[int, int]:
     """The digits at a position appended to a mantissa (which wraps beyond 18 of them), and the position after them."""
     while position + 8 <= end:
@@ -392,7 +405,10 @@ def decode(
             break
         value_end = value_begin + max(value_length, 0)
         headers, at = _varint(data, value_end, stop)
-        if at == NONE or headers < 0 or (headers == 0 and at != stop):
+        if at == NONE or headers < 0 or (headers > 0 and _headers_end(data, at, stop, headers) != stop):
+            status = D_CORRUPT
+            break
+        if headers == 0 and at != stop:
             status = D_CORRUPT
             break
         offset = batches[batch, B_OFFSET] + offset_delta

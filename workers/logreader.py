@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
+from workers.batches import install
 from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.errors import BrokerError, DataLossError
 from workers.settings import client_options
@@ -54,6 +55,7 @@ class LogReader:
         try:
             async with connecting(self._settings):
                 await self._consumer.start()
+            install(self._consumer, records=True)
         except BaseException:
             await stop_consumer(self._consumer)
             raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from workers.errors import BrokerError
+
 __all__ = ["RawBatch", "RawRecord", "read_record"]
 
 Payload = bytes | bytearray | memoryview
@@ -22,7 +24,7 @@ class RawRecord:
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(slots=True)
@@ -48,11 +50,23 @@ class RawBatch:
         return self.count
 
     def payload(self) -> Payload:
-        """The decompressed records, end to end. Decompressed anew by every call: a backlog stays small."""
-        return self.packed if self.unpack is None else self.unpack(self.packed)
+        """The decompressed records, end to end. Decompressed anew by every call: a backlog stays small.
+
+        Raises `BrokerError` where they can't be decompressed.
+        """
+        if self.unpack is None:
+            return self.packed
+        try:
+            return self.unpack(self.packed)
+        except MemoryError:
+            raise
+        except Exception as error:  # each codec has its own
+            raise BrokerError(
+                f"the batch at offset {self.base_offset} can't be decompressed: {type(error).__name__}: {error}"
+            ) from error
 
     def records(self) -> Iterator[RawRecord]:
-        """The wanted records one by one. Raises ``ValueError`` where the payload is not what the format says."""
+        """The wanted records one by one. Raises `BrokerError` where the payload is not what the format says."""
         payload = memoryview(self.payload())
         position = 0
         for _ in range(self.count):
@@ -61,13 +75,14 @@ class RawBatch:
                 yield record
         if position != len(payload):
             excess = len(payload) - position
-            raise ValueError(f"{excess} bytes follow the last record of the batch at offset {self.base_offset}")
+            raise BrokerError(f"{excess} bytes follow the last record of the batch at offset {self.base_offset}")
 
 
 def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[RawRecord, int]:
     """The record at a position of a payload, and the position after it.
 
-    Raises ``ValueError`` where there is no whole record.
+    A header's name that is not UTF-8 has ``\\xff`` for each byte that is none: it must be writable again, as a name.
+    Raises `BrokerError` where there is no whole record.
     """
     try:
         length, position = _varint(payload, position)
@@ -77,17 +92,24 @@ def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[Ra
         key, position = _bytes(payload, position)
         value, position = _bytes(payload, position)
         number, position = _varint(payload, position)
-        headers: list[tuple[str, bytes]] = []
+        if number < 0:
+            raise IndexError
+        headers: list[tuple[str, bytes | None]] = []
         for _ in range(number):
             name, position = _bytes(payload, position)
             content, position = _bytes(payload, position)
-            headers.append(((name or b"").decode(), content))  # type: ignore[arg-type]  # null: as aiokafka has it
+            headers.append(((name or b"").decode("utf-8", "backslashreplace"), content))
     except IndexError:
-        raise ValueError(f"the batch at offset {batch.base_offset} ends within a record") from None
+        raise BrokerError(f"the batch at offset {batch.base_offset} ends within a record") from None
     if position != end or end > len(payload):
-        raise ValueError(f"a record of the batch at offset {batch.base_offset} says {length} bytes, but has others")
-    timestamp = batch.max_timestamp if batch.timestamp_type else batch.first_timestamp + delta_ms
-    return RawRecord(batch.base_offset + offset_delta, timestamp, key, value, tuple(headers)), end
+        raise BrokerError(f"a record of the batch at offset {batch.base_offset} says {length} bytes, but has others")
+    timestamp = batch.max_timestamp if batch.timestamp_type else _int64(batch.first_timestamp + delta_ms)
+    return RawRecord(_int64(batch.base_offset + offset_delta), timestamp, key, value, tuple(headers)), end
+
+
+def _int64(number: int) -> int:
+    """As 64-bit arithmetic has it, which the format is made for."""
+    return number if -(2**63) <= number < 2**63 else (number + 2**63) % 2**64 - 2**63
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -97,8 +119,11 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 127) << shift
         if byte < 128:
+            result &= 2**64 - 1
             return result >> 1 ^ -(result & 1), position
         shift += 7
+        if shift > 63:
+            raise IndexError
 
 
 def _bytes(data: memoryview, position: int) -> tuple[bytes | None, int]:

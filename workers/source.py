@@ -77,7 +77,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         on_assigned: PartitionsCallback,
         batches: bool = False,
     ) -> None:
-        """With ``batches``, `poll` hands out whole record batches as they were fetched."""
+        """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
+        names of their headers."""
         self._topic = topic
         self._batches = batches
         self._on_revoked = on_revoked
@@ -99,8 +100,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def start(self) -> None:
         """Connect and subscribe; the group is joined in the background. Raises ``KafkaError``."""
         await self._consumer.start()
-        if self._batches:
-            install(self._consumer)
+        install(self._consumer, records=not self._batches)
         self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.admin import admin_client, describe_topics
+from workers.batches import install
 from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.frames import RESERVED_FIELDS
 from workers.ledger import REASON_HEADER, UNCORRECTABLE
@@ -71,6 +72,7 @@ async def tail(
     try:
         async with connecting(settings):
             await consumer.start()
+        install(consumer, records=True)
         try:
             await (consumer.seek_to_beginning(*wanted) if from_beginning else consumer.seek_to_end(*wanted))
             deadline.restart()

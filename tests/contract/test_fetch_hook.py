@@ -17,10 +17,11 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from tests.raw_batches import build_batch, packed
+from tests.raw_batches import build_batch, packed, with_header_names
 from workers import batches
 from workers.batches import HookError, install
 from workers.broker import Broker
+from workers.errors import BrokerError
 from workers.lanes import records_of
 from workers.rawbatch import RawBatch, RawRecord
 
@@ -68,7 +69,7 @@ def test_hook_says_what_is_wrong_with_a_fetcher_it_does_not_know(monkeypatch: py
     class Consumer:
         _fetcher = OtherFetcher()
 
-    with pytest.raises(HookError, match=r"not use MemoryRecords, PartitionRecords.*WORKERS_COMPILED=0"):
+    with pytest.raises(HookError, match=r"not use MemoryRecords, PartitionRecords.*use aiokafka 0.14"):
         install(Consumer())
     with pytest.raises(HookError, match="was not started"):
         install(object())
@@ -174,6 +175,41 @@ def test_built_batches_are_what_the_hook_hands_out() -> None:
     )
     assert [getattr(raw, name) for name in names] == [getattr(made, name) for name in names]
     assert bytes(raw.payload()) == bytes(made.payload())
+
+
+@pytest.mark.parametrize("compression", [0, 4], ids=["none", "zstd"])
+@pytest.mark.parametrize("fetch_offset", [0, 2, 11])
+def test_records_with_any_header_names_are_handed_out_one_by_one(compression: int, fetch_offset: int) -> None:
+    hostile = [*_some(0, 2), RawRecord(4, 1_000, b"k", b"v", (("naMe", b"1"), ("x", None))), *_some(6, 2)]
+    data = with_header_names(packed(hostile), {"naMe": b"\xff\xfea\xc3"}) + packed(_some(10, 3), compression)
+    if fetch_offset < 5:
+        with pytest.raises(UnicodeDecodeError):
+            _plain(data, fetch_offset)
+    found = batches._Records(
+        TP, batches._BatchSlices(data), None, fetch_offset, None, None, True, fetcher.READ_COMMITTED
+    )
+    records = [(record, found.next_fetch_offset) for record in found]
+    assert all(position == record.offset + 1 for record, position in records)
+    named = (4, 1_000, b"k", b"v", (("\\xff\\xfea\\xc3", b"1"), ("x", None)))
+    expected = [named if record.offset == 4 else _shown([record])[0] for record in [*hostile, *_some(10, 3)]]
+    assert _shown([record for record, _ in records]) == [each for each in expected if each[0] >= fetch_offset]  # type: ignore[operator]
+    assert {type(record) for record, _ in records} == {fetcher.ConsumerRecord}
+    assert found.next_fetch_offset == 15
+
+
+def test_a_batch_that_cannot_be_read_says_where_it_is() -> None:
+    data = with_header_names(packed([RawRecord(4, 1_000, b"k", b"v", (("n", b"12"),))]), {})
+    broken = with_header_names(data.replace(b"\x02n\x0412", b"\x02n\x7e12"), {})
+    found = batches._Records(TP, batches._BatchSlices(broken), None, 0, None, None, True, fetcher.READ_COMMITTED)
+    with pytest.raises(BrokerError, match=r"ticks\[0\]: a record of the batch at offset 4 .*its checksum is good"):
+        list(found)
+    broken = bytearray(packed(_some(0, 5), 1))
+    broken[70:80] = b"\0" * 10
+    found = batches._Records(
+        TP, batches._BatchSlices(with_header_names(bytes(broken), {})), None, 0, None, None, True, 1
+    )
+    with pytest.raises(BrokerError, match=r"can't be decompressed"):
+        list(found)
 
 
 # -- the real thing ---------------------------------------------------------------------------------------------------

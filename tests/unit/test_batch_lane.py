@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.raw_batches import batches, build_batch
+from tests.raw_batches import batches, build_batch, varint
 from tests.strategies import Case, configs, cuts, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
 from workers import batch_lane, tables
@@ -270,7 +270,32 @@ def test_batch_with_broken_insides_is_refused(harm: str) -> None:
     lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
     with pytest.raises(BrokerError, match=r"ticks\[0\]: the record batch of offsets 0 to 2"):
         lane.process([batch])
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(BrokerError, match="batch"):
+        list(batch.records())
+
+
+BROKEN_HEADERS = [
+    b"\x02",
+    b"\x02\xff",
+    b"\x02\x02a\x7e",
+    b"\x04\x02a\x00",
+    b"\x01",
+    b"\x00\x00",
+    b"\xfe\xff\xff\xff\x0f",
+]
+
+
+@pytest.mark.parametrize("headers", BROKEN_HEADERS, ids=bytes.hex)
+def test_batch_with_a_broken_header_area_is_refused_as_a_whole(headers: bytes) -> None:
+    """By both readers, and whether or not the record with it is read again: a good tick is not."""
+    tick = _tick(0, 1_000)
+    assert tick.key is not None
+    assert tick.value is not None
+    body = b"\0\0\0" + varint(len(tick.key)) + tick.key + varint(len(tick.value)) + tick.value + headers
+    batch = RawBatch(0, 1, 1, 10_000, 10_000, 0, 0, varint(len(body)) + body)
+    with pytest.raises(BrokerError, match=r"ticks\[0\]: the record batch of offsets 0 to 0"):
+        BatchLane(LaneSpec(), Input(TOPIC, 0, 1)).process([batch])
+    with pytest.raises(BrokerError, match="the batch at offset 0"):
         list(batch.records())
 
 

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.structs import TopicPartition
 
 from workers.admin import admin_client, describe_topics
+from workers.batches import install
 from workers.client import repair_client, stop_consumer
 from workers.connection import connecting
 from workers.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
@@ -223,6 +224,7 @@ class Feed:
         try:
             async with connecting(self._settings):
                 await consumer.start()
+                install(consumer, records=True)
                 await consumer._client.add_topic(topic)  # an assignment before any metadata were seen can stay idle
             yield consumer
         finally:
