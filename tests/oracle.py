@@ -77,6 +77,7 @@ class Config:
     partitions: int | None = None  # how many the ticks topic has; None: do not check where keys arrive
     on_misrouted: Literal["warn", "reject"] = "warn"
     windows_of: Callable[[int], Sequence[tuple[int, int]]] | None = None
+    min_time_ns: int = -LARGEST_EVENT_TIME_NS
 
 
 @dataclass(frozen=True)
@@ -443,7 +444,7 @@ def _reject_or_tick(config: Config, record: Record) -> _Tick | str:
         return "negative_size"
     if record.key != symbol.encode():
         return "key_mismatch"
-    if abs(ts_ns) > LARGEST_EVENT_TIME_NS:
+    if abs(ts_ns) > LARGEST_EVENT_TIME_NS or ts_ns < config.min_time_ns:
         return "timestamp_out_of_range"
     if record.timestamp_ms != NO_RECORD_TIMESTAMP:
         latest_ns = record.timestamp_ms * 1_000_000 + config.max_future_skew_ns

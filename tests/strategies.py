@@ -26,6 +26,7 @@ __all__ = ["SYMBOLS", "Case", "bad_records", "cases", "configs", "cuts", "good_r
 SYMBOLS = ("B", "AAPL", "ÜBER-€", "", 'n"o\\t\u0000e')
 SENT_LATER_MS = 4_000_000_000_000  # a record timestamp after every event time drawn here
 FIRST_EVENT_TIMES_NS = (0, -7 * 10**6, -3, 1_700_000_000_000 * 10**6, 1_700_000_000_000 * 10**6 - 10**15)
+_MIN_TIMES_NS = (-LARGEST_EVENT_TIME_NS, -LARGEST_EVENT_TIME_NS, 0, 1, 4 * 10**6 + 1, 1_700_000_000_000 * 10**6)
 YEAR_NS = 365 * 24 * HOUR_NS
 
 T = TypeVar("T")
@@ -40,11 +41,12 @@ class Case:
 
 
 @st.composite
-def configs(draw: st.DrawFn, *, generous_ttl: bool = False, all_late: bool = True) -> Config:
+def configs(draw: st.DrawFn, *, generous_ttl: bool = False, all_late: bool = True, min_times: bool = False) -> Config:
     """Small settings: sizes of 1..10, lags and latenesses of 0..6 steps, a step being 1 ms or 1 ns.
 
     `generous_ttl` sets `key_ttl` to a year, so that nothing drawn here expires; `all_late=False` leaves out the
-    settings under which every tick is late (no lag and no allowed lateness).
+    settings under which every tick is late (no lag and no allowed lateness); `min_times=True` draws `min_time` as well,
+    at or near the times at which logs begin.
     """
     step_ns = draw(st.sampled_from([10**6, 1]))
     lag = draw(st.integers(0, 6))
@@ -66,6 +68,7 @@ def configs(draw: st.DrawFn, *, generous_ttl: bool = False, all_late: bool = Tru
         max_future_skew_ns=draw(st.sampled_from((60 * 10**9, 0, 5 * 10**6, 1))),
         partitions=draw(st.sampled_from((None, None, 1, 3))),
         on_misrouted=draw(st.sampled_from(("warn", "reject"))),
+        min_time_ns=draw(st.sampled_from(_MIN_TIMES_NS)) if min_times else -LARGEST_EVENT_TIME_NS,
     )
 
 

@@ -42,7 +42,7 @@ import orjson
 from workers.aggregates import Aggregation
 from workers.assigners import Assigner, Hopping, Tumbling
 from workers.ticks import DEEPEST_FRAME, Reason, Record, Rejection, Tick, excerpt, is_deeper, too_deep
-from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 from workers.windows import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 
 __all__ = ["BarEngine", "Bars", "Child", "ChildBar", "Contents", "bar_decoder"]
@@ -94,10 +94,13 @@ class _Malformed(Exception):
         self.message = message
 
 
-def bar_decoder(unit: TimestampUnit, assigner: Assigner) -> Callable[[Record], ChildBar | Rejection]:
+def bar_decoder(
+    unit: TimestampUnit, assigner: Assigner, min_time_ns: int = -MAX_EVENT_TIME_NS
+) -> Callable[[Record], ChildBar | Rejection]:
     """A function that turns a record of a frames topic into a child, or into the reason why it is none.
 
-    ``unit`` is that of the frames' ``first_ts`` and ``last_ts``; ``assigner`` gives the parents.
+    ``unit`` is that of the frames' ``first_ts`` and ``last_ts``; ``assigner`` gives the parents. A child that begins
+    before ``min_time_ns`` is none.
     """
 
     def decode(record: Record) -> ChildBar | Rejection:
@@ -108,6 +111,13 @@ def bar_decoder(unit: TimestampUnit, assigner: Assigner) -> Callable[[Record], C
                 found = "none" if record.key is None else excerpt(record.key)
                 message = f"the record's key is {found}; expected the frame's, {excerpt(fields['key'])}"
                 raise _Malformed(Reason.KEY_MISMATCH, message)
+            if child.start_ns < min_time_ns:
+                message = (
+                    f"start is {fields['start']}; as ms that is {format_time(child.start_ns)[:10]}, earlier than "
+                    f"tick.min_time {format_time(min_time_ns)}: the application that the frames come from may read its "
+                    "ticks in a wrong unit"
+                )
+                raise _Malformed(Reason.TIMESTAMP_OUT_OF_RANGE, message)
             _check_place(child, assigner)
         except _Malformed as error:
             return Rejection(error.reason, error.message, record)

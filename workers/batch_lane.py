@@ -92,6 +92,7 @@ class BatchLane(Lane):
         params[tb.P_PARTIAL] = spec.emit_partial and spec.emit == "eager"
         params[tb.P_REJECT_MISROUTED] = form.on_misrouted == "reject"
         params[tb.P_UNIT], params[tb.P_SKEW] = form.unit_ns, form.max_future_skew_ns
+        params[tb.P_SMALLEST_TS] = -(-form.min_time_ns // form.unit_ns)
         params[tb.P_LARGEST_TS] = MAX_EVENT_TIME_NS // form.unit_ns
         params[tb.P_PARTITION], params[tb.P_PARTITIONS] = source.partition, source.partitions
         params[tb.P_SEED] = int.from_bytes(os.urandom(7), "little")

@@ -36,6 +36,7 @@ from workers.tables import (
     P_LARGEST_TS,
     P_SEED,
     P_SKEW,
+    P_SMALLEST_TS,
     P_UNIT,
     V_PRICE,
     V_SIZE,
@@ -432,7 +433,7 @@ def decode(
             ts, price, amount = cores[4 * TS + 2], cores[4 * PRICE + 2], cores[4 * SIZE + 2]
             if good:
                 good = (
-                    -params[P_LARGEST_TS] <= ts <= params[P_LARGEST_TS]
+                    params[P_SMALLEST_TS] <= ts <= params[P_LARGEST_TS]
                     and -EXACT_MANTISSA < price < EXACT_MANTISSA
                     and 0 <= amount < EXACT_MANTISSA
                 )

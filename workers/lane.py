@@ -276,7 +276,7 @@ class Lane:
     def _new_decoder(self) -> Callable[[Record], Tick | Correction | Rejection]:
         spec = self._spec
         if spec.format == "frames":
-            return bar_decoder(spec.tick.unit, self._rules.assigner)
+            return bar_decoder(spec.tick.unit, self._rules.assigner, spec.tick.min_time_ns)
         if spec.corrections is not None:
             return correction_decoder(spec.tick, spec.corrections)
         return tick_decoder(spec.tick)

@@ -34,7 +34,7 @@ from workers.frames import OutRecord
 from workers.ratelimit import Conflate, Conflator, Throttle, Throttler
 from workers.stages import Departures, Passage, Stage, StageContext
 from workers.ticks import DEEPEST_WRITABLE, Record, Rejection, Tick, TickFormat, tick_decoder
-from workers.times import MAX_EVENT_TIME_NS
+from workers.times import MAX_EVENT_TIME_NS, format_time
 
 __all__ = [
     "TO_WINDOWS",
@@ -315,6 +315,7 @@ class _MapStage(_FunctionStage):
     def __init__(self, spec: Map, context: StageContext, form: TickFormat) -> None:
         super().__init__("map", spec.function, context)
         self._decode = tick_decoder(form, DEEPEST_WRITABLE)  # how deep a function nests what it is given is its choice
+        self._min_time_ns = form.min_time_ns
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
         symbol, offset = passage.tick.symbol, passage.tick.offset
@@ -362,6 +363,8 @@ class _MapStage(_FunctionStage):
             problem = f"symbol {tick.symbol!r} and offset {tick.offset}; both must stay"
         elif type(tick.ts_ns) is not int or abs(tick.ts_ns) > MAX_EVENT_TIME_NS:
             problem = f"ts_ns {tick.ts_ns!r}; expected an integer, 64-bit nanoseconds since 1970"
+        elif tick.ts_ns < self._min_time_ns:
+            problem = f"ts_ns {tick.ts_ns}; expected no time before tick.min_time {format_time(self._min_time_ns)}"
         elif not (_is_finite(tick.price) and _is_finite(tick.size)) or tick.size < 0:
             problem = f"price {tick.price!r} and size {tick.size!r}; expected finite numbers, the size 0 or more"
         if problem:

@@ -75,7 +75,14 @@ def tick_format(settings: Settings) -> TickFormat:
     """How the settings say that a tick is written."""
     tick = settings.tick
     return TickFormat(
-        tick.symbol, tick.ts, tick.price, tick.size, tick.timestamp_unit, tick.max_future_skew, tick.on_misrouted
+        tick.symbol,
+        tick.ts,
+        tick.price,
+        tick.size,
+        tick.timestamp_unit,
+        tick.max_future_skew,
+        tick.on_misrouted,
+        tick.min_time,
     )
 
 

@@ -32,7 +32,7 @@ import ssl
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, datetime, time, timedelta
 from fractions import Fraction
 from pathlib import Path
 from types import NoneType
@@ -68,7 +68,18 @@ from workers.pipeline import (
     Router,
     Throttle,
 )
-from workers.times import NS_PER_MS, NS_PER_SECOND, TimestampUnit, format_duration, parse_duration, timedelta_to_ns
+from workers.times import (
+    MAX_EVENT_TIME_NS,
+    NS_PER_MS,
+    NS_PER_SECOND,
+    TimestampUnit,
+    datetime_to_ns,
+    format_duration,
+    format_time,
+    parse_duration,
+    parse_instant,
+    timedelta_to_ns,
+)
 
 __all__ = [
     "DEFAULT_CONFIG_PATH",
@@ -79,6 +90,7 @@ __all__ = [
     "DeduplicateSettings",
     "DurationNs",
     "FilterSettings",
+    "InstantNs",
     "KafkaSettings",
     "LaneSettings",
     "LoggingSettings",
@@ -132,6 +144,22 @@ def _duration(value: object) -> int:
 _PARSE_DURATION: Final = BeforeValidator(_duration)
 DurationNs = Annotated[int, _PARSE_DURATION, Field(ge=0, le=_MAX_DURATION_NS)]
 """Integer nanoseconds, at most 366 days; accepted as ``5s``, ``200ms``, ``1h30m``, a timedelta, or 0."""
+
+
+def _instant(value: object) -> int:
+    """Nanoseconds of a date or a time as users write it, which in TOML may be values of their own types."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return datetime_to_ns(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime_to_ns(datetime.combine(value, time()))
+    if isinstance(value, str) and len(value) <= _SHOWN_CHARS:
+        return parse_instant(value.strip())
+    raise ValueError("neither a date nor a time with an offset")
+
+
+_PARSE_INSTANT: Final = BeforeValidator(_instant)
+InstantNs = Annotated[int, _PARSE_INSTANT, Field(ge=-MAX_EVENT_TIME_NS, le=MAX_EVENT_TIME_NS)]
+"""Integer nanoseconds since the epoch; accepted as ``1990-01-01`` or ``2026-01-31T13:21:25Z``."""
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -340,6 +368,11 @@ class TickSettings(_Section):
         default=60 * _SECOND_NS,
         description="A tick later than its record's Kafka timestamp by more than this is rejected: "
         "one wrong clock must not make everybody's next ticks late.",
+    )
+    min_time: InstantNs = Field(
+        default=631_152_000 * _SECOND_NS,  # 1990
+        description="A tick before this is rejected: seconds that are read as milliseconds are times of 1970.",
+        json_schema_extra=_allowed("a date, or an RFC 3339 time"),
     )
     on_misrouted: Literal["warn", "reject"] = Field(
         default="warn", description="What happens to a tick on another partition than murmur2 of its key gives."
@@ -1373,6 +1406,8 @@ class _Key:
             return _MASK
         if self.is_duration and isinstance(value, int):
             return format_duration(value)
+        if _PARSE_INSTANT in self.field.metadata and isinstance(value, int):
+            return format_time(value)
         if self.name == "metrics.port" and value == METRICS_OFF:
             return "off"
         if isinstance(value, bool):
@@ -1406,7 +1441,7 @@ class _Key:
     def from_text(self, text: str) -> object:
         """What a variable's or flag's text means for this key; text that means nothing is left for the check."""
         stripped = text.strip()
-        if self.is_duration:
+        if self.is_duration or _PARSE_INSTANT in self.field.metadata:
             return text
         if self.type is bool:
             return {"true": True, "1": True, "false": False, "0": False}.get(stripped.lower(), text)

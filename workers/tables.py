@@ -129,12 +129,13 @@ CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED 
     P_REJECT_MISROUTED,
     P_UNIT,
     P_SKEW,
-    P_LARGEST_TS,  # in the tick's unit
+    P_SMALLEST_TS,  # in the tick's unit
+    P_LARGEST_TS,
     P_PARTITION,
     P_PARTITIONS,
     P_SEED,
     P_SIZE,
-) = range(16)
+) = range(17)
 
 # -- columns: a row per record ----------------------------------------------------------------------------------------
 C_KEY, C_TS, C_OFFSET, C_POSITION, C_BATCH, C_SIZE = range(6)

@@ -32,6 +32,7 @@ from workers.times import (
     TimestampUnit,
     describe_duration,
     format_duration,
+    format_time,
     parse_rfc3339,
 )
 
@@ -107,7 +108,8 @@ class TickFormat:
     """How a tick is written: the JSON names of its fields and the unit of an integer timestamp.
 
     ``max_future_skew_ns`` is how far a tick's time may be ahead of its record's Kafka timestamp: one bad clock must
-    not push a watermark ahead and make every later tick late.
+    not push a watermark ahead and make every later tick late. A time before ``min_time_ns`` is taken for one that was
+    read in a unit too small; by default none is.
     """
 
     symbol: str = "symbol"
@@ -117,6 +119,7 @@ class TickFormat:
     unit: TimestampUnit = "ms"
     max_future_skew_ns: int = 60 * NS_PER_SECOND
     on_misrouted: Literal["warn", "reject"] = "warn"
+    min_time_ns: int = -MAX_EVENT_TIME_NS
 
     @property
     def unit_ns(self) -> int:
@@ -150,7 +153,7 @@ def tick_decoder(form: TickFormat, deepest: int = DEEPEST_TICK) -> Callable[[Rec
     """A function that turns a record into a tick, or into the reason why it is none; ``deepest``: levels of nesting."""
     names = (form.symbol, form.ts, form.price, form.size)
     symbol_name, ts_name, price_name, size_name = names
-    unit_ns, skew_ns = form.unit_ns, form.max_future_skew_ns
+    unit_ns, skew_ns, min_ns = form.unit_ns, form.max_future_skew_ns, form.min_time_ns
 
     def decode(record: Record) -> Tick | Rejection:
         value = record.value
@@ -190,12 +193,8 @@ def tick_decoder(form: TickFormat, deepest: int = DEEPEST_TICK) -> Callable[[Rec
             found = "none" if key is None else excerpt(key)
             message = f"the record's key is {found}; expected the symbol's UTF-8 bytes, {excerpt(symbol.encode())}"
             return Rejection(Reason.KEY_MISMATCH, message, record)
-        if not -MAX_EVENT_TIME_NS <= ts_ns <= MAX_EVENT_TIME_NS:
-            message = (
-                f"{ts_name} is {excerpt(ts)}; as {form.unit} (tick.timestamp_unit) it does not fit 64-bit nanoseconds "
-                "since 1970"
-            )
-            return Rejection(Reason.TIMESTAMP_OUT_OF_RANGE, message, record)
+        if not min_ns <= ts_ns <= MAX_EVENT_TIME_NS:
+            return Rejection(Reason.TIMESTAMP_OUT_OF_RANGE, _out_of_range(ts, ts_ns, form, record), record)
         sent_ms = record.timestamp
         if sent_ms != NO_TIMESTAMP and ts_ns > sent_ms * NS_PER_MS + skew_ns:
             return _future_rejection(ts_name, ts_ns, skew_ns, record)
@@ -285,6 +284,30 @@ def _shape_rejection(fields: object, names: Sequence[str], record: Record) -> Re
 def _type_rejection(name: str, expected: str, found: object, record: Record) -> Rejection:
     message = f"{name} is {excerpt(found)} ({type(found).__name__}); expected {expected}"
     return Rejection(Reason.WRONG_TYPE, message, record)
+
+
+def _out_of_range(ts: object, ts_ns: int, form: TickFormat, record: Record) -> str:
+    """Why a time is none that can be meant; for an integer with the unit assumed, and the one that may have been."""
+    found = f"{form.ts} is {excerpt(ts)}"
+    too_early = f"earlier than tick.min_time {format_time(form.min_time_ns)}"
+    fits = abs(ts_ns) <= MAX_EVENT_TIME_NS
+    if not isinstance(ts, int):
+        return f"{found}; {too_early if fits else _TOO_LARGE}"
+    which = f"that is {format_time(ts_ns)[:10]}, {too_early}" if fits else _TOO_LARGE
+    return f"{found}; as {form.unit} (tick.timestamp_unit) {which}{_unit_hint(ts, form, record)}"
+
+
+_TOO_LARGE: Final = "it does not fit 64-bit nanoseconds since 1970"
+
+
+def _unit_hint(ts: int, form: TickFormat, record: Record) -> str:
+    """In which other unit the number would be a time that can be meant, one before the record was sent."""
+    sent_ns = record.timestamp * NS_PER_MS if record.timestamp != NO_TIMESTAMP else MAX_EVENT_TIME_NS
+    latest_ns = min(sent_ns + form.max_future_skew_ns, MAX_EVENT_TIME_NS)
+    for unit, unit_ns in UNIT_NS.items():
+        if unit != form.unit and form.min_time_ns < ts * unit_ns <= latest_ns:
+            return f"; the unit may be wrong: read as {unit} it would be {format_time(ts * unit_ns)[:10]}"
+    return ""
 
 
 def _future_rejection(name: str, ts_ns: int, skew_ns: int, record: Record) -> Rejection:

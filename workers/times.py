@@ -21,7 +21,9 @@ __all__ = [
     "describe_duration",
     "format_duration",
     "format_instant",
+    "format_time",
     "parse_duration",
+    "parse_instant",
     "parse_rfc3339",
     "timedelta_to_ns",
 ]
@@ -48,6 +50,7 @@ _DURATION_NS: Final[dict[str, int]] = {
     "d": 86_400 * NS_PER_SECOND,
 }
 _DURATION_PART = re.compile(r"(\d+)(?:\.(\d+))?\s*(ns|us|µs|ms|s|m|h|d)")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
 )
@@ -136,6 +139,19 @@ def format_instant(time_ns: int) -> str:
             digits = digits[:-3]
         text += "." + digits
     return text + "Z"
+
+
+def format_time(time_ns: int) -> str:
+    """`format_instant`, without the time of day where that is midnight: what `parse_instant` reads back."""
+    return format_instant(time_ns).removesuffix("T00:00:00Z")
+
+
+def parse_instant(text: str) -> int:
+    """Epoch nanoseconds of an RFC 3339 timestamp, or of a date, whose midnight in UTC is meant.
+
+    Raises ``ValueError`` for anything else.
+    """
+    return parse_rfc3339(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
 
 
 def parse_rfc3339(text: str) -> int:

@@ -92,6 +92,7 @@ def lane_spec(settings: Settings) -> LaneSpec:
             tick.timestamp_unit,
             tick.max_future_skew,
             tick.on_misrouted,
+            tick.min_time,
         ),
         size_ns=window.size,
         lag_ns=window.lag,

@@ -34,7 +34,7 @@ from workers.snapshot import _WINDOW
 from workers.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
 
 bar_configs = (
-    configs(all_late=False)
+    configs(all_late=False, min_times=True)
     .filter(lambda config: config.watermark_scope == "key")
     .map(lambda config: type(config)(**{**vars(config), "payload": "ohlcv"}))
 )

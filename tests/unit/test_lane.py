@@ -34,7 +34,9 @@ class KafkaRecord:
 def spec_of(config: oracle.Config, *, emit_partial: bool = False) -> LaneSpec:
     symbol, ts, price, size = config.fields
     return LaneSpec(
-        TickFormat(symbol, ts, price, size, config.unit, config.max_future_skew_ns, config.on_misrouted),
+        TickFormat(
+            *(symbol, ts, price, size, config.unit, config.max_future_skew_ns, config.on_misrouted, config.min_time_ns)
+        ),
         size_ns=config.size_ns,
         lag_ns=config.lag_ns,
         lateness_ns=config.allowed_lateness_ns,
@@ -80,7 +82,7 @@ def reasons(records: Sequence[OutRecord]) -> list[tuple[int, str]]:
     return [(int(each["__streams.errors.offset"]), each[REASON_HEADER].decode()) for each in headers]
 
 
-lane_configs = configs(all_late=False)
+lane_configs = configs(all_late=False, min_times=True)
 cases = lane_configs.flatmap(lambda config: streams(config).map(lambda records: Case(config, records)))
 
 
