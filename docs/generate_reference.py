@@ -55,7 +55,7 @@ REASONS: Final = {
     Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
     Reason.NEGATIVE_SIZE: "Its size is below 0.",
     Reason.KEY_MISMATCH: "The record's key is not its symbol.",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time does not fit 64-bit nanoseconds.",
+    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time is before `tick.min_time`, or does not fit 64-bit nanoseconds.",
     Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
     Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
     Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",

@@ -49,6 +49,7 @@ __all__ = [
 
 HOUR_NS = 3_600 * 10**9
 UNIT_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+NEVER_NS = 10**30  # a time to live longer than any two times are apart: nothing expires
 LARGEST_EVENT_TIME_NS = 2**63 - 1 - 2 * 366 * 24 * HOUR_NS  # room left for window ends, lags and times to live
 NO_RECORD_TIMESTAMP = -1
 

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 
 from hypothesis import strategies as st
 
-from tests.oracle import HOUR_NS, LARGEST_EVENT_TIME_NS, NO_RECORD_TIMESTAMP, UNIT_NS, Config, Record
+from tests.oracle import HOUR_NS, LARGEST_EVENT_TIME_NS, NEVER_NS, NO_RECORD_TIMESTAMP, UNIT_NS, Config, Record
 
 __all__ = ["SYMBOLS", "Case", "bad_records", "cases", "configs", "cuts", "good_records", "streams"]
 
@@ -53,7 +53,7 @@ def configs(draw: st.DrawFn, *, generous_ttl: bool = False, all_late: bool = Tru
     lateness = draw(st.integers(0 if lag or all_late else 1, 6))
     ttl_ns = YEAR_NS
     if not generous_ttl:
-        ttl_ns = draw(st.just(24 * HOUR_NS) | st.integers(0, 40).map(lambda steps: steps * step_ns))
+        ttl_ns = draw(st.sampled_from((NEVER_NS, 24 * HOUR_NS)) | st.integers(0, 40).map(lambda steps: steps * step_ns))
     units: tuple[Literal["s", "ms", "us", "ns"], ...] = ("ms", "ms", "us", "ns", "s") if step_ns > 1 else ("ns", "ms")
     return Config(
         size_ns=draw(st.integers(1, 10)) * step_ns,
@@ -168,7 +168,7 @@ def _step_ns(config: Config) -> int:
 
 
 def _leap_ns(config: Config) -> int:
-    """The time to live, but a day at most, so that a generous one is never reached."""
+    """The time to live, but a day at most, so that a generous one is never reached; never is left behind by days."""
     return min(config.key_ttl_ns, 24 * HOUR_NS)
 
 

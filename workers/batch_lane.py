@@ -87,7 +87,8 @@ class BatchLane(Lane):
         params = np.zeros(tb.P_SIZE, np.int64)
         params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = spec.size_ns, spec.lag_ns, spec.lateness_ns
         params[tb.P_OFFSET_NS] = spec.offset_ns
-        params[tb.P_IDLE_AFTER], params[tb.P_TTL] = spec.idle_after_ns, spec.key_ttl_ns
+        params[tb.P_IDLE_AFTER] = spec.idle_after_ns
+        params[tb.P_TTL] = tb.NEVER if spec.key_ttl_ns is None else spec.key_ttl_ns
         params[tb.P_FINAL] = spec.emit == "final"
         params[tb.P_PARTIAL] = spec.emit_partial and spec.emit == "eager"
         params[tb.P_REJECT_MISROUTED] = form.on_misrouted == "reject"
@@ -249,8 +250,9 @@ class BatchLane(Lane):
             yield
         if meta is None:
             return None
-        while ke.load_expiry(self._head, self._keys, self._expiry) or self._head[tb.H_NEED] == tb.NEED_EXPIRY:
-            _grow(self._expiry)
+        if self._spec.key_ttl_ns is not None:
+            while ke.load_expiry(self._head, self._keys, self._expiry) or self._head[tb.H_NEED] == tb.NEED_EXPIRY:
+                _grow(self._expiry)
         self._head[tb.H_PARTITION_MAX] = meta.partition_max_ns
         self.position = meta.offset
         self.counts = meta.counts
@@ -441,6 +443,7 @@ class BatchLane(Lane):
             assert isinstance(tick, Tick)
             window = next(iter(self._rules.assigner.assign(tick.ts_ns)))
             if expired:
+                assert spec.key_ttl_ns is not None
                 late_by_ns = partition_max_ns - spec.key_ttl_ns - window[0]
                 lateness = Lateness("expired", watermark_ns, late_by_ns)
             else:

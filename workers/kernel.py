@@ -527,6 +527,14 @@ def _expire(
     return True
 
 
+@inlined
+def _expired_before(partition_max: int, params: Ints) -> int:
+    """The time before which a window may have been forgotten with its key; `LONG_AGO` where none is."""
+    if params[P_TTL] == NEVER or partition_max == LONG_AGO:
+        return LONG_AGO
+    return partition_max - params[P_TTL]
+
+
 # -- ticks ------------------------------------------------------------------------------------------------------------
 
 
@@ -590,7 +598,7 @@ def run(
     head[H_NEED] = NEED_NOTHING
     size, lag, lateness, final = params[P_SIZE_NS], params[P_LAG], params[P_LATENESS], params[P_FINAL]
     partition_max = head[H_PARTITION_MAX]
-    expired = LONG_AGO if partition_max == LONG_AGO else partition_max - params[P_TTL]
+    expired = _expired_before(partition_max, params)
     if not _expire(expired, params, head, keys, windows, sums, table, unused, expiry, out, out_sums):
         return begin
     for index in range(begin, end):
@@ -641,7 +649,7 @@ def run(
             if head[H_IDLE] >= idle.shape[0]:
                 head[H_NEED] = NEED_IDLE
                 return index
-            if head[H_EXPIRY] >= expiry.shape[0]:
+            if params[P_TTL] != NEVER and head[H_EXPIRY] >= expiry.shape[0]:
                 head[H_NEED] = NEED_EXPIRY
                 return index
         elif windows[row, W_FLAGS] & OVERDUE and head[H_OVERDUE] >= overdue.shape[0]:
@@ -655,9 +663,10 @@ def run(
             if keys[key, K_FLAGS] & KEY_MISROUTED:
                 head[H_MISROUTED] += 1
             head[H_KEYS] += 1
-            _push(expiry, head[H_EXPIRY], ts, head[H_TIE], key)
-            head[H_EXPIRY] += 1
-            head[H_TIE] += 1
+            if params[P_TTL] != NEVER:
+                _push(expiry, head[H_EXPIRY], ts, head[H_TIE], key)
+                head[H_EXPIRY] += 1
+                head[H_TIE] += 1
         keys[key, K_MAX] = key_max
         if row == NONE:
             row = _new_window(key, start, params, head, keys, windows, table)
@@ -693,7 +702,7 @@ def run(
             _close(key, watermark, params, head, keys, windows, sums, table, unused, out, out_sums)
         if ts > partition_max:
             partition_max = head[H_PARTITION_MAX] = ts
-            expired = ts - params[P_TTL]
+            expired = _expired_before(ts, params)
             if (
                 head[H_EXPIRY] > 0
                 and expiry[0, 0] < expired

@@ -77,6 +77,8 @@ class LaneSpec:
     ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about trades are told
     from trades (`workers.corrections`); None: there are none.
 
+    ``key_ttl_ns`` None: a key is never forgotten, and other keys' progress takes nothing from it.
+
     ``kind`` says which of the fields below ``pipeline`` mean something: tumbling: ``offset_ns``, ``time_zone``,
     ``fill_gaps_ns``; hopping: ``hop_ns``, ``offset_ns``; session: ``gap_ns``; calendar: ``calendar``, ``session``,
     ``close_grace_ns``. ``size_ns`` is the length of tumbling and hopping windows.
@@ -87,7 +89,7 @@ class LaneSpec:
     lag_ns: int = 2_000_000_000
     lateness_ns: int = 0
     idle_after_ns: int = 1_000_000_000
-    key_ttl_ns: int = 86_400_000_000_000
+    key_ttl_ns: int | None = None
     emit: Literal["eager", "final"] = "eager"
     emit_partial: bool = False
     payload: Literal["ohlcv", "items", "both"] = "ohlcv"
@@ -155,7 +157,7 @@ class LaneSpec:
             "window.size_ns": self.size_ns,
             "window.lag_ns": self.lag_ns,
             "window.allowed_lateness_ns": self.lateness_ns,
-            "window.key_ttl_ns": self.key_ttl_ns,
+            "window.key_ttl_ns": "never" if self.key_ttl_ns is None else self.key_ttl_ns,
             "window.emit": self.emit,
             "window.payload": self.payload,
             "window.watermark_scope": self.scope,
@@ -167,7 +169,7 @@ class LaneSpec:
 
     def _check_ttl(self, sessions: ExchangeSessions) -> None:
         needed_ns = sessions.longest_ns + self.lag_ns + self.lateness_ns
-        if self.key_ttl_ns < needed_ns:
+        if self.key_ttl_ns is not None and self.key_ttl_ns < needed_ns:
             raise ConfigError(
                 f"window.key_ttl is {format_duration(self.key_ttl_ns)}; the longest window of the calendar "
                 f"{self.calendar!r} (session {self.session}) with lag and allowed lateness is "

@@ -23,7 +23,7 @@ def supports(spec: LaneSpec) -> bool:
     no pipeline."""
     form = spec.tick
     names = (form.symbol, form.ts, form.price, form.size)
-    durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns)
+    durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
     return (
         spec.payload == "ohlcv"
         and spec.aggregation == "ohlcv"

@@ -128,7 +128,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, specs: Sequence[OperatorSpec], *, form: TickFormat, key_ttl_ns: int, topic: str, partition: int
+        self, specs: Sequence[OperatorSpec], *, form: TickFormat, key_ttl_ns: int | None, topic: str, partition: int
     ) -> None:
         self._stages = [
             _make_stage(spec, StageContext(index, topic, partition, form.unit_ns, key_ttl_ns), form)

@@ -333,9 +333,10 @@ class _Replay:
 
     def _nothing_more(self, lane: Lane) -> bool:
         """Whether every window wanted is gone for good: those of keys that stayed behind have expired, and a tick for
-        one would be late however it came."""
+        one would be late however it came. Without ``key_ttl`` there is no such moment before the log's end: any symbol
+        may still come with any time."""
         spec, reached_ns = self.spec, lane.partition_max_ns
-        if spec.kind == "session":  # which may go on for as long as it likes
+        if spec.kind == "session" or spec.key_ttl_ns is None:  # sessions may go on for as long as they like
             return False
         longest_ns = self._longest_ns + spec.lag_ns + spec.lateness_ns + spec.key_ttl_ns
         return reached_ns is not None and reached_ns > self._to_ns + longest_ns

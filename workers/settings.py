@@ -141,7 +141,12 @@ def _duration(value: object) -> int:
     raise ValueError("a duration is text with a unit, like 5s or 200ms (only 0 needs none)")
 
 
+def _duration_or_never(value: object) -> int | None:
+    return None if value is None or value == "never" else _duration(value)
+
+
 _PARSE_DURATION: Final = BeforeValidator(_duration)
+_PARSE_DURATION_OR_NEVER: Final = BeforeValidator(_duration_or_never)
 DurationNs = Annotated[int, _PARSE_DURATION, Field(ge=0, le=_MAX_DURATION_NS)]
 """Integer nanoseconds, at most 366 days; accepted as ``5s``, ``200ms``, ``1h30m``, a timedelta, or 0."""
 
@@ -439,10 +444,14 @@ class WindowSettings(_Section):
         default=_SECOND_NS,
         description="Partition time beyond `end + lag` at which a quiet key's window comes out provisional.",
     )
-    key_ttl: DurationNs = Field(
-        default=_DAY_NS,
-        description="A key this far (event time) behind its partition is finished and forgotten; "
-        "ticks that old are late.",
+    key_ttl: Annotated[int | None, _PARSE_DURATION_OR_NEVER] = Field(
+        default=None,
+        ge=0,
+        le=_MAX_DURATION_NS,
+        description="never: every key is kept, some hundred bytes each. A duration: a key this far (event time) behind "
+        "its partition is finished and forgotten, which frees its memory and makes ticks that old late, whoever moved "
+        "the partition on.",
+        json_schema_extra=_allowed("never, or duration 0s to 366d"),
     )
     emit: Literal["eager", "final"] = Field(
         default="eager",
@@ -1182,7 +1191,7 @@ def _kind_conflicts(settings: Settings) -> Iterator[_Conflict]:
         yield _Conflict(("window.kind", *keys), str(error))
         return
     needed = assigner.longest_ns + window.lag + window.allowed_lateness
-    if window.key_ttl < needed:
+    if window.key_ttl is not None and window.key_ttl < needed:
         keys = ("window.key_ttl", keys[0], "window.lag", "window.allowed_lateness")
         length = "size" if window.time_zone is None else "longest window"
         length = "gap" if window.kind == "session" else length
@@ -1388,7 +1397,12 @@ class _Key:
 
     @property
     def is_duration(self) -> bool:
-        return _PARSE_DURATION in self.field.metadata
+        return _PARSE_DURATION in self.field.metadata or self.may_be_never
+
+    @property
+    def may_be_never(self) -> bool:
+        """Whether nothing is a value, which users write as ``never``."""
+        return _PARSE_DURATION_OR_NEVER in self.field.metadata
 
     @property
     def is_secret(self) -> bool:
@@ -1401,7 +1415,7 @@ class _Key:
     def show(self, value: object) -> str:
         """The value as users write it in a variable or flag; nothing where it is not set, stars for a secret."""
         if value is None:
-            return ""
+            return "never" if self.may_be_never else ""
         if self.is_secret:
             return _MASK
         if self.is_duration and isinstance(value, int):

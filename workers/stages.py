@@ -2,8 +2,10 @@
 
 A stage takes one tick and gives back those that go on: none, that one, or others that it had held back. Like all of the
 core it reads no clock; where it needs the time, that is the greatest event time it has seen, per symbol, so that one
-symbol's progress takes nothing from another. Memory stays bounded the way that of windows does: a symbol more than
-``key_ttl`` behind its partition is forgotten.
+symbol's progress takes nothing from another. What a symbol needs to go on rightly is kept as its windows are: for good,
+or, with a ``key_ttl``, until it is more than that behind its partition, which is for others to say. That is a token
+bucket, a time, or one tick held; and the ids of one symbol's ``ttl``, which a repeat may bring again however long the
+symbol has been quiet: ``max_ids`` bounds them, and a ``key_ttl`` frees those of symbols that are gone.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class StageContext:
     topic: str
     partition: int
     unit_ns: int
-    key_ttl_ns: int
+    key_ttl_ns: int | None  # None: no symbol is ever forgotten
 
 
 class StateKeys:
@@ -171,12 +173,12 @@ S = TypeVar("S", bound=SymbolState)
 class SymbolStates(Generic[S]):
     """A stage's state per symbol, each with the symbol's own clock, and what of it the changelog does not have yet."""
 
-    def __init__(self, make: Callable[[str, int], S], key_ttl_ns: int) -> None:
+    def __init__(self, make: Callable[[str, int], S], key_ttl_ns: int | None) -> None:
         self._make = make
         self._key_ttl_ns = key_ttl_ns
         self._states: dict[str, S] = {}
         self._changed: dict[str, S] = {}
-        self._expiry: list[tuple[int, str]] = []  # heap of (clock when pushed, symbol)
+        self._expiry: list[tuple[int, str]] = []  # heap of (clock when pushed, symbol); empty where nothing expires
         self._forgotten: list[S] = []
         self.partition_ns = LONG_AGO
 
@@ -192,7 +194,8 @@ class SymbolStates(Generic[S]):
         state = self._states.get(symbol)
         if state is None:
             state = self._states[symbol] = self._make(symbol, ts_ns)
-            heapq.heappush(self._expiry, (ts_ns, symbol))
+            if self._key_ttl_ns is not None:
+                heapq.heappush(self._expiry, (ts_ns, symbol))
         elif ts_ns > state.clock_ns:
             state.clock_ns = ts_ns
         self._changed[symbol] = state
@@ -202,7 +205,10 @@ class SymbolStates(Generic[S]):
         return state
 
     def _forget(self) -> None:
-        while self._expiry and self.partition_ns - self._expiry[0][0] > self._key_ttl_ns:
+        ttl_ns = self._key_ttl_ns
+        if ttl_ns is None:
+            return
+        while self._expiry and self.partition_ns - self._expiry[0][0] > ttl_ns:
             pushed_ns, symbol = heapq.heappop(self._expiry)
             state = self._states[symbol]
             if state.clock_ns > pushed_ns:
@@ -238,6 +244,7 @@ class SymbolStates(Generic[S]):
         """Take over stored states. New ones only. The symbol with the latest clock is never forgotten, so that the
         partition's time needs no record of its own."""
         self._states = {state.symbol: state for state in states}
-        self._expiry = [(state.clock_ns, state.symbol) for state in states]
-        heapq.heapify(self._expiry)
+        if self._key_ttl_ns is not None:
+            self._expiry = [(state.clock_ns, state.symbol) for state in states]
+            heapq.heapify(self._expiry)
         self.partition_ns = max((state.clock_ns for state in states), default=LONG_AGO)

@@ -18,9 +18,10 @@ window's next real frame will have, close nothing and judge nothing. A changed o
 *partition time* (the greatest accepted event time, plus the silence of a source that was read to its end) reaches
 ``end + lag + idle_after``, and, with ``emit_partial``, whenever the caller flushes.
 
-*Expiry.* A key more than ``key_ttl`` behind its partition is emitted as it stands and forgotten. A tick that far behind
-is late, and so is one whose window began that far behind: the window may have been forgotten with its key, and must
-not come back with a ``rev`` that it already had.
+*Expiry.* As a rule there is none: a key is kept for good, its clock in one window, and no other key's progress takes
+anything from it. With a ``key_ttl`` a key more than that behind its partition is emitted as it stands and forgotten. A
+tick that far behind is late, and so is one whose window began that far behind: the window may have been forgotten with
+its key, and must not come back with a ``rev`` that it already had.
 
 *Why no key needs its clock stored:* each window knows the greatest time that the clock was set to through it
 (``clock_ns``), and the window that holds a key's clock is kept until another one does. So a key with a clock always has
@@ -67,6 +68,7 @@ STALE_EXPIRIES: Final = 1_000  # scheduled for keys that are gone, beside as man
 @dataclass(frozen=True, slots=True)
 class WindowRules:
     """When windows come out; durations in nanoseconds. ``idle_after_ns`` None: never provisionally for idleness.
+    ``key_ttl_ns`` None: no key expires.
     ``fill_gaps_ns``: how long a hole between a key's windows may be for it to be filled with empty ones; 0: none is.
 
     Raises ``ValueError`` where ``lag_ns + lateness_ns`` is 0: by the lateness rule every tick would then be late.

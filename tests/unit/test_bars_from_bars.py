@@ -41,7 +41,7 @@ def spec_of(config: Config, *, emit_partial: bool = False) -> LaneSpec:
         size_ns=config.size * MS,
         lateness_ns=config.lateness * MS,
         idle_after_ns=config.size * MS,
-        key_ttl_ns=config.ttl * MS,
+        key_ttl_ns=None if config.ttl == NEVER else config.ttl * MS,
         emit=config.emit,
         emit_partial=emit_partial,
         format="frames",
@@ -62,6 +62,7 @@ def late_of(records: Sequence[OutRecord]) -> list[tuple[int, str]]:
     return [(entry["offset"], entry["reason"]) for entry in entries]
 
 
+NEVER = 10**24
 NUMBERS = st.sampled_from([1.5, 2.25, 10.0, 0.1, 3.3, 1e300, 7.125, -0.5])
 VOLUMES = st.sampled_from([0.0, 1.0, 0.1, 2.5, 1e3, None])
 
@@ -96,7 +97,7 @@ configs = st.builds(
     Config,
     size=st.sampled_from([20, 40, 60, 200]),
     lateness=st.sampled_from([0, 0, 10, 15, 30, 100]),
-    ttl=st.sampled_from([86_400_000, 250, 300]),
+    ttl=st.sampled_from([NEVER, 250, 300]),
     emit=st.sampled_from(["eager", "eager", "final"]),
 )
 cases = configs.flatmap(lambda config: st.tuples(st.just(config), st.lists(bars(config), max_size=40)))

@@ -41,7 +41,7 @@ def spec_of(config: oracle.Config, *, emit_partial: bool = False) -> LaneSpec:
         lag_ns=config.lag_ns,
         lateness_ns=config.allowed_lateness_ns,
         idle_after_ns=config.size_ns,
-        key_ttl_ns=config.key_ttl_ns,
+        key_ttl_ns=None if config.key_ttl_ns == oracle.NEVER_NS else config.key_ttl_ns,
         emit=config.emit,
         emit_partial=emit_partial,
         payload=config.payload,

@@ -192,7 +192,7 @@ class Setting:
             size_ns=config.size_ns,
             lag_ns=config.lag_ns,
             lateness_ns=config.allowed_lateness_ns,
-            key_ttl_ns=config.key_ttl_ns,
+            key_ttl_ns=None if config.key_ttl_ns == oracle.NEVER_NS else config.key_ttl_ns,
             scope=config.watermark_scope,
             payload=config.payload,
             pipeline=self.pipeline,
@@ -205,7 +205,7 @@ configs = st.builds(
     size_ns=st.sampled_from([5 * MS, 10 * MS]),
     lag_ns=st.sampled_from([2 * MS, 4 * MS]),
     allowed_lateness_ns=st.sampled_from([0, 3 * MS]),
-    key_ttl_ns=st.sampled_from([25 * MS, 10**15]),  # the log's ticks expire, or don't
+    key_ttl_ns=st.sampled_from([25 * MS, oracle.NEVER_NS]),  # the log's ticks expire, or don't
     watermark_scope=st.sampled_from(["key", "partition"]),
     payload=st.sampled_from(["ohlcv", "both"]),
 )

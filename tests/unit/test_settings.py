@@ -919,7 +919,10 @@ def test_settings_of_another_kind_are_refused_instead_of_ignored(kind: str) -> N
         ('offset = "5s"', "offset is 5s; expected 0 or more, and less than the size, 5s"),
         ('offset = "1us"', "whole number of milliseconds"),
         ('size = "7h"\ntime_zone = "UTC"', "must divide a day, or be whole days"),
-        ('size = "1d"\ntime_zone = "UTC"', "at least longest window + lag + allowed_lateness = 172802s"),
+        (
+            'size = "1d"\ntime_zone = "UTC"\nkey_ttl = "1d"',
+            "at least longest window + lag + allowed_lateness = 172802s",
+        ),
         ('fill_gaps = "4s"', "at least size, or nothing is filled"),
         ('fill_gaps = "2d"', "at most 10,000 times size"),
         ('fill_gaps = "1m"\npayload = "both"', "only bars can be filled"),
