@@ -9,6 +9,7 @@ with file and line, and counted.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import sys
@@ -37,7 +38,8 @@ _OTHER_SEPARATORS: Final = {";": "the semicolon", "\t": "the tab", "|": "the bar
 
 Role = Literal["symbol", "ts", "price", "size"]
 _ROLES: Final[tuple[Role, ...]] = ("symbol", "ts", "price", "size")
-_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)", re.ASCII)
+_JSON_NUMBER = re.compile(_JSON_INTEGER.pattern + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -171,9 +173,9 @@ class NdjsonParser:
 class CsvParser:
     """Comma-separated values under a header, one tick a line, into JSON objects.
 
-    What looks like a JSON number becomes one, digit for digit, and anything else a string; symbols are strings always.
-    Quotes are as in RFC 4180, but a field can't contain a line end. Raises ``ConfigError`` from ``feed`` where the
-    header lacks a field.
+    Price and size become JSON numbers, digit for digit, as does a time that is an integer. Every other cell is a
+    string, as written: that an id looks like a number (``12e45678``, ``1e5``) does not make it one. Quotes are as in
+    RFC 4180, but a field can't contain a line end. Raises ``ConfigError`` from ``feed`` where the header lacks a field.
     """
 
     def __init__(self, form: TickFormat, refused: Refused, renamed: Mapping[str, str] | None = None) -> None:
@@ -182,6 +184,7 @@ class CsvParser:
         self._lines = _Lines(refused)
         self._renamed = dict(renamed or {})
         self._prefixes: list[bytes] = []
+        self._numbers: list[re.Pattern[str] | None] = []  # of each column, what a cell of it looks like as a number
         self._symbol_column = 0
 
     def feed(self, block: bytes) -> list[tuple[bytes, bytes]]:
@@ -232,15 +235,18 @@ class CsvParser:
         if repeated:
             raise ConfigError(f"{self._refused.name}: the header has {', '.join(sorted(repeated))} more than once")
         self._symbol_column = names.index(form.symbol)
+        numbers = {form.price: _JSON_NUMBER, form.size: _JSON_NUMBER, form.ts: _JSON_INTEGER}
+        self._numbers = [numbers.get(name) if name != form.symbol else None for name in names]
         self._prefixes = [(b"," if column else b"{") + orjson.dumps(name) + b":" for column, name in enumerate(names)]
 
     def _tick(self, cells: list[str]) -> tuple[bytes, bytes]:
         if len(cells) != len(self._prefixes):
             raise ValueError(f"{len(cells)} columns; the header has {len(self._prefixes)}")
         parts = []
-        for column, (prefix, cell) in enumerate(zip(self._prefixes, cells, strict=True)):
-            number = column != self._symbol_column and _JSON_NUMBER.fullmatch(cell)
-            parts.append(prefix + (cell.encode() if number else orjson.dumps(cell)))
+        for prefix, number, cell in zip(self._prefixes, self._numbers, cells, strict=True):
+            # A number beyond every float would spoil the whole tick; as a string it is said to be a wrong price.
+            is_number = number is not None and number.fullmatch(cell) and math.isfinite(float(cell))
+            parts.append(prefix + (cell.encode() if is_number else orjson.dumps(cell)))
         value = b"".join(parts) + b"}"
         if len(value) > MAX_TICK_BYTES:
             raise ValueError(_too_long(len(value)))

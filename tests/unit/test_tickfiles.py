@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -13,9 +14,20 @@ from hypothesis import strategies as st
 
 from workers.errors import ConfigError, WorkersError
 from workers.tickfiles import MAX_TICK_BYTES, CsvParser, NdjsonParser, Refused, TickInput, TickParser, open_ticks
-from workers.ticks import TickFormat
+from workers.ticks import Tick, TickFormat, tick_decoder
 
 FORM = TickFormat()
+
+
+@dataclass
+class Sent:
+    """A record as the worker gets it."""
+
+    key: bytes
+    value: bytes
+    offset: int = 0
+    timestamp: int = 1_767_000_000_000
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def refused() -> tuple[Refused, list[str]]:
@@ -114,6 +126,27 @@ def test_csv_numbers_keep_their_digits_and_symbols_stay_text() -> None:
         (b"A", b'{"symbol":"A","ts":"2026-01-05T14:30:00Z","price":"","size":"007","venue":"x"}'),
     ]
     assert said == []
+
+
+@pytest.mark.parametrize("ids", [["1e5", "10e4", "100e3", "100000", "7"], ["9fa3c21b", "12e45678", "0a", "-1", "1.0"]])
+def test_an_id_in_a_csv_file_is_text_though_it_may_look_like_a_number(ids: list[str]) -> None:
+    rows = [f"A,{1_736_000_000_123 + number * 1000},100.5,1,{id_}" for number, id_ in enumerate(ids)]
+    collector, _ = refused()
+    ticks = parse(CsvParser(FORM, collector), "\n".join(["symbol,ts,price,size,id", *rows]).encode())
+    decoded = [tick_decoder(FORM)(Sent(key, value)) for key, value in ticks]
+    assert [tick.fields["id"] for tick in decoded if isinstance(tick, Tick)] == ids
+    assert [type(value) for value in orjson.loads(ticks[0][1]).values()] == [str, int, float, int, str]
+
+
+def test_what_is_a_number_in_a_csv_file_follows_the_tick_format() -> None:
+    form = TickFormat(symbol="s", ts="T", price="p", size="q")
+    data = b"s,T,p,q,ts,price\n1,1700000000000,1e2,0.10,5,6\n2,1.5,1e999,-1e-3,x,1e9\n3,1e12,+1,.5,,"
+    collector, _ = refused()
+    assert [value for _, value in parse(CsvParser(form, collector), data)] == [
+        b'{"s":"1","T":1700000000000,"p":1e2,"q":0.10,"ts":"5","price":"6"}',
+        b'{"s":"2","T":"1.5","p":"1e999","q":-1e-3,"ts":"x","price":"1e9"}',
+        b'{"s":"3","T":"1e12","p":"+1","q":".5","ts":"","price":""}',
+    ]
 
 
 def test_a_csv_line_that_does_not_fit_the_header_is_refused_alone() -> None:
