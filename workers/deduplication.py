@@ -9,15 +9,16 @@ alone, and with a ``ttl`` of at least lag and allowed lateness no repeat of a ti
         t            dropped         t + ttl   goes on, as new
         └────────── remembered ─────────┘
 
-Ids are compared as JSON writes them: ``1``, ``1.0`` and ``"1"`` are three. A tick without the id can't be judged: it
-goes on and is counted. The changelog gets, for each symbol that changed, its head and the ids that were first seen
-since the last commit, in parts that fit a record; parts are deleted when their last id is forgotten.
+Ids are compared as JSON writes them: ``1``, ``1.0`` and ``"1"`` are three. Numbers count to their last digit, however
+many there are, in arrays and objects too: none is compared as a float. ``1.50`` and ``15e-1`` are one number. A tick
+without the id can't be judged: it goes on and is counted. The changelog gets, for each symbol that changed, its head
+and the ids that were first seen since the last commit, in parts that fit a record; parts are deleted when their last id
+is forgotten.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,10 @@ PART_IDS: Final = SEGMENT_BYTES // (LONGEST_IDENTITY_BYTES + 16)
 topic."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
+_STRING_OR_NUMBER = re.compile(rb'"(?P<string>[^"\\]*(?:\\.[^"\\]*)*)"|(?P<number>-?[0-9][0-9.eE+-]*)')
+_FRACTION = re.compile(rb"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_LONGEST_EXPONENT: Final = 18
+_raw_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +242,40 @@ def _value(tick: Tick, name: str) -> bytes | None:
     value = tick.fields.get(name)
     if value is None:
         return None
-    if type(value) is float and abs(value) >= 2**63:
-        # Integers beyond 64 bits come as floats, in which different ids are equal: look at what was written.
-        return json.dumps(json.loads(tick.value)[name]).encode()
+    if type(value) in (float, list, dict):
+        return _as_written(bytes(_raw_fields(tick.value)[name]))
     return to_json(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _as_written(text: bytes) -> bytes:
+    """One form of all writings of a number, an array or an object that mean the same, without a loss of digits.
+
+    Decoded, numbers with a fraction and integers beyond 64 bits would be floats, in which different ids are equal. So
+    numbers go through the decoder, which sorts out blanks, escapes and the order of fields, as marked strings.
+    """
+    if text[0] not in b"[{":
+        return _exact_number(text)
+    marked = _STRING_OR_NUMBER.sub(_marked, text)
+    return msgspec.json.encode(msgspec.json.decode(marked), order="sorted")
+
+
+def _marked(found: re.Match[bytes]) -> bytes:
+    number = found["number"]
+    return b'"=' + found["string"] + b'"' if number is None else b'"#' + _exact_number(number) + b'"'
+
+
+def _exact_number(text: bytes) -> bytes:
+    """A JSON number: an integer as it is, another one as digits without zeros at the ends and a power of ten."""
+    parts = _FRACTION.fullmatch(text)
+    if parts is None or (parts[3] is None and parts[4] is None):
+        return text
+    sign, whole, fraction, power = parts[1], parts[2], parts[3] or b"", parts[4] or b"0"
+    if len(power) > _LONGEST_EXPONENT:  # nobody's id; as written, since even an integer may be too long to read
+        return text
+    digits = (whole + fraction).lstrip(b"0")
+    kept = digits.rstrip(b"0")
+    exponent = int(power) - len(fraction) + len(digits) - len(kept) if kept else 0
+    return b"%s%se%d" % (sign, kept or b"0", exponent)
 
 
 def _integer(value: object) -> int | None:

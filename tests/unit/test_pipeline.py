@@ -498,6 +498,35 @@ def test_ids_are_compared_as_json_writes_them_even_beyond_64_bits() -> None:
     assert ledger(lane.process([replace(turned[0], offset=999)])) == [(999, "duplicate")]
 
 
+ONE_ID = [
+    ["1736000000.123456789", "1736000000.1234567890", "1.736000000123456789e9", "1736000000123456789E-9"],
+    ["1736000000.123456790", "1736000000.12345679"],
+    ["1.0", "1e0", "0.1e1", "10e-1"],
+    ["1"],
+    ['"1e0"'],
+    ["0.0", "0e5"],
+    ["1e-400", "10e-401"],  # as floats both of these two lines are 0
+    ["2e-400"],
+    ["12345678901234567890"],
+    ["[12345678901234567890123]", "[ 12345678901234567890123 ]"],
+    ["[12345678901234567890124]"],
+    ['["12345678901234567890124"]'],
+    ['["#1e0"]'],
+    ["[1.0]", "[1.00]"],
+    ['{"t":1736000000.123456789,"n":[1,"\\"1.5\\\\"]}', '{"n":[1,"\\u00221.5\\u005c"], "t":1736000000.123456789}'],
+    ['{"t":1736000000.123456790,"n":[1,"\\"1.5\\\\"]}'],
+]
+
+
+@pytest.mark.parametrize("fields", [("id",), ("id", "venue")])
+def test_numbers_in_ids_are_compared_to_their_last_digit(fields: tuple[str, ...]) -> None:
+    texts = [(first == 0, text) for writings in ONE_ID for first, text in enumerate(writings)]
+    value = '{"symbol":"A","ts":0,"price":1.5,"size":1,"venue":"X","id":%s}'
+    records = [KafkaRecord(offset, -1, b"A", (value % text).encode()) for offset, (_, text) in enumerate(texts)]
+    effects = lane_with(Deduplicate(fields, 10 * MS)).process(records)
+    assert [offset for offset, _ in ledger(effects)] == [offset for offset, (new, _) in enumerate(texts) if not new]
+
+
 def test_skipped_ids_are_reported_and_those_that_come_after_all_are_counted() -> None:
     lane = lane_with(Deduplicate(("id",), 1_000 * MS, gaps=True))
     given_ids = [5, 6, "9", 7, 7, 4, 10]
