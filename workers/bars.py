@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, Literal
@@ -506,8 +506,8 @@ class BarEngine(WindowEngine[str, Tick]):
             window.clock_ns = max(window.clock_ns, child.end_ns)
         self._show_change(window, "correction" if bar.trigger == "correction" else "late")
 
-    def load(self, windows: Iterable[Window[str]], partition_max_ns: int) -> None:
-        super().load(windows, partition_max_ns)
+    def load_in_steps(self, windows: Iterable[Window[str]], partition_max_ns: int) -> Generator[None, None, None]:
+        yield from super().load_in_steps(windows, partition_max_ns)
         clockless = [state for state in self._keys.values() if state.max_ns == LONG_AGO]
         if clockless:  # only provisional children so far: there is no clock to expire by
             self._expiry = [entry for entry in self._expiry if entry[0] != LONG_AGO]

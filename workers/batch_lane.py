@@ -46,7 +46,7 @@ ROUND: Final = 4096
 JOIN_BYTES: Final = 1 << 18  # small batches are decoded together
 FRAMES_AT_ONCE: Final = 1024
 CHANGES_AT_ONCE: Final = 2048
-WINDOWS_AT_ONCE: Final = 20_000  # in a step of restoring
+WINDOWS_AT_ONCE: Final = 10_000  # in a step of restoring
 GROW_AT_MOST: Final = 1 << 16  # rows: arrays grow by remapping, so small steps cost little and large ones stall
 SETTLE_AT_LEAST: Final = 8_000  # windows looked at in one step, so that none holds the process for long: some 50 ms
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
@@ -233,10 +233,7 @@ class BatchLane(Lane):
         return int(self._head[tb.H_CHANGES])
 
     def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
-        """`restore`, in steps of some 20 ms, so that an event loop can do other things in between.
-
-        Where it raises the lane must be discarded.
-        """
+        """As `Lane.restore_in_steps`."""
         meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
         if meta is not None:
             self.check(meta, where=where)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -33,6 +33,7 @@ from workers.encoding import to_json
 from workers.frames import OutRecord
 from workers.snapshot import SEGMENT_BYTES
 from workers.stages import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
+from workers.steps import Portion
 from workers.ticks import Tick
 
 __all__ = ["Deduplicate", "Deduplicator"]
@@ -47,6 +48,8 @@ LONGEST_IDENTITY_BYTES: Final = 64
 """Longer ids are remembered by their hash: a record must not decide how much memory an id takes."""
 
 FORGOTTEN_AT_ONCE: Final = 5_000  # ids, by one tick
+
+BYTES_OF_UNIT: Final = 200  # of parts read in the time of a unit of `workers.steps`
 
 PART_IDS: Final = SEGMENT_BYTES // (LONGEST_IDENTITY_BYTES + 16)
 """Ids in one changelog record, each with its time and what MessagePack adds: a record must not be too large for its
@@ -204,7 +207,8 @@ class Deduplicator(Stage):
         self._fresh = 0
         return records
 
-    def restore(self, entries: Mapping[bytes, bytes]) -> None:
+    def restore(self, entries: Mapping[bytes, bytes]) -> Generator[None, None, None]:
+        portion = Portion()
         memories: dict[str, _Memory] = {}
         for symbol, value in self._keys.heads_in(entries):
             clock_ns, first, next_part, lowest, greatest = msgspec.msgpack.decode(
@@ -220,10 +224,20 @@ class Deduplicator(Stage):
                 stored_to=first,
                 next_part=next_part,
             )
-        for symbol, number, value in sorted(self._keys.parts_in(entries)):
+            if portion.is_done():
+                yield
+        parts: dict[str, list[tuple[int, bytes]]] = {}
+        for symbol, number, value in self._keys.parts_in(entries):
+            parts.setdefault(symbol, []).append((number, value))
+            if portion.is_done(0.2):
+                yield
+        for symbol, found in parts.items():
             if symbol not in memories:
-                raise ValueError(f"part {number} of the ids of {symbol[:80]!r} has no head")
-            _restore_part(memories[symbol], number, value)
+                raise ValueError(f"part {found[0][0]} of the ids of {symbol[:80]!r} has no head")
+            for number, value in sorted(found):
+                _restore_part(memories[symbol], number, value)
+                if portion.is_done(1 + len(value) / BYTES_OF_UNIT):
+                    yield
         self._memories.load(list(memories.values()))
 
 

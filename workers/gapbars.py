@@ -22,9 +22,10 @@ each key it is kept anyway, as it holds the clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
+from workers.steps import Portion
 from workers.windows import LONG_AGO, Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
 
 __all__ = ["Filling", "GapBarEngine"]
@@ -48,9 +49,12 @@ class GapBarEngine(WindowEngine[K, T]):
         super().__init__(rules, folding=folding, emit_partial=emit_partial, track_changes=track_changes)
         self._filling = folding
 
-    def load(self, windows: Iterable[Window[K]], partition_max_ns: int) -> None:
-        super().load(windows, partition_max_ns)
+    def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
+        yield from super().load_in_steps(windows, partition_max_ns)
+        portion = Portion()
         for state in self._keys.values():
+            if portion.is_done(0.1 * len(state.windows)):
+                yield
             state.newest_ns = max(state.windows)
 
     def _join(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:

@@ -51,10 +51,12 @@ from workers.snapshot import (
     check_fingerprint,
     differing_settings,
     read_state,
+    read_state_in_steps,
     write_meta,
     write_windows,
 )
 from workers.stages import SequenceGap
+from workers.steps import run_through
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import NS_PER_MS, TimestampUnit, format_duration
 from workers.windows import LONG_AGO, Emission, Window, WindowEngine, WindowRules
@@ -422,24 +424,21 @@ class Lane:
 
         Raises `StateFormatError` and `StateMismatchError`; the lane must then be discarded.
         """
-        steps = self.restore_in_steps(entries, where=where)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                meta: LaneMeta | None = done.value
-                return meta
+        return run_through(self.restore_in_steps(entries, where=where))
 
     def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
-        """`restore`, with pauses in which an event loop can do other things; this lane needs one, before its start."""
-        yield
-        meta, windows = self.peek(entries, where=where)
+        """`restore`, in steps of some 20 ms, so that an event loop can do other things in between.
+
+        Where it raises the lane must be discarded.
+        """
+        load = self._aggregation.load if self._aggregation is not None else None
+        meta, windows = yield from read_state_in_steps(entries, load, where=where)
         if meta is None:
             return None
         self.check(meta, where=where)
-        self._engine.load(windows, meta.partition_max_ns)
+        yield from self._engine.load_in_steps(windows, meta.partition_max_ns)
         if self._pipeline is not None:
-            self._pipeline.restore(entries, where=where)
+            yield from self._pipeline.restore_in_steps(entries, where=where)
         self.position = meta.offset
         self.counts = meta.counts
         return meta

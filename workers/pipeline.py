@@ -20,7 +20,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -32,7 +32,8 @@ from workers.encoding import to_json
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.frames import OutRecord
 from workers.ratelimit import Conflate, Conflator, Throttle, Throttler
-from workers.stages import Departures, Passage, Stage, StageContext
+from workers.stages import Departures, Passage, Stage, StageContext, stage_of
+from workers.steps import Portion
 from workers.ticks import DEEPEST_WRITABLE, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import MAX_EVENT_TIME_NS, format_time
 
@@ -173,11 +174,22 @@ class Pipeline:
         """The changelog records of what changed since the last call."""
         return [record for stage in self._stages for record in stage.take_changes()]
 
-    def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> None:
-        """Take over stored state. New pipelines only. Raises `StateFormatError` where it is damaged."""
-        for stage in self._stages:
+    def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, None]:
+        """Take over stored state, with a pause after each portion. New pipelines only.
+
+        Raises `StateFormatError` where it is damaged.
+        """
+        portion = Portion()
+        of_stages: list[dict[bytes, bytes]] = [{} for _ in self._stages]
+        for key, value in entries.items():
+            if portion.is_done(0.1):
+                yield
+            index = stage_of(key)
+            if index is not None and index < len(of_stages):
+                of_stages[index][key] = value
+        for stage, own in zip(self._stages, of_stages, strict=True):
             try:
-                stage.restore(entries)
+                yield from stage.restore(own)
             except (ValueError, msgspec.MsgspecError, orjson.JSONDecodeError) as error:
                 raise StateFormatError(
                     f"the changelog {where} holds state of [[pipeline]] stage {stage.name} that can't be read: "

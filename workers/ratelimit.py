@@ -17,7 +17,7 @@ A tick that is older than one already held or passed on is dropped. What is held
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +26,7 @@ import orjson
 
 from workers.frames import OutRecord
 from workers.stages import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
+from workers.steps import Portion
 from workers.ticks import Tick
 from workers.windows import LONG_AGO
 
@@ -100,11 +101,14 @@ class Throttler(Stage):
             bucket.stored = True
         return records
 
-    def restore(self, entries: Mapping[bytes, bytes]) -> None:
+    def restore(self, entries: Mapping[bytes, bytes]) -> Generator[None, None, None]:
+        portion = Portion()
         buckets = []
         for symbol, value in self._keys.heads_in(entries):
             clock_ns, full_at_ns = msgspec.msgpack.decode(value, type=tuple[int, int])
             buckets.append(_Bucket(symbol, clock_ns, full_at_ns, stored=True))
+            if portion.is_done():
+                yield
         self._buckets.load(buckets)
 
 
@@ -200,7 +204,8 @@ class Conflator(Stage):
             latest.stored = True
         return records
 
-    def restore(self, entries: Mapping[bytes, bytes]) -> None:
+    def restore(self, entries: Mapping[bytes, bytes]) -> Generator[None, None, None]:
+        portion = Portion()
         symbols = []
         for symbol, value in self._keys.heads_in(entries):
             clock_ns, passed_ns, dumped = msgspec.msgpack.decode(value, type=tuple[int, int, _Dumped | None])
@@ -209,6 +214,8 @@ class Conflator(Stage):
             if held is not None:
                 self._held += 1
                 heapq.heappush(self._due, (self._interval_end_ns(held.tick), symbol))
+            if portion.is_done():
+                yield
         self._symbols.load(symbols)
 
 

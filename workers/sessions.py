@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import reduce
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
+from workers.steps import Portion
 from workers.windows import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
 
 __all__ = ["Merging", "SessionEngine"]
@@ -73,9 +74,12 @@ class SessionEngine(WindowEngine[K, T]):
         self._merge = folding.merge if folding is not None else None
         self._next_order = 0
 
-    def load(self, windows: Iterable[Window[K]], partition_max_ns: int) -> None:
-        super().load(windows, partition_max_ns)
+    def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
+        yield from super().load_in_steps(windows, partition_max_ns)
+        portion = Portion()
         for state in self._keys.values():
+            if portion.is_done(0.1 * len(state.windows)):
+                yield
             state.starts = sorted(state.windows)
             for window in state.windows.values():
                 if window.orders:

@@ -15,7 +15,7 @@ their own: `workers.windows` says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from struct import Struct
 from struct import error as StructError
@@ -27,6 +27,7 @@ import orjson
 from workers.encoding import to_json
 from workers.errors import StateFormatError, StateMismatchError
 from workers.frames import OutRecord
+from workers.steps import Portion, run_through
 from workers.times import format_duration
 from workers.windows import Window
 
@@ -36,6 +37,7 @@ __all__ = [
     "check_fingerprint",
     "differing_settings",
     "read_state",
+    "read_state_in_steps",
     "write_meta",
     "write_windows",
 ]
@@ -43,6 +45,7 @@ __all__ = [
 FORMAT: Final = 1
 META_KEY: Final = b"m"
 SEGMENT_BYTES: Final = 512 * 1024  # of items in one record; one item may have more
+BYTES_OF_UNIT: Final = 2_048  # of items read in the time of a unit of `workers.steps`
 _WINDOW = Struct("<BBIQqqqI")  # version, flags, rev, count, end, first, last, segments
 _START = Struct(">q")
 _SEGMENT = Struct(">qI")
@@ -193,13 +196,23 @@ def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tupl
 
     Raises `StateFormatError` where a record is of another format, damaged, or misses a part.
     """
+    return run_through(read_state_in_steps(entries, load, where=where))
+
+
+def read_state_in_steps(
+    entries: Mapping[bytes, bytes], load: Any, *, where: str
+) -> Generator[None, None, tuple[LaneMeta | None, list[Window[str]]]]:
+    """`read_state`, with a pause after each portion."""
     meta: LaneMeta | None = None
     windows: list[Window[str]] = []
+    portion = Portion()
     for key, value in entries.items():
         kind = key[:1]
+        if portion.is_done(1 if kind == b"w" else 0.1):
+            yield
         try:
             if kind == b"w":
-                windows.append(_read_window(key, value, load, entries))
+                windows.append((yield from _read_window(key, value, load, entries, portion)))
             elif key == META_KEY:
                 meta = _read_meta(value)
             elif kind not in (b"i", b"o"):
@@ -225,7 +238,9 @@ def _read_meta(value: bytes) -> LaneMeta:
     return LaneMeta(found["offset"], found["partition_max_ns"], found["settings"], Counts(**found["counts"]))
 
 
-def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, bytes]) -> Window[str]:
+def _read_window(
+    key: bytes, value: bytes, load: Any, entries: Mapping[bytes, bytes], portion: Portion
+) -> Generator[None, None, Window[str]]:
     if value[0] != FORMAT:
         raise StateFormatError(f"its format is {value[0]}; this version reads format {FORMAT}")
     _, flags, rev, count, end_ns, first_ns, last_ns, segments = _WINDOW.unpack_from(value)
@@ -258,11 +273,15 @@ def _read_window(key: bytes, value: bytes, load: Any, entries: Mapping[bytes, by
         if flags & _ORDERED:
             window.orders = orders = []
             for data in stored:
+                if portion.is_done(len(data) / BYTES_OF_UNIT):
+                    yield
                 found = msgspec.msgpack.decode(data, type=tuple[list[int], list[bytes]])
                 orders += found[0]
                 items += found[1]
         else:
             for data in stored:
+                if portion.is_done(len(data) / BYTES_OF_UNIT):
+                    yield
                 items += msgspec.msgpack.decode(data, type=list[bytes])
         if (len(items) != count) != bool(flags & _CORRECTED):
             raise StateFormatError(f"it counts {count} ticks but keeps {len(items)}")

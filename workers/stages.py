@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Generic, Protocol, TypeVar
@@ -31,6 +31,7 @@ __all__ = [
     "StateKeys",
     "SymbolState",
     "SymbolStates",
+    "stage_of",
 ]
 
 _INDEX = Struct(">H")
@@ -81,6 +82,14 @@ class StageContext:
     partition: int
     unit_ns: int
     key_ttl_ns: int | None  # None: no symbol is ever forgotten
+
+
+def stage_of(key: bytes) -> int | None:
+    """The index of the stage whose state a changelog key is of; None where it is of none."""
+    if key[:1] != b"o" or len(key) < 1 + _INDEX.size:
+        return None
+    (index,) = _INDEX.unpack_from(key, 1)
+    return int(index)
 
 
 class StateKeys:
@@ -139,8 +148,10 @@ class Stage(ABC):
         """The changelog records that bring this stage's stored state up to date."""
         return []
 
-    def restore(self, entries: Mapping[bytes, bytes]) -> None:  # noqa: B027 - stateless stages have none
-        """Take over stored state. Raises ``ValueError`` or a subclass where it is damaged."""
+    def restore(self, entries: Mapping[bytes, bytes]) -> Generator[None, None, None]:
+        """Take over stored state, ``entries`` being this stage's, with a pause after each portion. Raises
+        ``ValueError`` or a subclass where it is damaged."""
+        yield from ()
 
     def _drop(self, passage: Passage, reason: str, departures: Departures, detail: Mapping[str, object]) -> None:
         """Count a tick as taken out for good and, with the ledger, write down which and why."""

@@ -34,12 +34,13 @@ Provisional frames apart, what comes out for a key depends on the sequence of ti
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from workers.assigners import Assigner
+from workers.steps import Portion, run_through
 from workers.watermark import is_late
 
 __all__ = [
@@ -367,7 +368,11 @@ class WindowEngine(Generic[K, T]):
 
     def load(self, windows: Iterable[Window[K]], partition_max_ns: int) -> None:
         """Take over stored windows. Only for a new engine."""
-        rules = self._rules
+        run_through(self.load_in_steps(windows, partition_max_ns))
+
+    def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
+        """`load`, with a pause after each portion."""
+        portion = Portion()
         self._partition_max_ns = partition_max_ns
         for window in windows:
             state = self._keys.get(window.key)
@@ -378,9 +383,12 @@ class WindowEngine(Generic[K, T]):
             self._schedule(state, window)
             if self._unflushed is not None and window.changed:
                 self._unflushed[window.key, window.start_ns] = window
-        if rules.key_ttl_ns is not None:
-            self._expiry = [(state.max_ns, next(self._tie_break), state) for state in self._keys.values()]
-            heapq.heapify(self._expiry)
+            if portion.is_done():
+                yield
+        for state in self._keys.values() if self._rules.key_ttl_ns is not None else ():
+            heapq.heappush(self._expiry, (state.max_ns, next(self._tie_break), state))
+            if portion.is_done(0.2):
+                yield
 
     def _new_key(self, key: K, ts_ns: int) -> KeyState[K]:
         state = self._keys[key] = KeyState(key, ts_ns)
