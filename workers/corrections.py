@@ -21,15 +21,19 @@ changed in all of them that are kept. Windows stay as the trades have made them:
 that of a log that had held the corrected trades in the first place. Items show a corrected trade as it was received,
 with price and size as the message has them, and a cancelled one not at all.
 
-*What it costs.* Windows keep their trades, as entries of some 45 bytes in the changelog and twice that in memory: a
-change is one more entry behind them. Messages don't pass the pipeline; a tick that an operator holds back or took out
-is not found.
+*What it costs.* Windows keep their trades, as entries of some 45 bytes in the changelog and twice that in memory, and
+another 150 bytes for their ids (`TradeIndex`). A change is one more entry behind them, and takes as long as there are
+trades in the windows that it changes, however many others are kept. Messages don't pass the pipeline; a tick that an
+operator holds back or took out is not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -40,9 +44,10 @@ from workers.assigners import Sessions
 from workers.encoding import to_json
 from workers.errors import ConfigError
 from workers.sessions import SessionEngine
+from workers.steps import Portion
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
 from workers.times import NS_PER_MS
-from workers.windows import KeyState, Window, WindowEngine, WindowRules
+from workers.windows import KeyState, Lateness, Window, WindowEngine, WindowRules
 
 __all__ = [
     "Changed",
@@ -50,12 +55,15 @@ __all__ = [
     "Correction",
     "CorrectionRules",
     "NotFound",
+    "TradeIndex",
     "TradeLog",
     "correction_decoder",
     "make_correcting_engine",
 ]
 
 Kind = Literal["cancel", "correct"]
+
+FORGOTTEN_AT_ONCE: Final = 5_000  # ids of windows that are gone, in a step that brought none
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +257,60 @@ class TradeLog:
         return [entry.trade for entry in self.entries.values() if entry.cancelled_by is None]
 
 
+class TradeIndex:
+    """Of one symbol: in which windows the trades of an id are. A window is told by the start that it had when the trade
+    joined it; of several windows that a trade is in, the last is noted, which is kept longest.
+
+    Windows go without their trades being looked at, so what is noted of them goes later, the oldest first.
+    """
+
+    __slots__ = ("_order", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: dict[str, int | dict[int, None]] = {}
+        self._order: deque[str] = deque()  # an entry per id and window, in the order they were noted
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def note(self, trade_id: str, start_ns: int) -> None:
+        """A trade with this id has joined."""
+        found = self._starts.get(trade_id)
+        if found is None:
+            self._starts[trade_id] = start_ns
+        elif isinstance(found, dict):
+            if start_ns in found:
+                return
+            found[start_ns] = None
+        elif found != start_ns:
+            self._starts[trade_id] = {found: None, start_ns: None}
+        else:
+            return
+        self._order.append(trade_id)
+
+    def starts_of(self, trade_id: str) -> Iterable[int]:
+        """Where trades with this id joined."""
+        found = self._starts.get(trade_id, ())
+        return (found,) if isinstance(found, int) else found
+
+    def forget(self, is_kept: Callable[[int], bool], limit: int) -> int:
+        """Let go of at most ``limit`` entries, up to the first whose window is kept; how many."""
+        for number in range(limit):
+            if not self._order:
+                return number
+            trade_id = self._order[0]
+            found = self._starts[trade_id]
+            oldest = next(iter(found)) if isinstance(found, dict) else found
+            if is_kept(oldest):
+                return number
+            self._order.popleft()
+            if isinstance(found, dict):
+                del found[oldest]
+            if not isinstance(found, dict) or not found:
+                del self._starts[trade_id]
+        return limit
+
+
 class NotFound(NamedTuple):
     """A correction that changed nothing, and why."""
 
@@ -284,33 +346,110 @@ class CorrectingEngine(WindowEngine[str, Tick]):
         self._show_items = show_items
         self._keep_values = keep_values or show_items
         self._logs: dict[Window[str], TradeLog] = {}
+        self._indices: dict[str, TradeIndex] = {}
+        self._outdated: dict[str, None] = {}  # symbols that lost windows, whose index may have entries to forget
+        self._noted = 0  # entries, since any were forgotten
+
+    def add(self, key: str, ts_ns: int, value: Tick) -> Lateness | None:
+        """As `WindowEngine.add`."""
+        lateness = super().add(key, ts_ns, value)
+        trade_id = _text(value.fields.get(self._trade_id))
+        state = self._keys.get(key)
+        if lateness is None and state is not None and trade_id is not None:
+            self._note(state, trade_id, ts_ns)
+        return lateness
+
+    def _note(self, state: KeyState[str], trade_id: str, ts_ns: int) -> None:
+        holders = self._windows_at(state, ts_ns)
+        if holders:
+            index = self._indices.get(state.key)
+            if index is None:
+                index = self._indices[state.key] = TradeIndex()
+            index.note(trade_id, holders[-1].start_ns)
+            self._noted += 1
+
+    def settle(self, silence_ns: int = 0) -> None:
+        """As `WindowEngine.settle`; and forget the ids of windows that are gone, twice as many as came, or some."""
+        super().settle(silence_ns)
+        left = max(FORGOTTEN_AT_ONCE, 2 * self._noted)
+        self._noted = 0
+        while self._outdated and left:
+            symbol, _ = self._outdated.popitem()
+            index = self._indices.get(symbol)
+            if index is None:
+                continue
+            left -= index.forget(partial(self._is_kept, symbol), left)
+            if not left:
+                self._outdated[symbol] = None
+            elif not index:
+                del self._indices[symbol]
+
+    def _is_kept(self, symbol: str, start_ns: int) -> bool:
+        state = self._keys.get(symbol)
+        return state is not None and self._window_from(state, start_ns) is not None
+
+    def load_in_steps(self, windows: Iterable[Window[str]], partition_max_ns: int) -> Generator[None, None, None]:
+        yield from super().load_in_steps(windows, partition_max_ns)
+        portion = Portion()
+        for state in self._keys.values():
+            for start_ns in sorted(state.windows):
+                for item in state.windows[start_ns].items or ():
+                    if portion.is_done(0.5):
+                        yield
+                    found = _DECODE(item)
+                    if isinstance(found, _Trade) and found.id is not None:
+                        self._note(state, found.id, found.ts_ns)
+        self._noted = 0
+
+    def _window_from(self, state: KeyState[str], start_ns: int) -> Window[str] | None:
+        """The window that had this start when a trade joined it."""
+        return state.windows.get(start_ns)
+
+    def _windows_at(self, state: KeyState[str], ts_ns: int) -> list[Window[str]]:
+        """The windows kept that trades of this time are in, by start."""
+        assigned = self._rules.assigner.assign(ts_ns)
+        return [state.windows[start_ns] for start_ns, _ in assigned if start_ns in state.windows]
 
     def correct(self, correction: Correction) -> Changed | NotFound:
         """Change the trade that is meant, in all windows that hold it."""
-        windows = self._correctable(correction.symbol)
-        targets = [self._log(window).by_id.get(correction.trade_id) for window in windows]
-        found = [target for target in targets if target is not None]
-        if not found:
-            kept = f"in the {len(windows)} windows kept of its symbol" if windows else "as no window of its symbol is"
-            return NotFound(f"no trade with id {excerpt(correction.trade_id)} is kept, {kept}")
-        target = max(found)
-        holders = [window for window in windows if target in self._log(window).entries]
-        cancelled_by = self._log(holders[0]).entries[target].cancelled_by
+        state, watermark_ns = self._keys.get(correction.symbol), self.watermark_ns(correction.symbol)
+        index = self._indices.get(correction.symbol)
+        target: _Trade | None = None
+        if state is not None and watermark_ns is not None and index is not None:
+            noted = (self._window_from(state, start_ns) for start_ns in index.starts_of(correction.trade_id))
+            for window in noted:
+                trade = self._trade_in(window, correction.trade_id, watermark_ns)
+                if trade is not None and (target is None or trade.offset > target.offset):
+                    target = trade
+        if state is None or watermark_ns is None or target is None:
+            return NotFound(f"no trade with id {excerpt(correction.trade_id)} is kept in the windows of its symbol")
+        holders = [
+            window
+            for window in self._windows_at(state, target.ts_ns)
+            if self._is_correctable(window, watermark_ns) and target.offset in self._log(window).entries
+        ]
+        cancelled_by = self._log(holders[0]).entries[target.offset].cancelled_by
         if cancelled_by is not None:
-            return NotFound(f"the trade, at offset {target}, was cancelled by the record at offset {cancelled_by}")
+            return NotFound(
+                f"the trade, at offset {target.offset}, was cancelled by the record at offset {cancelled_by}"
+            )
         for window in holders:
-            self._append(window, self._change_of(correction, self._log(window).entries[target].trade))
+            self._append(window, self._change_of(correction, self._log(window).entries[target.offset].trade))
             self._refold(window)
             self._show_change(window, "correction")
         return Changed(tuple((window.start_ns, window.end_ns) for window in holders))
 
-    def _correctable(self, symbol: str) -> list[Window[str]]:
-        """The symbol's windows by start, without one that is kept for nothing but the clock: its frame was final."""
-        state, watermark_ns = self._keys.get(symbol), self.watermark_ns(symbol)
-        if state is None or watermark_ns is None:
-            return []
-        windows = (state.windows[start_ns] for start_ns in sorted(state.windows))
-        return [window for window in windows if window.end_ns + self._rules.lateness_ns > watermark_ns]
+    def _is_correctable(self, window: Window[str], watermark_ns: int) -> bool:
+        """Not where a window is kept for nothing but the clock: its frame was final."""
+        return window.end_ns + self._rules.lateness_ns > watermark_ns
+
+    def _trade_in(self, window: Window[str] | None, trade_id: str, watermark_ns: int) -> _Trade | None:
+        """The last trade with this id in the window, if that can be corrected."""
+        if window is None or not self._is_correctable(window, watermark_ns):
+            return None
+        log = self._log(window)
+        offset = log.by_id.get(trade_id)
+        return None if offset is None else log.entries[offset].trade
 
     def _entry_of(self, tick: Tick) -> bytes:
         value = tick.value if self._keep_values else None
@@ -366,6 +505,7 @@ class CorrectingEngine(WindowEngine[str, Tick]):
 
     def _drop(self, state: KeyState[str], window: Window[str]) -> None:
         self._logs.pop(window, None)
+        self._outdated[state.key] = None
         super()._drop(state, window)
 
     def _items(self, window: Window[str]) -> tuple[Any, ...] | None:
@@ -382,6 +522,16 @@ class CorrectingSessionEngine(CorrectingEngine, SessionEngine[str, Tick]):
     def __init__(self, rules: WindowRules, **options: Any) -> None:
         super().__init__(rules, **options)
         self._merge = None
+
+    def _window_from(self, state: KeyState[str], start_ns: int) -> Window[str] | None:
+        """The session that one of this start is, or is part of by now."""
+        at = bisect_right(state.starts, start_ns)
+        window = state.windows[state.starts[at - 1]] if at else None
+        return window if window is not None and start_ns < window.end_ns else None
+
+    def _windows_at(self, state: KeyState[str], ts_ns: int) -> list[Window[str]]:
+        window = self._window_from(state, ts_ns)
+        return [] if window is None else [window]
 
     def _append(self, window: Window[str], entry: bytes) -> None:
         super()._append(window, entry)

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import deduplication, sink, worker
+from workers import corrections, deduplication, sink, steps, worker
+from workers.corrections import CorrectingEngine, CorrectionRules
 from workers.deduplication import Deduplicate
 from workers.encoding import to_json
 from workers.frames import OutRecord
@@ -239,3 +240,122 @@ def test_records_are_packed_in_portions() -> None:
     large = [OutRecord(b"k", b"v" * sink.PACKED_BYTES)] * 2
     assert [len(portion) for portion in sink._portions(large)] == [1, 1]
     assert list(sink._portions([])) == []
+
+
+# -- corrections ------------------------------------------------------------------------------------------------------
+
+RULES = CorrectionRules("kind", cancel=("X",), correct=("C",), id="id")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Entries of trades that were decoded."""
+    taken: list[bytes] = []
+    decode = corrections._DECODE
+
+    def counted(item: bytes) -> object:
+        taken.append(item)
+        return decode(item)
+
+    monkeypatch.setattr(corrections, "_DECODE", counted)
+    return taken
+
+
+def engine_of(lane: Lane) -> CorrectingEngine:
+    engine = lane._engine
+    assert isinstance(engine, CorrectingEngine)
+    return engine
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "tumbling"}, {"kind": "hopping", "hop_ns": S // 2}, {"kind": "session", "gap_ns": S // 2}]
+)
+def test_a_correction_costs_what_its_windows_hold(
+    kind: dict[str, object], restored: bool, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five thousand windows of two trades: a cancel reads those that hold its trade; of an unknown id it reads none."""
+    spec = {"size_ns": S, "lateness_ns": DAY, "corrections": RULES, **kind}
+    lane = lane_of(**spec)
+    count = 10_000
+    lane.process([tick(number, number // 2 * 1_000, id=number) for number in range(count)])
+    if restored:
+        stored = entries_of(lane.take_changes())
+        lane = lane_of(**spec)
+        lane.restore(stored, where="test")
+    looked_at = 0
+    is_correctable = CorrectingEngine._is_correctable
+
+    def counted(*args: object) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return is_correctable(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CorrectingEngine, "_is_correctable", counted)
+    decoded.clear()
+    lane.process([tick(count, 0, kind="X", id="unknown")])
+    assert (len(decoded), looked_at) == (0, 0)
+    effects = lane.process([tick(count + 1, 0, kind="X", id=5_000)])
+    assert effects.corrected == {"cancel": 1}
+    assert 2 <= len(decoded) <= 12  # two trades and a cancel in each of one or two windows, and once for a frame
+    assert looked_at <= 6
+
+
+def test_the_ids_of_windows_that_are_gone_are_forgotten() -> None:
+    lane = lane_of(size_ns=S, corrections=RULES)
+    engine = engine_of(lane)
+    for begin in range(0, 50_000, 1_000):
+        lane.process(
+            [tick(number, number * 10, f"K{number % 10}", id=number) for number in range(begin, begin + 1_000)]
+        )
+    assert sum(map(len, engine._indices.values())) < 1_500
+    assert len(engine._indices) == 10
+
+
+def test_ids_are_forgotten_with_their_symbol_and_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "FORGOTTEN_AT_ONCE", 100)
+    lane = lane_of(size_ns=S, corrections=RULES, key_ttl_ns=60 * S)
+    engine = engine_of(lane)
+    lane.process([tick(number, 0, "old", id=number) for number in range(1_000)])
+    lane.process([tick(1_000, 100_000, "new", id="x")])
+    assert len(engine._indices["old"]) == 900
+    for offset in range(1_001, 1_012):
+        lane.process([tick(offset, 100_000, "new", id=offset)])
+    assert list(engine._indices) == ["new"]
+
+
+def test_an_id_that_comes_again_and_again_is_noted_once_for_each_window() -> None:
+    lane = lane_of(size_ns=S, lateness_ns=DAY, corrections=RULES)
+    lane.process([tick(number, number % 5 * 1_000, id="same") for number in range(1_000)])
+    index = engine_of(lane)._indices["A"]
+    assert len(index) == 5
+    assert len(list(index.starts_of("same"))) == 5
+
+
+# -- restoring --------------------------------------------------------------------------------------------------------
+
+STORED: dict[str, dict[str, object]] = {
+    "windows": {},
+    "items": {"payload": "items", "size_ns": 10**6 * S},
+    "sessions": {"kind": "session", "gap_ns": S // 2},
+    "filled": {"fill_gaps_ns": 60 * S},
+    "corrections": {"corrections": RULES},
+    "ids": {"pipeline": (Deduplicate(("id",), DAY),), "size_ns": 10**6 * S},
+    "partition": {"scope": "partition"},
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_plain_lane_is_restored_in_steps_of_bounded_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand things that are stored take several steps, and what comes of it is the same."""
+    monkeypatch.setattr(steps, "UNITS", 200)
+    monkeypatch.setattr(deduplication, "PART_IDS", 500)
+    spec = {"size_ns": S, "lateness_ns": DAY, **STORED[name]}
+    lane = lane_of(**spec)
+    lane.process([tick(number, number * 1_000, id=number, text="x" * 300) for number in range(10_000)])
+    stored = entries_of(lane.take_changes())
+    again = lane_of(**spec)
+    assert sum(1 for _ in again.restore_in_steps(stored, where="test")) >= 4
+    more = [tick(10_000 + number, 10_000_000 + number * 1_000, id=number) for number in range(10)]
+    assert again.process(more) == lane.process(more)
+    assert again.take_changes() == lane.take_changes()
