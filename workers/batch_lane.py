@@ -467,7 +467,8 @@ class BatchLane(Lane):
             raise self._broken(batch) from error
 
     def _refuse(self, batch: RawBatch, status: int) -> None:
-        assert status != co.D_BACKWARDS, f"offsets below position {self.position} in the batch at {batch.base_offset}"
+        is_new = max(batch.base_offset, batch.start_offset) >= self.position
+        assert status != co.D_BACKWARDS or is_new, f"the batch at {batch.base_offset} is before {self.position}"
         raise self._broken(batch)
 
     def _broken(self, batch: RawBatch) -> BrokerError:

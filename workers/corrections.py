@@ -115,6 +115,8 @@ def correction_decoder(form: TickFormat, rules: CorrectionRules) -> Callable[[Re
 
     def decode(record: Record) -> Tick | Correction | Rejection:
         decoded = decode_tick(record)
+        if isinstance(decoded, Rejection) and decoded.reason is Reason.MALFORMED_JSON:
+            return decoded
         fields = decoded.fields if isinstance(decoded, Tick) else _fields(record.value)
         kind = kinds.get(_text(fields.get(rules.field)))
         if kind is not None:
@@ -128,10 +130,7 @@ def correction_decoder(form: TickFormat, rules: CorrectionRules) -> Callable[[Re
 
 
 def _fields(value: bytes | None) -> Mapping[str, object]:
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return {}
+    found = orjson.loads(value or b"")
     return found if isinstance(found, dict) else {}
 
 

@@ -68,9 +68,12 @@ class RawBatch:
     def records(self) -> Iterator[RawRecord]:
         """The wanted records one by one. Raises `BrokerError` where the payload is not what the format says."""
         payload = memoryview(self.payload())
-        position = 0
+        position, lowest = 0, self.base_offset
         for _ in range(self.count):
             record, position = read_record(payload, position, self)
+            if record.offset < lowest:
+                raise BrokerError(f"the offsets of the batch at offset {self.base_offset} do not rise")
+            lowest = record.offset + 1
             if record.offset >= self.start_offset:
                 yield record
         if position != len(payload):

@@ -350,7 +350,8 @@ def fit(work: Commit, spec: SinkSpec) -> int:
         limit = spec.routed[name].max_record_bytes
         work.dead_letters += [oversized_routed(record, name, limit) for record in records if _size(record) > limit]
         work.routed[name] = [record for record in records if _size(record) <= limit]
-    work.late = [record if _size(record) <= spec.late.max_record_bytes else shrink_late(record) for record in work.late]
+    limit = spec.late.max_record_bytes
+    work.late = [record if _size(record) <= limit else shrink_late(record, limit) for record in work.late]
     limit = spec.dead_letters.max_record_bytes
     work.dead_letters = [
         record if _size(record) <= limit else shrink_dead_letter(record, _size(record) - limit)
