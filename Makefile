@@ -39,8 +39,8 @@ bench: $(READY)  ## measure, side by side with what others would use
 load: $(READY)  ## overload, a database that hangs, workers that are gone: tables and drawings in load-report/
 	$(BIN)/python -m benchmarks.load $(LOAD)
 
-soak: $(READY)  ## chaos for SOAK_MINUTES, with new seeds; each is printed
-	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/chaos -m soak --timeout=0
+soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, with new seeds; each is printed
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/chaos tests/unit/test_hostile_records.py -m soak --timeout=0
 
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
 	@$(BIN)/python -m workers.broker

@@ -9,10 +9,10 @@ from itertools import pairwise
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c as crc32c
 
-from workers.rawbatch import RawBatch
+from workers.rawbatch import RawBatch, RawRecord
 from workers.ticks import Record
 
-__all__ = ["batches", "build_batch", "packed", "varint", "with_header_names"]
+__all__ = ["batches", "build_batch", "by_hand", "packed", "varint", "with_header_names"]
 
 HEADER_BYTES = 61
 NO_LIMIT = 1 << 30
@@ -54,6 +54,22 @@ def varint(number: int) -> bytes:
         out.append(left & 127 | 128)
         left >>= 7
     return bytes([*out, left])
+
+
+def by_hand(records: Sequence[RawRecord], names: Mapping[str, bytes]) -> RawBatch:
+    """A batch as no client's builder writes it: any timestamps, and ``names`` in place of headers' names."""
+    first, payload = records[0].offset, bytearray()
+    for record in records:
+        body = bytearray(b"\0" + varint(record.timestamp) + varint(record.offset - first))
+        for part in (record.key, record.value):
+            body += varint(-1) if part is None else varint(len(part)) + part
+        body += varint(len(record.headers))
+        for name, content in record.headers:
+            written = names.get(name, name.encode())
+            body += varint(len(written)) + written
+            body += varint(-1) if content is None else varint(len(content)) + content
+        payload += varint(len(body)) + body
+    return RawBatch(first, records[-1].offset + 1, len(records), 0, 0, 0, first, bytes(payload))
 
 
 def with_header_names(data: bytes, names: Mapping[str, bytes]) -> bytes:

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests import oracle
 
-__all__ = ["Expected", "Findings", "Model", "Topics", "end_offsets", "read_topic", "straight", "verify"]
+__all__ = ["Expected", "Findings", "Model", "Topics", "end_offsets", "read_headers", "read_topic", "straight", "verify"]
 
 READ_LIMIT_S = 60.0
 OVERSIZED_MARGIN_BYTES = 1_200  # of a batch's and record's own, key and headers included
@@ -113,6 +113,12 @@ async def read_topic(
         partition: [oracle.Record(each.offset, each.timestamp, each.key, each.value) for each in found]
         for partition, found in records.items()
     }
+
+
+async def read_headers(bootstrap: str, topic: str) -> dict[int, list[dict[str, bytes | None]]]:
+    """The headers of every record that the topic holds now, by partition."""
+    records = await _read(bootstrap, topic)
+    return {partition: [dict(each.headers) for each in found] for partition, found in records.items()}  # type: ignore[attr-defined]
 
 
 async def _read(bootstrap: str, topic: str, isolation_level: str = "read_committed") -> dict[int, list[object]]:

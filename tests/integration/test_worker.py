@@ -9,11 +9,16 @@ from pathlib import Path
 
 import orjson
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 
 from tests import oracle
 from tests.integration.apps import App, committed_through, send, wait_until
-from tests.verify import read_topic, verify
+from tests.raw_batches import packed, with_header_names
+from tests.verify import read_headers, read_topic, verify
 from workers.broker import Broker
+from workers.rawbatch import RawRecord
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 
@@ -98,6 +103,92 @@ async def test_a_worker_never_dies_of_a_record_and_says_what_was_wrong_with_it(
     findings = await verify(app.bootstrap, app.topics, CONFIG)
     assert not findings, findings
     assert findings.rejected == len(BAD_RECORDS)
+
+
+DEEP = b"[" * 1_000 + b"]" * 1_000
+UNREADABLE_NAME = {"name-that-is-one": b"\xff\xfe-that-is-\xc3\x28one"}
+
+
+def with_member(name: str, value: bytes) -> bytes:
+    """A tick with one member more, or another one."""
+    members = {each: orjson.dumps(found) for each, found in orjson.loads(tick()).items()}
+    members[name] = value
+    return b"{" + b",".join(b'"%s":%s' % (each.encode(), found) for each, found in members.items()) + b"}"
+
+
+POISON: list[tuple[str, bytes | None]] = [
+    ("malformed_json", DEEP),
+    ("malformed_json", b'{"a":' * 1_000 + b"1" + b"}" * 1_000),
+    *(("malformed_json", with_member(name, DEEP)) for name in ("price", "size", "ts", "symbol", "unknown", "id")),
+    ("malformed_json", b"[" * 1_023 + b"9" * 20 + b"]" * 1_023),
+    ("malformed_json", with_member("id", b"[" * 255 + b"]" * 255)),
+    ("wrong_type", with_member("price", b"[" * 40 + b"]" * 40)),
+    ("negative_size", with_member("size", b'"-1.' + b"0" * 100_000 + b'"')),
+    ("timestamp_out_of_range", with_member("ts", b"9" * 300)),
+    ("malformed_json", b"rubbish, with a header whose name is not UTF-8"),
+]
+
+
+async def send_poison(app: App) -> None:
+    """40 ticks and the 14 records between them, all on partition 0; every batch has a header that clients choke on."""
+    ticks = [tick(ts=NOW_MS + 500 * number) for number in range(40)]
+    values = [*ticks[:20], *(value for _, value in POISON), *ticks[20:]]
+    hostile = [(next(iter(UNREADABLE_NAME)), b"1"), ("without-a-value", None)]
+    log = [
+        RawRecord(number, NOW_MS + 60_000, b"AAPL", value, tuple(hostile) if number in (3, 33, 53) else ())
+        for number, value in enumerate(values)
+    ]
+    client = AIOKafkaClient(bootstrap_servers=app.bootstrap)
+    await client.bootstrap()
+    try:
+        await client.set_topics([app.topics.ticks])
+        leader = client.cluster.leader_for_partition(TopicPartition(app.topics.ticks, 0))
+        for begin in range(0, len(log), 9):
+            some = [replace(each, offset=each.offset - begin) for each in log[begin : begin + 9]]
+            data = with_header_names(packed(some), UNREADABLE_NAME)
+            request = ProduceRequest(None, -1, 10_000, [(app.topics.ticks, [(0, data)])])
+            response = await client.send(leader, request)
+            ((_, ((_, error, *_),)),) = response.topics
+            assert error == 0
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("way", ["compiled", "plain", "pipeline", "corrections"])
+async def test_records_that_programs_choke_on_take_out_nothing_but_themselves(
+    broker: Broker, topic_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("WORKERS_COMPILED", "0" if way == "plain" else "1")
+    config = tmp_path / "workers.toml"
+    config.write_text(
+        {
+            "pipeline": '[[pipeline]]\noperator = "deduplicate"\nfields = ["ts"]\nttl = "1h"\n',
+            "corrections": '[corrections]\nfield = "kind"\ncancel = ["X"]\ncorrect = ["C"]\nid = "id"\n',
+        }.get(way, "")
+    )
+    monkeypatch.setenv("WORKERS_CONFIG", str(config))
+    payload = {"corrections": "items", "plain": "both"}.get(way, "ohlcv")
+    app = App(broker.bootstrap_servers, topic_name, partitions=1, settings={"window.payload": payload})
+    assert app.run_command("topics", "create").returncode == 0
+    await send_poison(app)
+    with app.worker(tmp_path / "worker.log") as worker:
+        await committed_through(app, process=worker)
+    letters = (await read_topic(app.bootstrap, app.topics.dead_letters))[0]
+    headers = (await read_headers(app.bootstrap, app.topics.dead_letters))[0]
+    reasons = [(each["workers.reason"] or b"").decode() for each in headers]
+    assert [(reason, letter.value) for reason, letter in zip(reasons, letters, strict=True)] == POISON
+    assert headers[-1]["\\xff\\xfe-that-is-\\xc3(one"] == b"1"
+    frames = [orjson.loads(frame.value or b"") for frame in (await read_topic(app.bootstrap, app.topics.frames))[0]]
+    counted = [frame["count"] for frame in frames if frame["status"] != "provisional"]
+    assert counted == [10, 10, 10]
+    assert "Traceback" not in worker.output()
+    if way != "plain":
+        return
+    # Other readers of the log read it, too.
+    replayed = app.run_command("replay", "--from", str(NOW_MS - 60_000), "--to", str(NOW_MS + 60_000))
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    explained = app.run_command("explain", "AAPL", str(NOW_MS))
+    assert explained.returncode == 0, explained.stdout + explained.stderr
 
 
 async def test_late_and_dead_letters_hold_the_original_and_explain(
