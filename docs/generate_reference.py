@@ -57,6 +57,7 @@ REASONS: Final = {
     Reason.KEY_MISMATCH: "The record's key is not its symbol.",
     Reason.TIMESTAMP_OUT_OF_RANGE: "Its time is before `tick.min_time`, or does not fit 64-bit nanoseconds.",
     Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
+    Reason.CLOCK_JUMP: "It was further ahead than `tick.max_jump`, and its symbol's next tick went back.",
     Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
     Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
     Reason.PROCESSING_FAILED: "It made the worker raise where it should not: a bug, whose traceback is in the log.",

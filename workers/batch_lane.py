@@ -52,7 +52,7 @@ SETTLE_AT_LEAST: Final = 8_000  # windows looked at in one step, so that none ho
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
 
 _KIND_NAMES: Final = ke.KINDS
-_KINDS_OF_KEYS: Final = (b"w", META_KEY, b"i", b"o")  # items and operators' state are other lanes' business
+_KINDS_OF_KEYS: Final = (b"w", META_KEY, b"i", b"o", b"h")  # of these, all but the first two are other lanes' business
 
 
 class _Scratch(threading.local):
@@ -237,6 +237,7 @@ class BatchLane(Lane):
         meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
         if meta is not None:
             self.check(meta, where=where)
+            self._check_held(entries, where=where)
         items = iter(entries.items())
         while some := list(islice(items, WINDOWS_AT_ONCE)):
             found = _stored_windows(some)

@@ -141,6 +141,11 @@ def _text(found: object) -> str | None:
     return str(found) if type(found) is int else None
 
 
+def trade_id_of(fields: Mapping[str, object], name: str) -> str | None:
+    """A trade's id, if its field ``name`` is text or an integer."""
+    return _text(fields.get(name))
+
+
 def _id_rejection(name: str, found: object, record: Record) -> Rejection:
     message = f"{name} is {excerpt(found)} ({type(found).__name__}); expected a trade's id, a string or an integer"
     return Rejection(Reason.WRONG_TYPE, message, record)

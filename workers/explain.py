@@ -8,8 +8,8 @@ record. What lies before can't change the answer: none of it belongs to the wind
 window's start, so it makes no tick of the window late. (Where gaps are filled, the bar before a gap counts as part of
 the window.) This holds for replays of old data (all of it is then read) and wrong clocks alike. Two things escape it:
 ticks rejected because they were further ahead than that, and records without any timestamp, which no current producer
-writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` can have a memory of their own, and a
-session window can have begun at any time before: there reading begins where the log does.
+writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` and ``tick.max_jump`` can have a memory
+of their own, and a session window can have begun at any time before: there reading begins where the log does.
 
 *Where it ends.* Ticks may come for a window that is over, any time later: they are late, and it is worth saying so. So
 reading goes on for ``read_on_ns`` of the log's own time (its records' timestamps) after the window was over.
@@ -121,8 +121,9 @@ class Explanation:
     """What happened to ``symbol`` around ``time_ns``.
 
     ``windows`` are by start, the home partition's first; ``strays`` are rejected records that don't say their time,
-    met while the windows were open, and ticks that no window is for; ``held`` ticks that an operator has not let go;
-    ``clocks`` are where the clocks that judge the symbol's ticks stand at the end of what was read, by partition;
+    met while the windows were open, and ticks that no window is for; ``held`` ticks that an operator, or
+    ``tick.max_jump``, has not let go; ``clocks`` are where the clocks that judge the symbol's ticks stand at the end of
+    what was read, by partition;
     ``asked`` are the ticks of the very time asked for, which no limit leaves out, and ``asked_count`` how many there
     are: more than these only where they are more than a thousand. ``problem`` says why the answer is not to be trusted:
     the workers have other settings (``other_settings``), or there never were any. ``notes`` are what else is worth
@@ -323,7 +324,7 @@ class _Search:
     until_ms: int | None = None  # the timestamp up to which the home partition was read; None: to its end
 
     async def _begin(self, log: PartitionLag, *, from_beginning: bool) -> int:
-        if from_beginning or self.spec.pipeline or self.spec.kind == "session":
+        if from_beginning or self.spec.pipeline or self.spec.max_jump_ns or self.spec.kind == "session":
             return log.begin
         earliest_ns = min([self.first_ns, *(start_ns for start_ns, _ in self.spans())])
         if self.spec.fill_gaps_ns:

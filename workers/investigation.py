@@ -32,6 +32,12 @@ OUTSIDE: Final = "outside_session"
 _SESSIONS_HELD: Final = 256
 _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
 _MESSAGE_HEADER: Final = "__streams.errors.message"
+_OFFSET_HEADER: Final = "__streams.errors.offset"
+
+
+def _offset_of(letter: OutRecord) -> int:
+    """Where the record of a dead letter was; the last header of that name is the lane's own."""
+    return int(dict(letter.headers)[_OFFSET_HEADER] or b"")
 
 
 def seconds_text(duration_ns: int) -> str:
@@ -118,6 +124,10 @@ class _WatchedLane(Lane):
         watermark_ns = self._engine.watermark_ns(symbol)
         return self._engine.has_key(symbol) and watermark_ns is not None and watermark_ns > LONG_AGO
 
+    def is_held_for_its_time(self, symbol: str, offset: int) -> bool:
+        """Whether ``max_jump`` holds the tick."""
+        return self._quarantine is not None and self._quarantine.holds(symbol, offset)
+
     def spans(self, symbol: str) -> list[tuple[int, int]]:
         """Start and end of the symbol's windows."""
         return [(window.start_ns, window.end_ns) for window in self._engine.windows_of(symbol)]
@@ -169,7 +179,7 @@ class Investigation:
         self._asked_ns = asked_ns
         self._own: Clock | None = None  # the symbol's
         self._shared: Clock | None = None  # the partition's
-        self._unplaced: dict[int, TickFate] = {}  # held back by an operator, by offset
+        self._unplaced: dict[int, TickFate] = {}  # held back by an operator or max_jump, by offset
         self.windows: dict[int, WindowStory] = {}
         """By start. Of session windows also those near the time asked for: `touching` leaves them out."""
         self.asked: list[TickFate] = []
@@ -196,9 +206,10 @@ class Investigation:
             effects = self._lane.process((record,))
             placed, self._lane.placed = self._lane.placed, []
             corrections, self._lane.corrections = self._lane.corrections, []
-            if self._concerns(record, effects):
-                if effects.dead_letters:
-                    self._note_rejected(record, effects.dead_letters[0])
+            letters = {_offset_of(letter): letter for letter in effects.dead_letters}
+            if self._concerns(record, is_rejected=record.offset in letters):
+                if record.offset in letters:
+                    self._note_rejected(record, letters[record.offset])
                 elif not corrections:
                     self._hold(record)
             for tick, late, repeated in placed:
@@ -206,6 +217,8 @@ class Investigation:
             for correction, outcome in corrections:
                 if correction.symbol == self._symbol:
                     self._note_correction(record, correction, outcome)
+            for offset, letter in letters.items():
+                self._note_contradicted(offset, letter)
             for dropped in effects.late:
                 self._note_dropped(dropped)
             if effects.routed and record.offset in self._unplaced:
@@ -235,11 +248,11 @@ class Investigation:
     def _touches(self, start_ns: int, end_ns: int) -> bool:
         return start_ns <= self._last_ns and end_ns > self._first_ns
 
-    def _concerns(self, record: Record, effects: Effects) -> bool:
+    def _concerns(self, record: Record, *, is_rejected: bool) -> bool:
         """Whether the record is the symbol's, by its key or, where it was rejected for its key, by what it says."""
         if record.key == self._key:
             return True
-        return bool(effects.dead_letters) and says_symbol(record.value, self._spec.symbol_field, self._symbol)
+        return is_rejected and says_symbol(record.value, self._spec.symbol_field, self._symbol)
 
     # -- ticks --------------------------------------------------------------------------------------------------------
 
@@ -312,7 +325,9 @@ class Investigation:
             decoded.ts_ns,
             decoded.price,
             decoded.size,
-            detail="an operator holds it back until a later tick releases it",
+            detail="its time is ahead by more than tick.max_jump: it waits for its symbol's next tick"
+            if self._lane.is_held_for_its_time(self._symbol, record.offset)
+            else "an operator holds it back until a later tick releases it",
             misrouted=self._source.partition != self._home,
         )
         self._unplaced[record.offset] = fate
@@ -362,6 +377,17 @@ class Investigation:
         fate.fate, fate.reason = entry["reason"], entry["reason"]
         detail = ", ".join(f"{name} {value}" for name, value in entry["detail"].items())
         fate.detail = f"dropped by stage {entry['stage']}{f': {detail}' if detail else ''}"
+        self._keep(fate)
+
+    def _note_contradicted(self, offset: int, letter: OutRecord) -> None:
+        """A tick that was held for its time, and was not believed in the end."""
+        fate = self._unplaced.pop(offset, None)
+        if fate is None:
+            return
+        headers = dict(letter.headers)  # the last of a name is the lane's own
+        fate.fate, fate.reason = "rejected", (headers[REASON_HEADER] or b"").decode()
+        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        fate.detail = f"rejected as {fate.reason}: {message}"
         self._keep(fate)
 
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
@@ -418,7 +444,7 @@ class Investigation:
         return not isinstance(self._assigner, Sessions) and bool(self._assigner.assign(ts_ns))
 
     def still_held(self) -> Iterator[TickFate]:
-        """Ticks of the symbol that operators hold back at the moment."""
+        """Ticks of the symbol that operators, or ``max_jump``, hold back at the moment."""
         return iter(self._unplaced.values())
 
     # -- frames -------------------------------------------------------------------------------------------------------

@@ -39,12 +39,13 @@ from workers.corrections import (
     make_correcting_engine,
 )
 from workers.engines import check_merges, make_engine
-from workers.errors import CallbackError, ConfigError
+from workers.errors import CallbackError, ConfigError, StateMismatchError
 from workers.failures import Failure, raise_unless_of_record, rejection_of
 from workers.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
 from workers.partitioning import partition_for
 from workers.pipeline import OperatorSpec, Pipeline, describe
+from workers.quarantine import SUSPECT, Quarantine
 from workers.snapshot import (
     Counts,
     LaneMeta,
@@ -55,7 +56,7 @@ from workers.snapshot import (
     write_meta,
     write_windows,
 )
-from workers.stages import SequenceGap
+from workers.stages import Passage, SequenceGap
 from workers.steps import run_through
 from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import NS_PER_MS, TimestampUnit, format_duration
@@ -78,6 +79,8 @@ class LaneSpec:
     ``format`` frames: the input is a frames topic (`workers.bars`); then ``lag_ns``, ``scope``, ``payload``,
     ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about trades are told
     from trades (`workers.corrections`); None: there are none.
+
+    ``max_jump_ns``: how far ahead of its partition a tick is believed without a second (`workers.jumps`); 0: any is.
 
     ``key_ttl_ns`` None: a key is never forgotten, and other keys' progress takes nothing from it.
 
@@ -109,6 +112,7 @@ class LaneSpec:
     close_grace_ns: int = 0
     format: Literal["json", "frames"] = "json"
     corrections: CorrectionRules | None = None
+    max_jump_ns: int = 0
 
     @property
     def symbol_field(self) -> str:
@@ -274,6 +278,7 @@ class Lane:
         self.settings_digest = _digest(self._fingerprint)
         self._misrouted: set[str] = set()
         self._pipeline = self._new_pipeline()
+        self._quarantine = self._new_quarantine()
         self.position = 0
         self.counts = Counts()
 
@@ -324,6 +329,13 @@ class Lane:
             partition=source.partition,
         )
 
+    def _new_quarantine(self) -> Quarantine | None:
+        spec = self._spec
+        if not spec.max_jump_ns or spec.format == "frames":
+            return None
+        trade_id = spec.corrections.id if spec.corrections is not None else None
+        return Quarantine(spec.max_jump_ns, spec.lag_ns + spec.lateness_ns, spec.tick, trade_id)
+
     def process(self, records: Sequence[Record]) -> Effects:
         """Take the next records of the partition, in log order.
 
@@ -340,8 +352,7 @@ class Lane:
             except Exception as error:
                 self._reject(self._failed(record, error, effects), effects)
         effects.records = len(records)
-        if self._pipeline is not None:
-            self._count_operators(self._pipeline, effects)
+        self._count_held(effects)
         effects.extend(self._show(self._engine.settle))
         return effects
 
@@ -354,17 +365,41 @@ class Lane:
             self._reject(decoded, effects)
         elif isinstance(decoded, Correction):
             self.correct(decoded, effects)
-        elif self._pipeline is None:
-            self.place(decoded, effects)
+        elif self._quarantine is None:
+            self._accept(decoded, record, effects)
         else:
-            passages, failed = self._pipeline.push(decoded, record, effects)
-            for passage in passages:  # not all of them are this record: each answers for itself
-                try:
-                    self.place(passage.tick, effects)
-                except Exception as error:
-                    failed.append((passage.record, error))
-            for other, cause in failed:
-                self._reject(self._failed(other, cause, effects), effects)
+            for judged in self._quarantine.judge(decoded, record):
+                if isinstance(judged, Rejection):
+                    self._reject(judged, effects)
+                else:
+                    self._let_go(judged, effects)
+
+    def _accept(self, tick: Tick, record: Record, effects: Effects) -> None:
+        """Let a tick go on, through the pipeline to the windows."""
+        if self._pipeline is None:
+            self.place(tick, effects)
+            return
+        passages, failed = self._pipeline.push(tick, record, effects)
+        for passage in passages:  # not all of them are this record: each answers for itself
+            try:
+                self.place(passage.tick, effects)
+            except Exception as error:
+                failed.append((passage.record, error))
+        for other, cause in failed:
+            self._reject(self._failed(other, cause, effects), effects)
+
+    def _let_go(self, held: Passage, effects: Effects) -> None:
+        """Let a tick go on that was held; its own record answers for what it raises, not the one that released it."""
+        try:
+            self._accept(held.tick, held.record, effects)
+        except Exception as error:
+            self._reject(self._failed(held.record, error, effects), effects)
+
+    def release_held(self, effects: Effects) -> None:
+        """Let go on what is held for being ahead of its time: the input has ended, and no next tick will tell."""
+        if self._quarantine is not None:
+            for held in self._quarantine.release_all():
+                self._let_go(held, effects)
 
     def _failed(self, record: Record, error: Exception, effects: Effects) -> Rejection:
         """What raised on a record's way, as its rejection; what is not its fault is raised again."""
@@ -404,10 +439,11 @@ class Lane:
 
     @property
     def changes_waiting(self) -> int:
-        """How many windows and things of operators `take_changes` would write: a commit in time keeps it from taking
-        long."""
+        """How many windows, held ticks and things of operators `take_changes` would write: a commit in time keeps it
+        from taking long."""
         of_pipeline = self._pipeline.changes_waiting if self._pipeline is not None else 0
-        return self._engine.changes_waiting + of_pipeline
+        held = self._quarantine.changes_waiting if self._quarantine is not None else 0
+        return self._engine.changes_waiting + of_pipeline + held
 
     def take_changes(self) -> list[OutRecord]:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""
@@ -415,6 +451,8 @@ class Lane:
         records = write_windows(self._engine.take_changes(), dump)
         if self._pipeline is not None:
             records += self._pipeline.take_changes()
+        if self._quarantine is not None:
+            records += self._quarantine.take_changes()
         meta = LaneMeta(self.position, self._engine.partition_max_ns, self._fingerprint, self.counts)
         records.append(write_meta(meta))
         return records
@@ -436,9 +474,12 @@ class Lane:
         if meta is None:
             return None
         self.check(meta, where=where)
+        self._check_held(entries, where=where)
         yield from self._engine.load_in_steps(windows, meta.partition_max_ns)
         if self._pipeline is not None:
             yield from self._pipeline.restore_in_steps(entries, where=where)
+        if self._quarantine is not None:
+            self._quarantine.restore(entries, where=where)
         self.position = meta.offset
         self.counts = meta.counts
         return meta
@@ -450,6 +491,16 @@ class Lane:
     def check(self, meta: LaneMeta, *, where: str) -> None:
         """Raises `StateMismatchError` where state was made under settings that this lane's contradict."""
         check_fingerprint(meta, self._fingerprint, where=where)
+
+    def _check_held(self, entries: Mapping[bytes, bytes], *, where: str) -> None:
+        """Raises `StateMismatchError` where state holds ticks that nothing here would ever let go."""
+        held = sum(1 for key in entries if key.startswith(SUSPECT)) if self._quarantine is None else 0
+        if held:
+            raise StateMismatchError(
+                f"the stored state {where} holds {held} ticks that tick.max_jump held back, and it is off now. Set it "
+                "until the next ticks of their keys have come or the input has ended, or drop the state with `workers "
+                "state reset`"
+            )
 
     def differing_settings(self, meta: LaneMeta) -> list[str]:
         """What differs between this lane's settings and those that state was made under; nothing where it is taken."""
@@ -484,8 +535,9 @@ class Lane:
         correction goes to the late topic."""
         engine, source = self._engine, self._source
         assert isinstance(engine, CorrectingEngine)
+        outcome: Changed | NotFound
         try:
-            outcome = engine.correct(correction)
+            outcome = Changed(()) if self._correct_held(correction, effects) else engine.correct(correction)
         except AggregationRaised as raised:
             raise self._callback_error(raised, correction.symbol, correction.offset) from raised.__cause__
         if isinstance(outcome, Changed):
@@ -498,6 +550,17 @@ class Lane:
         effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
         effects.late.append(entry)
         return outcome
+
+    def _correct_held(self, correction: Correction, effects: Effects) -> bool:
+        """Change the trade meant where it is held for being ahead of its time, and in no window yet; whether it is."""
+        if self._quarantine is None:
+            return False
+        if correction.kind == "correct":
+            return self._quarantine.correct(correction)
+        cancelled = self._quarantine.cancel(correction)
+        if cancelled is not None:
+            self._reject(cancelled, effects)
+        return cancelled is not None
 
     def _callback_error(self, raised: AggregationRaised, symbol: str, offset: int) -> CallbackError:
         source = self._source
@@ -536,13 +599,19 @@ class Lane:
             ) from raised.__cause__
         return self._emit(Effects())
 
-    def _count_operators(self, pipeline: Pipeline, effects: Effects) -> None:
+    def _count_held(self, effects: Effects) -> None:
+        held = self._quarantine.held if self._quarantine is not None else 0
+        if self._pipeline is not None:
+            self._count_operators(effects)
+            held += self._pipeline.held
+        self.counts.held = held
+
+    def _count_operators(self, effects: Effects) -> None:
         counts = self.counts
         for (reason, _), number in effects.taken_out.items():
             name = _TAKEN_OUT[reason]
             setattr(counts, name, getattr(counts, name) + number)
         counts.routed_away += sum(map(len, effects.routed.values()))
-        counts.held = pipeline.held
 
     def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:
         expected = partition_for(tick.symbol.encode(), self._source.partitions)

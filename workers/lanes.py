@@ -20,7 +20,7 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 
 def supports(spec: LaneSpec) -> bool:
     """Whether the compiled lane computes what the spec asks for: bars of tumbling windows, each key with its own clock,
-    no pipeline."""
+    no pipeline, no ticks held."""
     form = spec.tick
     names = (form.symbol, form.ts, form.price, form.size)
     durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
@@ -35,6 +35,7 @@ def supports(spec: LaneSpec) -> bool:
         and spec.time_zone is None
         and spec.format == "json"
         and spec.corrections is None
+        and spec.max_jump_ns == 0
         and max(*durations, form.max_future_skew_ns) <= LONGEST_NS
     )
 
@@ -85,7 +86,7 @@ def takes_batches(spec: LaneSpec, compiled: bool | None = None) -> bool:
     if compiled and not supports(spec):
         raise ValueError(
             'a compiled lane needs payload and aggregation "ohlcv", scope "key", no pipeline, four distinct fields, '
-            "and tumbling windows without time zone and filled gaps, of ticks that are never corrected"
+            "and tumbling windows without time zone and filled gaps, of ticks that are never corrected, nor held"
         )
     if compiled and not _is_usable():
         raise ValueError("a compiled lane needs numba (pip install 'tick-workers[fast]')")

@@ -49,7 +49,7 @@ class Metrics:
     ``workers_ticks_in_total`` is the sum of ``workers_ticks_aggregated_total``, ``workers_ticks_late_total``,
     ``workers_ticks_rejected_total`` and, with operators, the same of ``deduplicated`` (also of frames that came
     before), ``throttled``, ``filtered`` and ``routed_away``, with corrections of ``corrected``, over all labels; ticks
-    held back for conflation (``workers_ticks_held``) are in none of these yet.
+    held back for conflation or by ``tick.max_jump`` (``workers_ticks_held``) are in none of these yet.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -77,7 +77,7 @@ class Metrics:
         self.ticks_throttled = self._counter("ticks_throttled", "Ticks that a stage dropped for their rate", by_stage)
         self.ticks_filtered = self._counter("ticks_filtered", "Ticks that a stage's function said no to", by_stage)
         self.ticks_routed_away = self._counter("ticks_routed_away", "Ticks sent to another topic", (*_PARTITION, "to"))
-        self.ticks_held = self._gauge("ticks_held", "Ticks that conflation holds back", _PARTITION)
+        self.ticks_held = self._gauge("ticks_held", "Ticks that conflation or tick.max_jump holds back", _PARTITION)
         self.sequence_missing = self._counter("sequence_missing", "Ids that were skipped in sequences", by_stage)
         self.stage_notices = self._counter(
             "stage_notices",

@@ -30,7 +30,15 @@ from workers.steps import Portion
 from workers.ticks import Tick
 from workers.windows import LONG_AGO
 
-__all__ = ["Conflate", "Conflator", "Throttle", "Throttler"]
+__all__ = [
+    "Conflate",
+    "Conflator",
+    "DumpedPassage",
+    "Throttle",
+    "Throttler",
+    "dump_passage",
+    "load_passage",
+]
 
 THROTTLED: Final = "throttled"
 WHOLE_PARTITION: Final = ""
@@ -198,7 +206,7 @@ class Conflator(Stage):
         records = [OutRecord(key, None) for key in self._deletions]
         self._deletions.clear()
         for latest in self._symbols.take_changed():
-            held = None if latest.held is None else _dump_passage(latest.held)
+            held = None if latest.held is None else dump_passage(latest.held)
             value = msgspec.msgpack.encode((latest.clock_ns, latest.passed_ns, held))
             records.append(OutRecord(self._keys.head(latest.symbol), value))
             latest.stored = True
@@ -208,8 +216,8 @@ class Conflator(Stage):
         portion = Portion()
         symbols = []
         for symbol, value in self._keys.heads_in(entries):
-            clock_ns, passed_ns, dumped = msgspec.msgpack.decode(value, type=tuple[int, int, _Dumped | None])
-            held = None if dumped is None else _load_passage(symbol, dumped)
+            clock_ns, passed_ns, dumped = msgspec.msgpack.decode(value, type=tuple[int, int, DumpedPassage | None])
+            held = None if dumped is None else load_passage(symbol, dumped)
             symbols.append(_Latest(symbol, clock_ns, passed_ns, held, stored=True))
             if held is not None:
                 self._held += 1
@@ -219,7 +227,7 @@ class Conflator(Stage):
         self._symbols.load(symbols)
 
 
-class _Dumped(msgspec.Struct, array_like=True):
+class DumpedPassage(msgspec.Struct, array_like=True):
     """A tick that is held, as the changelog has it; ``original`` is the record's value where a map changed the tick's.
 
     The record's key is the symbol, or it would have been rejected.
@@ -244,15 +252,17 @@ class _HeldRecord:
     headers: Sequence[tuple[str, bytes | None]] = field(default=())
 
 
-def _dump_passage(passage: Passage) -> _Dumped:
+def dump_passage(passage: Passage) -> DumpedPassage:
+    """A tick and its record as the changelog has them."""
     tick, record = passage.tick, passage.record
     original = None if record.value == tick.value else record.value
-    return _Dumped(
+    return DumpedPassage(
         tick.ts_ns, tick.price, tick.size, tick.offset, tick.value, original, record.timestamp, list(record.headers)
     )
 
 
-def _load_passage(symbol: str, dumped: _Dumped) -> Passage:
+def load_passage(symbol: str, dumped: DumpedPassage) -> Passage:
+    """What `dump_passage` was given. Raises ``ValueError`` where the tick's value is not JSON."""
     tick = Tick(
         symbol, dumped.ts_ns, dumped.price, dumped.size, dumped.offset, dumped.value, orjson.loads(dumped.value)
     )

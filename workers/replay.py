@@ -11,8 +11,8 @@ database on disk, so that memory is bounded by the lanes' state, however long th
 ``warm_up_ns`` it is read from the first record sent ``tick.max_future_skew`` before that time, or later: as a tick
 further ahead of its record is rejected, no tick at ``warm_up_ns`` or later is missed, and none before it belongs to a
 window that starts at ``from_ns >= warm_up_ns``, nor sets a clock that makes one of its ticks late. (Filled gaps
-show an earlier close, so with them that much more is read.) Operators and session windows may remember more than that;
-with a ``[[pipeline]]`` or sessions the answer is as good as their warm-up is long.
+show an earlier close, so with them that much more is read.) Operators, ``tick.max_jump`` and session windows may
+remember more than that; with them the answer is as good as their warm-up is long.
 
 *Workers may go on meanwhile.* What the group has committed is asked first, the end of the frames next, the end of the
 ticks last: so what should be published is, and what is published has its ticks among those that are read.
@@ -448,8 +448,8 @@ class _Replay:
         if truncated and (kind == "extra" or _count(published) > _count(made)):
             begin = self._lag[home].begin
             return f"{self._settings.topics.ticks}[{home}] begins at offset {begin:,}: its first ticks were deleted"
-        if self._warm_up_ns is not None and self.spec.pipeline:
-            return "the operators remember more than --warm-up gave them; leave it out"
+        if self._warm_up_ns is not None and (self.spec.pipeline or self.spec.max_jump_ns):
+            return "operators, or tick.max_jump, remember more than --warm-up gave them; leave it out"
         if self._warm_up_ns is not None and self.spec.kind == "session":
             return "a session may have begun before --warm-up; leave it out"
         if kind == "extra" and self._key is not None:

@@ -379,6 +379,11 @@ class TickSettings(_Section):
         description="A tick before this is rejected: seconds that are read as milliseconds are times of 1970.",
         json_schema_extra=_allowed("a date, or an RFC 3339 time"),
     )
+    max_jump: DurationNs = Field(
+        default=0,
+        description="A tick further than this ahead of all before it in its partition waits for its symbol's next one: "
+        "where that goes back, it was a wrong date, and goes to the dead letters. 0s: none waits.",
+    )
     on_misrouted: Literal["warn", "reject"] = Field(
         default="warn", description="What happens to a tick on another partition than murmur2 of its key gives."
     )
@@ -1140,6 +1145,13 @@ def _tick_conflicts(settings: Settings) -> Iterator[_Conflict]:
         other = owner.setdefault(getattr(settings.tick, name), name)
         if other != name:
             yield _Conflict((f"tick.{other}", f"tick.{name}"), "the fields of a tick must differ")
+    needed = settings.window.lag + settings.window.allowed_lateness
+    if 0 < settings.tick.max_jump < needed:
+        why = (
+            f"max_jump must be 0s or at least lag + allowed_lateness = {format_duration(needed)}, or a tick that is "
+            "merely out of order would send the one before it to the dead letters"
+        )
+        yield _Conflict(("tick.max_jump", "window.lag", "window.allowed_lateness"), why)
 
 
 def _window_conflicts(settings: Settings) -> Iterator[_Conflict]:
@@ -1223,7 +1235,7 @@ _MOST_FILLED: Final = 10_000  # bars that one tick can bring out
 
 
 _NOT_OF_FRAMES: Final = (
-    ("tick", ("symbol", "ts", "price", "size", "max_future_skew")),
+    ("tick", ("symbol", "ts", "price", "size", "max_future_skew", "max_jump")),
     ("window", ("payload", "aggregation", "watermark_scope", "fill_gaps")),
     ("corrections", ("field",)),
 )

@@ -7,6 +7,7 @@ A changelog partition holds, compacted,
     b"w" start symbol           one window: flags, rev, count, times, what flags announce, the aggregation's own bytes
     b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits, or fit
     b"o" stage ...              state of a pipeline stage (`workers.stages`)
+    b"h" ...                    ticks that are held for being ahead of their time (`workers.quarantine`)
 
 with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
 (tombstone) when the window is dropped, so a commit costs what changed, not what is kept. Keys' clocks need no record of
@@ -61,7 +62,8 @@ _CLOCK = Struct("<q")
 class Counts:
     """What became of every record since the state began; ``records`` is the sum of the others.
 
-    ``held`` are the ticks that a conflating operator holds back at the moment: they will be counted elsewhere.
+    ``held`` are the ticks that a conflating operator or ``max_jump`` holds back at the moment: they will be counted
+    elsewhere.
     """
 
     records: int = 0
@@ -215,7 +217,7 @@ def read_state_in_steps(
                 windows.append((yield from _read_window(key, value, load, entries, portion)))
             elif key == META_KEY:
                 meta = _read_meta(value)
-            elif kind not in (b"i", b"o"):
+            elif kind not in (b"i", b"o", b"h"):
                 raise StateFormatError(f"unknown kind of record {kind!r}")
         except (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError) as error:
             raise StateFormatError(

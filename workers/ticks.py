@@ -97,6 +97,8 @@ class Reason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
     FUTURE_TIMESTAMP = "future_timestamp"
+    CLOCK_JUMP = "clock_jump"
+    """A tick far ahead that the next of its key did not confirm (`workers.jumps`): it was a tick, and is none now."""
     MISROUTED = "misrouted"
     WRONG_WINDOW = "wrong_window"
     """A frame (`workers.bars`) that is not part of one window here."""

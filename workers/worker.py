@@ -116,6 +116,7 @@ def lane_spec(settings: Settings) -> LaneSpec:
         close_grace_ns=window.close_grace,
         format=tick.format,
         corrections=settings.corrections.rules(),
+        max_jump_ns=tick.max_jump,
     )
 
 

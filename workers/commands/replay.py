@@ -116,6 +116,7 @@ def _say_assumptions(settings: Settings, warm_up: str | None) -> None:
         f"workers: reading {settings.topics.ticks} from what was sent {skew} before {printable(warm_up)} on: earlier "
         "records hold no tick of that time or later"
         + ("; what operators remembered from before is missing" if settings.pipeline else "")
+        + ("; what tick.max_jump held before is missing" if settings.tick.max_jump else "")
         + ("; of sessions that began before, a part is missing" if settings.window.kind == "session" else "")
     )
 
