@@ -107,6 +107,7 @@ __all__ = [
     "TickSettings",
     "TopicsSettings",
     "WindowSettings",
+    "advice",
     "client_options",
     "consumer_options",
     "describe_settings",
@@ -1888,6 +1889,20 @@ def reference() -> list[ReferenceRow]:
             description = f"A file that holds `{name.removeprefix('kafka.')}`, instead of the secret itself."
             rows.append(ReferenceRow(f"{name}.file", "the path of a text file", "", description))
     return rows
+
+
+def advice(settings: Settings) -> list[str]:
+    """What is possible and may not be meant, a sentence each: for a log at the start, and ``workers config check``."""
+    tick, window = settings.tick, settings.window
+    waited = window.lag + window.allowed_lateness
+    if tick.format == "frames" or tick.max_future_skew <= waited:
+        return []
+    return [
+        f"tick.max_future_skew is {format_duration(tick.max_future_skew)} and window.lag + window.allowed_lateness "
+        f"{format_duration(waited)}: one tick from a clock that is so fast makes up to "
+        f"{format_duration(tick.max_future_skew - waited)} of its symbol's honest ticks late; a smaller skew, or more "
+        "lag, costs less"
+    ]
 
 
 # -- for aiokafka -----------------------------------------------------------------------------------------------------

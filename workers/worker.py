@@ -45,7 +45,7 @@ from workers.metrics import Metrics
 from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
-from workers.settings import Settings, consumer_options, producer_options
+from workers.settings import Settings, advice, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.snapshot import LaneMeta
 from workers.source import Fetched, Source
@@ -611,6 +611,8 @@ class Worker:
 
         Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
         """
+        for sentence in advice(self.settings):
+            log.info(sentence)
         self._failure = asyncio.get_running_loop().create_future()
         await self._prepare_topics()  # first, as it says within seconds what is wrong with the cluster or the settings
         self.compiled = await self._load_compiled()

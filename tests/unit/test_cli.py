@@ -104,6 +104,22 @@ def test_exit_codes_tell_what_kind_of_trouble_it_was(
     assert "Traceback" not in done.stderr
 
 
+SKEWED = (
+    "tick.max_future_skew is 1m and window.lag + window.allowed_lateness 2s: one tick from a clock that is so fast "
+    "makes up to 58s of its symbol's honest ticks late"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["config", "check"], ["run", "-b", "127.0.0.1:1", "--set", "metrics.port=off"]], ids=["check", "run"]
+)
+def test_what_a_fast_clock_can_cost_is_said_once_where_it_can(tmp_path: Path, arguments: list[str]) -> None:
+    assert command(*arguments, cwd=tmp_path).stderr.count(SKEWED) == 1
+    good = command(*arguments, "--set", "tick.max_future_skew=2s", cwd=tmp_path)
+    late = command(*arguments, "--set", "window.allowed_lateness=58s", cwd=tmp_path)
+    assert "honest ticks" not in good.stderr + late.stderr
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = command("lag", "-b", "127.0.0.1:1", "--debug", cwd=tmp_path)
     assert done.returncode == 3

@@ -81,13 +81,15 @@ def check(
 
       workers config check --config production.toml
     """
-    from workers.settings import client_options
+    from workers.settings import advice, client_options
     from workers.worker import lane_spec
 
     settings = load(config, sets, bootstrap_servers, application_id)
     client_options(settings)  # reads the certificates
     lane_spec(settings).rules()  # makes the calendar
     say(f"workers: the configuration is possible (application_id {settings.application_id})")
+    for sentence in advice(settings):
+        say(f"workers: note: {sentence}")
 
 
 @config_app.command()
