@@ -3,7 +3,8 @@
 Parsers are fed blocks of bytes and give back ``(key, value)`` pairs. A JSON line that needs no renaming passes through
 byte for byte; only its symbol is read, since that is the record's key. Whether the rest is a tick is for the worker to
 say, which keeps what it rejects. A line whose symbol can't be read has no key, so it can't be sent: it is *refused*,
-with file and line, and counted.
+with file and line, and counted. So is a row whose time is wrong by the rows around it, where the file has a guard on
+jumps (`workers.jumps`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -24,20 +25,40 @@ import orjson
 import zstandard
 
 from workers.errors import ConfigError, WorkersError
+from workers.fieldnames import ROLES, as_option, closest, role_names, suggested_map
+from workers.jumps import Contradiction, JumpGuard
 from workers.ticks import TickFormat
+from workers.times import MAX_EVENT_TIME_NS, format_instant, parse_rfc3339
 
-__all__ = ["MAX_TICK_BYTES", "CsvParser", "NdjsonParser", "Refused", "TickInput", "TickParser", "open_ticks"]
+__all__ = [
+    "MAX_TICK_BYTES",
+    "CsvParser",
+    "NdjsonParser",
+    "Refused",
+    "Row",
+    "TickInput",
+    "TickParser",
+    "open_ticks",
+    "raw_fields",
+    "time_reader",
+]
 
 MAX_TICK_BYTES: Final = 900_000
 """Longest value that is sent: with its key it fits a broker's default ``message.max.bytes`` even uncompressed."""
 
 BLOCK_BYTES: Final = 256 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
+_UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 _REPORTED: Final = 20
+_UNDECIDED_OBJECTS: Final = 1_000
 _OTHER_SEPARATORS: Final = {";": "the semicolon", "\t": "the tab", "|": "the bar |"}
 
-Role = Literal["symbol", "ts", "price", "size"]
-_ROLES: Final[tuple[Role, ...]] = ("symbol", "ts", "price", "size")
+Row = tuple[int, bytes, bytes]
+"""The number of a line, from 1, and the key and value of the record that it becomes."""
+
+raw_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+"""The fields of a JSON object as they are written."""
+
 _JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)", re.ASCII)
 _JSON_NUMBER = re.compile(_JSON_INTEGER.pattern + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -49,10 +70,13 @@ class Refused:
     name: str
     say: Callable[[str], None]
     count: int = 0
+    first: str = ""
+    """The first of them and what was wrong with it, like ``line 7: not JSON``."""
 
     def add(self, line: int, why: str) -> None:
         """Count a line (numbered from 1) and report it while there are few."""
         self.count += 1
+        self.first = self.first or f"line {line}: {why}"
         if self.count <= _REPORTED:
             self.say(f"{self.name}:{line}: {why}")
         elif self.count == _REPORTED + 1:
@@ -60,13 +84,17 @@ class Refused:
 
 
 class TickParser(Protocol):
-    """Turns blocks of a file into keys and values."""
+    """Turns blocks of a file into rows.
 
-    def feed(self, block: bytes) -> list[tuple[bytes, bytes]]:
+    Raises ``ConfigError`` before it gives out the first where a field of the file that was named is not there, or one
+    would come to have the name of another.
+    """
+
+    def feed(self, block: bytes) -> list[Row]:
         """The ticks whose lines end in this block."""
         ...
 
-    def finish(self) -> list[tuple[bytes, bytes]]:
+    def finish(self) -> list[Row]:
         """What a last line without a line end holds."""
         ...
 
@@ -85,6 +113,8 @@ class _Lines:
         """The lines that end in this block, without their ends, after what was left of the one before."""
         if not self._started:
             self._started = True
+            if block.startswith(_UTF16_BOMS):
+                raise ConfigError(f"{self._refused.name}: UTF-16; expected UTF-8, as iconv -f UTF-16 -t UTF-8 makes it")
             block = block.removeprefix(_BOM)
         if self._skipping:
             _, end, block = block.partition(b"\n")
@@ -116,28 +146,113 @@ def _symbol_reader(field_name: str) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(struct).decode
 
 
+def time_reader(form: TickFormat) -> Callable[[bytes], int | None]:
+    """Reads the event time of a tick's JSON in nanoseconds; None where it has none that a worker would take."""
+    struct = msgspec.defstruct("WithTime", [("ts", msgspec.Raw)], rename={"ts": form.ts})
+    decode: Callable[[bytes], Any] = msgspec.json.Decoder(struct).decode
+    unit_ns = form.unit_ns
+
+    def read(value: bytes) -> int | None:
+        try:
+            raw = bytes(decode(value).ts)
+            ts_ns = parse_rfc3339(orjson.loads(raw)) if raw[0] == 34 else int(raw) * unit_ns
+        except (ValueError, RecursionError):
+            return None
+        return ts_ns if abs(ts_ns) <= MAX_EVENT_TIME_NS else None
+
+    return read
+
+
+class _Renaming:
+    """Gives fields of JSON objects their names in the tick format; what they hold stays as it is written.
+
+    Whether the mapping can be meant shows in the first objects: nothing is handed out before each field that it names
+    was seen once.
+    """
+
+    def __init__(self, name: str, form: TickFormat, renamed: Mapping[str, str]) -> None:
+        self._name = name
+        self._form = form
+        self._renamed = {old: new for old, new in renamed.items() if old != new}
+        self._targets = {new: old for old, new in self._renamed.items() if new not in renamed}
+        self._unseen = set(renamed)
+        self._mapping = renamed
+        self._found: dict[str, None] = {}
+        self._objects = 0
+        self._decided = not renamed
+
+    @property
+    def needed(self) -> bool:
+        """Whether lines have to go through here."""
+        return bool(self._renamed) or not self._decided
+
+    def apply(self, line: bytes) -> bytes:
+        """The line with its fields renamed. Raises ``ValueError``, and ``ConfigError`` while nothing is decided."""
+        fields = raw_fields(line)
+        both = next((new for new, old in self._targets.items() if new in fields and old in fields), None)
+        if not self._decided:
+            self._objects += 1
+            self._unseen.difference_update(fields)
+            if len(self._found) < 100:
+                self._found.update(dict.fromkeys(fields))
+            if both is not None:
+                raise ConfigError(f"{self._name}: {_named_twice(self._form, both, self._targets[both])}")
+        elif both is not None:
+            raise ValueError(f"the line has both {both} and {self._targets[both]}, which --field-map would name {both}")
+        if not self._renamed:
+            return line
+        moved = {new: fields.pop(old) for old, new in self._renamed.items() if old in fields}
+        return msgspec.json.encode(fields | moved)
+
+    def decide(self, rows: Sequence[Row], *, ended: bool) -> None:
+        """Called at the end of each block, with what it gives. Raises ``ConfigError`` where a named field is missing
+        although there are ticks, or many objects, or all of them."""
+        if self._decided or not self._unseen:
+            self._decided = True
+        elif rows or self._objects >= _UNDECIDED_OBJECTS or (ended and self._objects):
+            raise ConfigError(f"{self._name}: {_not_there(self._mapping, self._unseen, self._found)}")
+
+
+def _not_there(renamed: Mapping[str, str], missing: Iterable[str], found: Iterable[str]) -> str:
+    """That fields named by ``--field-map`` are not in the file, and which ones may be meant."""
+    gone = [name for name in renamed if name in set(missing)]
+    free = [name for name in found if name not in renamed]
+    likely = [name for name in (closest(each, free) for each in gone) if name is not None]
+    meant = f" Is {', '.join(likely)} meant?" if likely else ""
+    return f"--field-map names {', '.join(gone)}, which is not in the file; found {', '.join(found)[:200]}.{meant}"
+
+
+def _named_twice(form: TickFormat, target: str, source: str) -> str:
+    """That a field would get a name which another one has, and what to do instead."""
+    role = next(role for role, name in role_names(form).items() if name == target)
+    return (
+        f"--field-map would name {source} {target}, but the file has a field {target} of its own. To take {source} "
+        f"instead, leave the names as they are and give this command and the workers --set tick.{role}={source}"
+    )
+
+
 class NdjsonParser:
     """JSON objects, one a line. ``renamed`` maps the file's field names to those of the tick format."""
 
     def __init__(self, form: TickFormat, refused: Refused, renamed: Mapping[str, str] | None = None) -> None:
         self._refused = refused
         self._lines = _Lines(refused)
-        self._renamed = {old: new for old, new in (renamed or {}).items() if old != new}
-        self._symbol = form.symbol
+        self._renaming = _Renaming(refused.name, form, renamed or {})
+        self._form = form
         self._symbol_of = _symbol_reader(form.symbol)
 
-    def feed(self, block: bytes) -> list[tuple[bytes, bytes]]:
+    def feed(self, block: bytes) -> list[Row]:
         """See `TickParser`."""
         return self._parse(self._lines.split(block))
 
-    def finish(self) -> list[tuple[bytes, bytes]]:
+    def finish(self) -> list[Row]:
         """See `TickParser`."""
-        return self._parse(self._lines.rest())
+        return self._parse(self._lines.rest(), ended=True)
 
-    def _parse(self, lines: list[bytes]) -> list[tuple[bytes, bytes]]:
-        ticks: list[tuple[bytes, bytes]] = []
-        append, symbol_of = ticks.append, self._symbol_of
-        convert = self._rename if self._renamed else None
+    def _parse(self, lines: list[bytes], *, ended: bool = False) -> list[Row]:
+        rows: list[Row] = []
+        append, symbol_of = rows.append, self._symbol_of
+        convert = self._renaming.apply if self._renaming.needed else None
         number = self._lines.number
         for line in lines:
             number += 1
@@ -149,25 +264,33 @@ class NdjsonParser:
                 if len(line) > MAX_TICK_BYTES:
                     raise ValueError(_too_long(len(line)))
                 value = line if convert is None else convert(line)
-                append((symbol_of(value).symbol.encode(), value))
-            except ValueError as error:  # msgspec's and orjson's errors, a symbol that is no UTF-8, and ours
-                self._refused.add(number, self._why(error))
+                append((number, symbol_of(value).symbol.encode(), value))
+            except (ValueError, RecursionError) as error:  # msgspec's errors, a symbol that is no UTF-8, and ours
+                self._refused.add(number, self._why(error, line))
         self._lines.number = number
-        return ticks
+        self._renaming.decide(rows, ended=ended)
+        return rows
 
-    def _rename(self, line: bytes) -> bytes:
-        fields = orjson.loads(line)
-        if not isinstance(fields, dict):
-            raise ValueError("not a JSON object")  # noqa: TRY004 - every refusal of a line is a ValueError
-        moved = {new: fields.pop(old) for old, new in self._renamed.items() if old in fields}
-        fields.update(moved)
-        return orjson.dumps(fields)
-
-    def _why(self, error: Exception) -> str:
+    def _why(self, error: Exception, line: bytes) -> str:
+        if isinstance(error, RecursionError):
+            return "nested too deep"
         if isinstance(error, msgspec.ValidationError):
-            expected = f"expected a JSON object with {self._symbol!r}, the symbol, as a string"
-            return f"{error}; {expected}".replace("`", "").replace(" - at $", " at $")
-        return f"not JSON: {error}" if isinstance(error, msgspec.DecodeError | orjson.JSONDecodeError) else str(error)
+            expected = f"expected a JSON object with {self._form.symbol!r}, the symbol, as a string"
+            return f"{error}; {expected}".replace("`", "").replace(" - at $", " at $") + self._advice(line)
+        return f"not JSON: {error}" if isinstance(error, msgspec.DecodeError) else str(error)
+
+    def _advice(self, line: bytes) -> str:
+        """What would help, where the line is an array or its fields have names that are known."""
+        if self._renaming.needed or self._refused.count > _REPORTED:
+            return ""
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return ""
+        if isinstance(fields, list):
+            return ". jq -c '.[]' makes lines of an array"
+        option = as_option(suggested_map(self._form, fields)) if isinstance(fields, dict) else ""
+        return f". Try {option}" if option else ""
 
 
 class CsvParser:
@@ -187,19 +310,19 @@ class CsvParser:
         self._numbers: list[re.Pattern[str] | None] = []  # of each column, what a cell of it looks like as a number
         self._symbol_column = 0
 
-    def feed(self, block: bytes) -> list[tuple[bytes, bytes]]:
+    def feed(self, block: bytes) -> list[Row]:
         """See `TickParser`."""
         return self._parse(self._lines.split(block))
 
-    def finish(self) -> list[tuple[bytes, bytes]]:
+    def finish(self) -> list[Row]:
         """See `TickParser`."""
-        ticks = self._parse(self._lines.rest())
+        rows = self._parse(self._lines.rest())
         if not self._prefixes:
             raise ConfigError(f"{self._refused.name}: no header; expected a first line with the names of the columns")
-        return ticks
+        return rows
 
-    def _parse(self, lines: list[bytes]) -> list[tuple[bytes, bytes]]:
-        ticks: list[tuple[bytes, bytes]] = []
+    def _parse(self, lines: list[bytes]) -> list[Row]:
+        rows: list[Row] = []
         number = self._lines.number
         for line in lines:
             number += 1
@@ -208,36 +331,52 @@ class CsvParser:
             try:
                 cells = _cells(line.rstrip(b"\r").decode())
                 if self._prefixes:
-                    ticks.append(self._tick(cells))
+                    rows.append((number, *self._tick(cells)))
                 else:
                     self._read_header(cells)
             except ValueError as error:
                 self._refused.add(number, str(error))
         self._lines.number = number
-        return ticks
+        return rows
 
     def _read_header(self, cells: list[str]) -> None:
+        form, where = self._form, self._refused.name
+        unseen = [name for name in self._renamed if name not in cells]
+        if unseen:
+            raise ConfigError(f"{where}: {_not_there(self._renamed, unseen, cells)}")
         names = [self._renamed.get(cell, cell) for cell in cells]
-        form = self._form
         missing = [name for name in (form.symbol, form.ts, form.price, form.size) if name not in names]
         if missing:
-            other = next((mark for mark in _OTHER_SEPARATORS if len(cells) == 1 and mark in cells[0]), None)
-            advice = (
-                f"Is {_OTHER_SEPARATORS[other]} its separator? Expected commas"
-                if other is not None
-                else "Say which column is which with --field-map, like --field-map ts=T,price=p"
-            )
             raise ConfigError(
-                f"{self._refused.name}: the header has no {', '.join(missing)}; found {', '.join(cells)[:200]}. "
-                f"{advice}"
+                f"{where}: the header has no {', '.join(missing)}; found {', '.join(cells)[:200]}. "
+                f"{self._advice(cells, names)}"
             )
-        repeated = {name for name in names if names.count(name) > 1}
+        repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if repeated:
-            raise ConfigError(f"{self._refused.name}: the header has {', '.join(sorted(repeated))} more than once")
+            source = next((old for old, new in self._renamed.items() if new == repeated[0]), None)
+            if source is not None and cells.count(source) == 1:
+                raise ConfigError(f"{where}: {_named_twice(form, repeated[0], source)}")
+            raise ConfigError(f"{where}: the header has {', '.join(repeated)} more than once")
         self._symbol_column = names.index(form.symbol)
         numbers = {form.price: _JSON_NUMBER, form.size: _JSON_NUMBER, form.ts: _JSON_INTEGER}
         self._numbers = [numbers.get(name) if name != form.symbol else None for name in names]
         self._prefixes = [(b"," if column else b"{") + orjson.dumps(name) + b":" for column, name in enumerate(names)]
+
+    def _advice(self, cells: list[str], names: list[str]) -> str:
+        """What may help with a header that lacks fields."""
+        other = next((mark for mark in _OTHER_SEPARATORS if len(cells) == 1 and mark in cells[0]), None)
+        if other is not None:
+            return f"Is {_OTHER_SEPARATORS[other]} its separator? Expected commas"
+        if any(_JSON_NUMBER.fullmatch(cell) for cell in cells):
+            return "Is it the first row, and the header missing? Expected a first line with the names of the columns"
+        given = {
+            role: old
+            for role, new in role_names(self._form).items()
+            for old in self._renamed
+            if self._renamed[old] == new
+        }
+        option = as_option(given | suggested_map(self._form, names))
+        return f"Say which column is which with --field-map, like {option or '--field-map ts=T,price=p'}"
 
     def _tick(self, cells: list[str]) -> tuple[bytes, bytes]:
         if len(cells) != len(self._prefixes):
@@ -270,7 +409,7 @@ def field_renames(mapping: str | None, form: TickFormat) -> dict[str, str]:
 
     Raises ``ConfigError`` for anything else.
     """
-    configured = dict(zip(_ROLES, (form.symbol, form.ts, form.price, form.size), strict=True))
+    configured = {str(role): name for role, name in role_names(form).items()}
     renames: dict[str, str] = {}
     for part in (mapping or "").split(","):
         if not part.strip():
@@ -279,7 +418,7 @@ def field_renames(mapping: str | None, form: TickFormat) -> dict[str, str]:
         if not equals or role not in configured or not name or name in renames:
             raise ConfigError(
                 f"--field-map {mapping}: {part.strip()!r} is wrong; expected FIELD=NAME-IN-FILE with each of "
-                f"{', '.join(_ROLES)} at most once, like ts=T,price=p"
+                f"{', '.join(ROLES)} at most once, like ts=T,price=p"
             )
         renames[name] = configured[role]
     if len(set(renames.values())) != len(renames):
@@ -310,6 +449,12 @@ class TickInput:
     raw: _Raw
     stream: Blocks
     size: int | None  # None: a pipe, which has no size and whose next block may be long in coming
+    jumps: Refused
+    form: TickFormat
+    preview: Callable[[Sequence[Row]], None] | None = None
+    """Looks at the rows that are about to be sent."""
+    _guard: JumpGuard[Row] | None = field(default=None, init=False)
+    _time_of: Callable[[bytes], int | None] = field(default=lambda value: None, init=False)
     _ended: bool = field(default=False, init=False)
 
     def read_block(self) -> bytes:
@@ -324,14 +469,59 @@ class TickInput:
                 f"{self.name}: damaged or unreadable, some {self.position:,} bytes in: {error}"
             ) from error
 
+    def guard_jumps(self, max_jump_ns: int, disorder_ns: int = 0) -> None:
+        """Hold back each row whose time is further ahead of all before it than this, until the next one of its symbol;
+        where that goes back, the held row is not given out but counted among ``jumps``. See `workers.jumps`."""
+        self._guard = JumpGuard(max_jump_ns, min(disorder_ns, max_jump_ns))
+        self._time_of = time_reader(self.form)
+
     def parse(self, block: bytes) -> list[tuple[bytes, bytes]]:
-        """The ticks of a block; of an empty one, the last line."""
+        """The keys and values of the `rows` of a block."""
+        rows = self.rows(block)
+        if self.preview is not None:
+            self.preview(rows)
+        return [(key, value) for _line, key, value in rows]
+
+    def rows(self, block: bytes) -> list[Row]:
+        """The rows of a block; of an empty one, the last line's, and what was held back."""
         if block:
-            return self.parser.feed(block)
+            return self._judged(self.parser.feed(block))
         if self._ended:
             return []
         self._ended = True
-        return self.parser.finish()
+        rows = self._judged(self.parser.finish())
+        if self._guard is not None:
+            rows += [judged.item for judged in self._guard.release_all()]
+        return rows
+
+    def _judged(self, rows: list[Row]) -> list[Row]:
+        if self._guard is None:
+            return rows
+        guard, time_of = self._guard, self._time_of
+        going: list[Row] = []
+        for row in rows:
+            line, key, value = row
+            ts_ns = time_of(value)
+            if ts_ns is None:  # for the worker to refuse: it says nothing about the time of others
+                going.append(row)
+                continue
+            if not guard and guard.clock_ns is not None and ts_ns <= guard.clock_ns:
+                going.append(row)  # nothing is held, and this moves nothing on
+                continue
+            for judged in guard.judge(key.decode(), ts_ns, line, row):
+                if judged.contradicted_by is None:
+                    going.append(judged.item)
+                else:
+                    self._report_jump(judged.item, judged.ts_ns, judged.contradicted_by)
+        return going
+
+    def _report_jump(self, row: Row, ts_ns: int, by: Contradiction) -> None:
+        line, _key, _value = row
+        self.jumps.add(
+            line,
+            f"its time, {format_instant(ts_ns)}, is far ahead of all before it, and line {by.order} of the "
+            f"symbol goes back to {format_instant(by.ts_ns)}; not sent (--max-jump)",
+        )
 
     @property
     def position(self) -> int:
@@ -371,7 +561,8 @@ def open_ticks(
         size = path.stat().st_size if regular else None
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from None
-    return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size)
+    jumps = Refused(refused.name, say)
+    return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size, jumps, form)
 
 
 def _kind(path: Path, suffixes: Sequence[str]) -> Literal["ndjson", "csv"]:

@@ -36,10 +36,12 @@ def refused() -> tuple[Refused, list[str]]:
 
 
 def parse(parser: TickParser, data: bytes, *, step: int = 1 << 20) -> list[tuple[bytes, bytes]]:
-    ticks = []
+    rows = []
     for position in range(0, len(data), step):
-        ticks += parser.feed(data[position : position + step])
-    return ticks + parser.finish()
+        rows += parser.feed(data[position : position + step])
+    rows += parser.finish()
+    assert [line for line, _, _ in rows] == sorted({line for line, _, _ in rows})
+    return [(key, value) for _, key, value in rows]
 
 
 def read(file: TickInput) -> list[tuple[bytes, bytes]]:
@@ -110,7 +112,7 @@ def test_renaming_moves_the_files_fields_to_the_configured_names() -> None:
     collector, _ = refused()
     form = TickFormat(symbol="s", ts="T", price="p", size="q")
     parser = NdjsonParser(form, collector, {"sym": "s", "t": "T"})
-    [(key, value)] = parse(parser, b'{"sym":"A","t":5,"p":"1.10","q":2,"s":"old"}\n')
+    [(key, value)] = parse(parser, b'{"sym":"A","t":5,"p":"1.10","q":2}\n')
     assert key == b"A"
     assert orjson.loads(value) == {"s": "A", "T": 5, "p": "1.10", "q": 2}
 
@@ -171,6 +173,124 @@ def test_a_header_that_can_not_be_used_is_an_error_that_says_what_was_found(head
     collector, _ = refused()
     with pytest.raises(ConfigError, match=what):
         parse(CsvParser(FORM, collector), header)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_fields_can_change_places() -> None:
+    collector, _ = refused()
+    line = b'{"symbol":"A","ts":1,"price":2,"size":1.50}\n'
+    [(_, value)] = parse(NdjsonParser(FORM, collector, {"size": "price", "price": "size"}), line)
+    assert orjson.loads(value) == {"symbol": "A", "ts": 1, "price": 1.5, "size": 2}
+
+
+def test_renaming_changes_no_digit_of_any_field() -> None:
+    collector, _ = refused()
+    line = b'{"s":"A","ts":1,"price":1.50,"size":1,"at":1736000000.123456789,"id":[123456789012345678901]}\n'
+    [(_, value)] = parse(NdjsonParser(FORM, collector, {"s": "symbol"}), line)
+    assert b'"at":1736000000.123456789' in value
+    assert b'"id":[123456789012345678901]' in value
+    assert b'"price":1.50' in value
+
+
+@pytest.mark.parametrize("step", [10, 1 << 20])
+def test_a_named_field_has_to_be_in_one_of_the_first_objects(step: int) -> None:
+    collector, said = refused()
+    status = b'[1]\n{"event":"subscribed"}\n'
+    good = b'{"s":"A","t":1,"price":2,"size":3}\n'
+    mapping = {"s": "symbol", "t": "ts"}
+    assert len(parse(NdjsonParser(FORM, collector, mapping), status + good, step=step)) == 1
+    assert len(said) == 2
+    for data in (b'{"s":"A","T":1}\n', status + b'{"symbol":"A","t":1}\n', b'{"S":"A"}\n' * 1_000):
+        with pytest.raises(ConfigError, match="which is not in the file"):
+            parse(NdjsonParser(FORM, collector, mapping), data, step=step)
+    assert parse(NdjsonParser(FORM, collector, mapping), b"") == []
+
+
+def test_many_objects_without_a_named_field_end_it_before_the_end() -> None:
+    collector, _ = refused()
+    with pytest.raises(ConfigError, match="names sym, which is not in the file"):
+        NdjsonParser(FORM, collector, {"sym": "symbol"}).feed(b'{"x":1}\n' * 1_000)
+
+
+def test_a_later_line_that_has_both_names_is_refused_alone() -> None:
+    collector, said = refused()
+    parser = NdjsonParser(FORM, collector, {"t": "ts"})
+    good = b'{"symbol":"A","t":1}\n'
+    rows = parser.feed(good) + parser.feed(b'{"symbol":"A","t":1,"ts":2}\n' + good)
+    assert [line for line, _, _ in rows] == [1, 3]
+    assert said == ["f:2: the line has both ts and t, which --field-map would name ts"]
+
+
+@pytest.mark.parametrize("renamed", [{}, {"s": "symbol"}])
+def test_a_line_nested_too_deep_to_be_skipped_is_refused_alone(renamed: dict[str, str]) -> None:
+    name = b"s" if renamed else b"symbol"
+    good = b'{"%s":"A"}\n' % name
+    deep = b'{"x":' + b"[" * 5_000 + b"]" * 5_000 + b',"%s":"A"}\n' % name
+    collector, said = refused()
+    assert len(parse(NdjsonParser(FORM, collector, renamed), good + deep + good)) == 2
+    assert said == ["f:2: nested too deep"]
+
+
+# -- jumps of time ----------------------------------------------------------------------------------------------------
+
+DAY_MS = 86_400_000
+
+
+def guarded(tmp_path: Path, rows: list[tuple[str, object]], *, name: str = "t.csv") -> tuple[list[int], list[str]]:
+    """What is given out of a file with a row for each symbol and time: the places of its rows in order."""
+    path = tmp_path / name
+    if name == "t.csv":
+        lines = ["symbol,ts,price,size", *(f"{symbol},{ts},{place},1" for place, (symbol, ts) in enumerate(rows))]
+    else:
+        lines = [f'{{"symbol":"{symbol}","ts":{ts},"price":{place}}}' for place, (symbol, ts) in enumerate(rows)]
+    path.write_text("\n".join(lines))
+    said: list[str] = []
+    file = open_ticks(path, FORM, say=said.append)
+    file.guard_jumps(DAY_MS * 1_000_000)
+    places = [orjson.loads(value)["price"] for _, value in read(file)]
+    assert (file.jumps.count, file.refused.count) == (len(said), 0)
+    return places, [text.removeprefix(str(path)) for text in said]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.ndjson"])
+def test_one_wrong_date_is_not_sent_and_named_by_its_line(tmp_path: Path, name: str) -> None:
+    times = [1_736_000_000_000 + number * 1_000 for number in range(200)]
+    times[100] += 2 * DAY_MS
+    places, said = guarded(tmp_path, [("A", ts) for ts in times], name=name)
+    assert places == [place for place in range(200) if place != 100]
+    line = 102 if name == "t.csv" else 101
+    assert said == [
+        f":{line}: its time, 2025-01-06T14:15:00Z, is far ahead of all before it, and line {line + 1} of the symbol "
+        "goes back to 2025-01-04T14:15:01Z; not sent (--max-jump)"
+    ]
+
+
+def test_a_weekend_is_no_wrong_date(tmp_path: Path) -> None:
+    rows: list[tuple[str, object]] = [
+        ("A", 0),
+        ("B", 1),
+        ("A", 3 * DAY_MS),
+        ("A", 3 * DAY_MS + 1),
+        ("B", 3 * DAY_MS),
+    ]
+    assert guarded(tmp_path, rows) == ([0, 1, 2, 3, 4], [])
+
+
+def test_a_row_that_is_held_waits_for_its_own_symbol_and_is_sent_at_the_end_of_the_file(tmp_path: Path) -> None:
+    rows: list[tuple[str, object]] = [("A", 0), ("A", 3 * DAY_MS), ("B", 1), ("B", 2)]
+    assert guarded(tmp_path, rows) == ([0, 2, 3, 1], [])
+
+
+def test_a_time_that_no_worker_takes_says_nothing_of_others(tmp_path: Path) -> None:
+    rows: list[tuple[str, object]] = [("A", 0), ("A", "2025-01-04 10:00"), ("A", 10**30), ("A", 1.5), ("A", 1)]
+    assert guarded(tmp_path, rows) == ([0, 1, 2, 3, 4], [])
+
+
+def test_times_as_text_are_judged_too(tmp_path: Path) -> None:
+    rows: list[tuple[str, object]] = [("A", f"2025-01-{day}T10:00:00+01:00") for day in ("04", "07", "04")]
+    assert guarded(tmp_path, rows)[0] == [0, 2]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
