@@ -84,6 +84,7 @@ GROUPS: Final = {
         "EventTimeClock",
         "WindowFrame",
         "WindowStream",
+        "Stream",
         "Lateness",
     ),
     "Aggregations": ("Aggregation", "Tick"),

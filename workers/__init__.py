@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from workers.aggregates import Aggregation
 from workers.assigners import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
-from workers.channel import Channel, PartitionedChannel, Watermark, hash_partition
+from workers.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
 from workers.errors import ChannelClosed, WorkersError
 from workers.frames import WindowFrame
 from workers.operators import Bar, deduplicate, resample_ohlc, router, throttle
@@ -43,6 +43,7 @@ __all__ = [
     "PartitionedChannel",
     "PartitioningSpec",
     "SessionWindowSpec",
+    "Stream",
     "Tick",
     "TumblingWindowSpec",
     "Watermark",

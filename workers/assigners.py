@@ -37,7 +37,7 @@ from typing import Final, Literal, Protocol
 from zoneinfo import ZoneInfo
 
 from workers.errors import ConfigError
-from workers.times import NS_PER_SECOND, datetime_from_ns, format_duration, timedelta_to_ns
+from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, format_duration, timedelta_to_ns
 
 __all__ = [
     "Assigner",
@@ -470,8 +470,8 @@ def windows_between(assigner: Assigner, first_ns: int, last_ns: int) -> Iterator
 class TumblingWindowSpec:
     """Windows of one size, side by side from the epoch, or by the wall clock of ``time_zone``, an IANA name.
 
-    ``offset`` moves them; ``emit_partial`` also shows open windows, provisionally. Raises ``ValueError`` as `Tumbling`
-    and `ZonedTumbling` do.
+    ``offset`` moves them; ``emit_partial`` also shows open windows, provisionally. Raises ``TypeError`` where a
+    duration is no timedelta, ``ValueError`` as `Tumbling` and `ZonedTumbling` do.
     """
 
     size: timedelta
@@ -480,6 +480,8 @@ class TumblingWindowSpec:
     time_zone: str | None = None
 
     def __post_init__(self) -> None:
+        check_timedelta("size", self.size)
+        check_timedelta("offset", self.offset)
         if self.size <= timedelta(0):
             raise ValueError(f"size is {self.size}; expected more than zero")
         self.assigner()
@@ -491,8 +493,8 @@ class TumblingWindowSpec:
 
 @dataclass(frozen=True, slots=True)
 class HoppingWindowSpec:
-    """A window of ``size`` every ``hop``; an item is in each one that contains it. Raises ``ValueError`` as `Hopping`
-    does."""
+    """A window of ``size`` every ``hop``; an item is in each one that contains it. Raises ``TypeError`` where a
+    duration is no timedelta, ``ValueError`` as `Hopping` does."""
 
     size: timedelta
     hop: timedelta
@@ -500,6 +502,8 @@ class HoppingWindowSpec:
     offset: timedelta = timedelta(0)
 
     def __post_init__(self) -> None:
+        for name in ("size", "hop", "offset"):
+            check_timedelta(name, getattr(self, name))
         self.assigner()
 
     def assigner(self) -> Assigner:
@@ -509,13 +513,14 @@ class HoppingWindowSpec:
 
 @dataclass(frozen=True, slots=True)
 class SessionWindowSpec:
-    """Windows that last as long as items come within ``gap`` of one another. Raises ``ValueError`` where the gap is not
-    positive."""
+    """Windows that last as long as items come within ``gap`` of one another. Raises ``TypeError`` where the gap is no
+    timedelta, ``ValueError`` where it is not positive."""
 
     gap: timedelta
     emit_partial: bool = False
 
     def __post_init__(self) -> None:
+        check_timedelta("gap", self.gap)
         self.assigner()
 
     def assigner(self) -> Assigner:
@@ -528,7 +533,7 @@ class CalendarWindowSpec:
     """An exchange's trading sessions, by a name of the package ``exchange_calendars`` (extra ``calendars``).
 
     ``session``: ``regular``, open to close, or ``full``, close to close. ``close_grace`` moves every close. Raises
-    ``ValueError`` and `ConfigError` as `ExchangeSessions` does.
+    ``TypeError`` where that is no timedelta, ``ValueError`` and `ConfigError` as `ExchangeSessions` does.
     """
 
     calendar: str
@@ -537,6 +542,7 @@ class CalendarWindowSpec:
     emit_partial: bool = False
 
     def __post_init__(self) -> None:
+        check_timedelta("close_grace", self.close_grace)
         self.assigner()
 
     def assigner(self) -> Assigner:

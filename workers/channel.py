@@ -15,7 +15,7 @@ The rules that hold for every use here:
 * What was put is got, once, in order; after ``close`` what is left is still got, and only then comes the end.
 * A failure (of a source, a key function, a callback) comes out of the *reading* side, after what was put before it.
   The end of an iteration therefore always means that the stream is complete.
-* Cancelling a put that waits for room adds nothing; cancelling a get takes nothing.
+* Cancelling a put that waits for room adds nothing; cancelling a get, or the ``anext`` of a stream, takes nothing.
 
 Nothing here is safe to use from several threads.
 """
@@ -27,7 +27,7 @@ import inspect
 import math
 import operator
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -38,9 +38,10 @@ from typing import Final, Generic, Literal, TypeVar
 from workers.errors import ChannelClosed, WorkersError
 from workers.partitioning import PartitioningSpec, lane_for
 
-__all__ = ["Channel", "PartitionedChannel", "Watermark", "hash_partition"]
+__all__ = ["Channel", "PartitionedChannel", "Stream", "Watermark", "hash_partition"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 K = TypeVar("K")
 
 
@@ -180,7 +181,7 @@ class Channel(Generic[T]):
         cancellation) is raised as the cause of a `WorkersError`.
         """
         if self._error is None:
-            self._error = _raisable(error)
+            self._error = raisable(error)
             self._error_traceback = self._error.__traceback__
         self.close()
 
@@ -308,7 +309,7 @@ async def _wait(waiters: deque[asyncio.Future[None]], is_ready: Callable[[], boo
         raise
 
 
-def _raisable(error: BaseException) -> BaseException:
+def raisable(error: BaseException) -> BaseException:
     """The error, or another caused by it where raising it in a reader would mean something else than a failure."""
     if not isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit | asyncio.CancelledError):
         return error
@@ -342,6 +343,160 @@ def _fitted(callback: Callable[..., object] | None, name: str, offered: int) -> 
     return lambda *arguments: callback(*arguments[:wanted])
 
 
+class _Line(Pipe[T]):
+    """Between the task that makes a stream's items and whoever reads them.
+
+    An item is made when a reader waits for it and none is there, or as long as fewer than ``ahead`` are. A reader that
+    is cancelled leaves what was begun for it to the next.
+    """
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(max(ahead, 1))
+        self._ahead = ahead
+        self._waiting = 0
+        self._makers: deque[asyncio.Future[None]] = deque()
+
+    async def next(self) -> T | Literal[Drained.DRAINED]:
+        """The next item, or the end; raises what the line failed with, after the items before it."""
+        self._waiting += 1
+        try:
+            if self.is_wanting():
+                _wake_one(self._makers)
+            return await self._take()
+        finally:
+            self._waiting -= 1
+            if self._ahead and self.is_wanting():
+                _wake_one(self._makers)
+
+    async def wanting(self) -> bool:
+        """Wait until an item is to be made; False once none will be."""
+        while not self._closed and not self.is_wanting():
+            await _wait(self._makers, self.is_wanting)
+        return not self._closed
+
+    def is_wanting(self) -> bool:
+        """Whether another item is to be made."""
+        return len(self._items) < max(self._ahead, self._waiting)
+
+    def abandon(self, runner: asyncio.Task[None]) -> None:
+        """Nobody reads any more: end the task. A reader that waits all the same is told so."""
+        if self._waiting:
+            self.fail(WorkersError("the stream was closed while an anext waited for its next item"))
+        self.close()
+        runner.cancel()
+
+
+_runners: Final[set[asyncio.Task[None]]] = set()
+"""The tasks of all streams: an event loop holds its tasks weakly, and these must outlive their readers to clean up."""
+
+
+class Stream(AsyncIterator[T_co]):
+    """The items of a source, one by one as they are asked for: an async iterator that a timeout does not end.
+
+        stream = map_async(source, fn)
+        try:
+            item = await asyncio.wait_for(anext(stream), 0.5)
+        except TimeoutError:
+            ...  # nothing came yet; the next anext goes on where this one was
+
+    Source and functions run in a task of the stream's own, which begins with the first ``anext`` and ends with the
+    stream. So a cancelled ``anext`` cancels nothing but itself: what it waited for is given to the next one, once, in
+    order. Several may wait at a time, and share the items. What the source or a function raises is raised by every
+    ``anext`` from there on; a ``CancelledError`` of theirs as the cause of a `WorkersError`, because it is not the
+    reader that was cancelled.
+
+    To stop early, `aclose` it, or let go of it: either ends the task and closes the source. Not for use by several
+    event loops or threads.
+    """
+
+    def __init__(self, items: AsyncGenerator[T_co, None], ahead: int = 0) -> None:
+        self._items = items
+        self._line: _Line[T_co] = _Line(ahead)
+        self._lazy = not ahead
+        self._runner: asyncio.Task[None] | None = None
+        self._ended = False
+        self._owned = False  # by another stream, in whose task it is read
+
+    async def __anext__(self) -> T_co:
+        if self._owned:
+            raise RuntimeError("this stream is the source of another one, which reads it; read that")
+        if self._ended:
+            raise StopAsyncIteration
+        if self._runner is None:
+            self._runner = _start(self._items, self._line)
+        item = await self._line.next()
+        if item is DRAINED:
+            self._ended = True
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """End the stream and close its source; what was not read is dropped. Closing again changes nothing.
+
+        Raises what the closing of the source raised, and ``RuntimeError`` where a function of the stream calls it,
+        which would have to wait for itself. An ``anext`` that waits elsewhere raises a `WorkersError`.
+        """
+        runner = self._runner
+        if runner is not None and runner is _current_task():
+            raise RuntimeError("a stream can't be closed by its own source or functions; raise an exception instead")
+        already, self._ended = self._ended, True
+        if runner is None:
+            await self._items.aclose()
+            return
+        if not runner.done():
+            self._line.abandon(runner)
+            await asyncio.wait({runner})
+        if not already and not runner.cancelled():
+            runner.result()  # raises what the closing of the source raised
+
+    def __del__(self) -> None:
+        runner = getattr(self, "_runner", None)  # missing where the constructor failed
+        if runner is None or runner.done():
+            return
+        loop = runner.get_loop()
+        if not loop.is_closed():  # the garbage collector may run in any thread
+            loop.call_soon_threadsafe(self._line.abandon, runner)
+
+    def _handed_over(self) -> AsyncIterator[T_co]:
+        """This stream for the one that will own it: while nothing was read, its items without a task of their own."""
+        if self._runner is not None or self._ended or self._owned or not self._lazy:
+            return self
+        self._owned = True
+        return self._items
+
+
+def _start(items: AsyncGenerator[T, None], line: _Line[T]) -> asyncio.Task[None]:
+    runner = asyncio.get_running_loop().create_task(_make(items, line), name="workers.stream")
+
+    def on_done(_: asyncio.Task[None]) -> None:
+        _runners.discard(runner)
+        if not line.closed:  # cancelled by somebody else before its first step: nobody else would tell the reader
+            line.fail(asyncio.CancelledError())
+
+    _runners.add(runner)
+    runner.add_done_callback(on_done)
+    return runner
+
+
+async def _make(items: AsyncGenerator[T, None], line: _Line[T]) -> None:
+    try:
+        try:
+            while await line.wanting():
+                line.add_beyond(await anext(items))
+        except StopAsyncIteration:
+            pass  # by a generator that is the end, and nothing else: what it raises of that kind is a RuntimeError
+        finally:
+            await items.aclose()
+    except BaseException as error:
+        if line.closed:  # nobody reads it any more
+            raise
+        line.fail(error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+    else:
+        line.close()
+
+
 class OwnedSource(Generic[T]):
     """A source while it is read: an async context manager that closes it at the end, where it can be closed.
 
@@ -354,6 +509,8 @@ class OwnedSource(Generic[T]):
 
     async def __aenter__(self) -> AsyncIterator[T]:
         self._iterator = aiter(self._source)
+        if isinstance(self._iterator, Stream):
+            self._iterator = self._iterator._handed_over()
         return self._iterator
 
     async def __aexit__(self, *_: object) -> None:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Final, TypeVar
 
 from workers.assigners import TumblingWindowSpec
-from workers.channel import Channel, OwnedSource
-from workers.streams import _event_time_ns, _value, _warn_late
-from workers.times import NS_PER_SECOND, datetime_from_ns, timedelta_to_ns
-from workers.windows import Emission, Lateness, WindowEngine, WindowRules
+from workers.channel import Channel, OwnedSource, Stream, raisable
+from workers.streams import _event_time_ns, _value, _warn_late, _window_rules
+from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, timedelta_to_ns
+from workers.watermark import WatermarkPolicy
+from workers.windows import Emission, Lateness, WindowEngine
 
 __all__ = ["Bar", "deduplicate", "resample_ohlc", "router", "throttle"]
 
@@ -41,19 +42,20 @@ def deduplicate(
     key_fn: Callable[[T], Hashable | Awaitable[Hashable]],
     ttl: timedelta,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> AsyncIterator[T]:
+) -> Stream[T]:
     """The items whose key was not seen in the last ``ttl``; the others are dropped.
 
     The time counts from a key's first item, by arrival: repeats don't prolong it, and an item ``ttl`` or more after
     that first one goes through and starts anew. So memory holds no more keys than arrive within one ``ttl``. ``clock``
     gives nanoseconds; should it go back, it counts as standing still.
 
-    Raises ``ValueError`` where ``ttl`` is not positive. What ``source``, ``key_fn`` or ``clock`` raise is raised to the
-    reader, and so is a ``TypeError`` for a key that can't be hashed.
+    Raises ``TypeError`` where ``ttl`` is no timedelta, ``ValueError`` where it is not positive. What ``source``,
+    ``key_fn`` or ``clock`` raise is raised to the reader, and so is a ``TypeError`` for a key that can't be hashed.
     """
+    check_timedelta("ttl", ttl)
     if ttl <= timedelta(0):
         raise ValueError(f"ttl is {ttl}; expected more than zero")
-    return _deduplicated(source, key_fn, timedelta_to_ns(ttl), clock)
+    return Stream(_deduplicated(source, key_fn, timedelta_to_ns(ttl), clock))
 
 
 async def _deduplicated(
@@ -88,7 +90,7 @@ def throttle(
     burst: int | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> AsyncIterator[T]:
+) -> Stream[T]:
     """The same items, at most ``rate_limit`` a second; those that come faster wait, none is dropped.
 
     A token bucket of ``burst`` tokens: in any time ``t`` at most ``burst + rate_limit * t`` items come out, of which
@@ -106,7 +108,7 @@ def throttle(
     if burst < 1:
         raise ValueError(f"burst is {burst}; expected 1 or more")
     spacing_ns = math.ceil(NS_PER_SECOND / Fraction(str(rate_limit)))  # rounded up: never above the limit
-    return _throttled(source, spacing_ns, burst, clock, sleep)
+    return Stream(_throttled(source, spacing_ns, burst, clock, sleep))
 
 
 async def _throttled(
@@ -143,7 +145,8 @@ async def router(
 
     Whatever goes wrong, ``source`` or ``route_key`` raising, an unknown name (``KeyError``), a channel that was closed
     by its reader (`ChannelClosed`) or a cancelled router, is raised here *and* in the readers of all channels, after
-    what they hold: no reader mistakes it for the end.
+    what they hold: no reader mistakes it for the end. A ``CancelledError`` of the source's own is raised as the cause
+    of a `WorkersError`: it is not the router that was cancelled.
     """
     try:
         async with OwnedSource(source) as items:
@@ -157,9 +160,16 @@ async def router(
     except BaseException as error:
         for channel in routes.values():
             channel.fail(error)
+        if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+            raise raisable(error) from error
         raise
     for channel in routes.values():
         channel.close()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 # -- resample_ohlc ----------------------------------------------------------------------------------------------------
@@ -225,7 +235,8 @@ def resample_ohlc(
     window: timedelta,
     watermark_lag: timedelta = timedelta(seconds=2),
     on_late: Callable[[T, Lateness], object] | None = None,
-) -> AsyncIterator[Bar]:
+    key_ttl: timedelta | None = None,
+) -> Stream[Bar]:
     """Bars of ``window`` per symbol, by event time (naive datetimes are UTC) and the rules of `workers.windows`.
 
     A bar comes out once its symbol's watermark, the greatest event time less ``watermark_lag``, reaches the bar's end;
@@ -233,13 +244,20 @@ def resample_ohlc(
     Every bar comes once and is complete but for items that were too late: those are given to ``on_late`` (plain or
     async) with the reason; without it the first one is logged as a warning.
 
-    Raises ``ValueError`` where ``window`` or ``watermark_lag`` is not positive (without lag every item would be late).
-    What ``source`` or a given function raises is raised to the reader, and so are a ``TypeError`` for a time that is no
+    A symbol that falls quiet keeps its last bar until the source ends. With ``key_ttl`` it comes out, and the symbol is
+    forgotten, once any symbol is more than that ahead; items whose bar began that far behind are then late, whosever
+    they are (reason ``expired``).
+
+    Raises ``TypeError`` where a duration is no timedelta, ``ValueError`` where ``window`` or ``watermark_lag`` is not
+    positive (without lag every item would be late) or ``key_ttl`` is less than ``window + watermark_lag``. What
+    ``source`` or a given function raises is raised to the reader, and so are a ``TypeError`` for a time that is no
     datetime and a ``ValueError`` for a price that is not finite. Bars still open then don't come out.
     """
+    check_timedelta("window", window)
+    check_timedelta("watermark_lag", watermark_lag)
     if watermark_lag <= timedelta(0):
         raise ValueError(f"watermark_lag is {watermark_lag}; expected more than zero, or every item would be late")
-    rules = WindowRules(TumblingWindowSpec(window).assigner(), timedelta_to_ns(watermark_lag))
+    rules = _window_rules(TumblingWindowSpec(window), WatermarkPolicy(watermark_lag), key_ttl=key_ttl)
     engine: WindowEngine[str, tuple[int, float]] = WindowEngine(rules, folding=_PriceFolding())
     warned = False
 
@@ -257,7 +275,7 @@ def resample_ohlc(
             warned = True
             _warn_late(symbol, ts_ns, lateness)
 
-    return _bars(source, engine, add)
+    return Stream(_bars(source, engine, add))
 
 
 async def _bars(

@@ -6,6 +6,8 @@ Every function takes an async iterable and returns an async iterator. The rules 
 * A stream owns its source: it is closed (its ``aclose`` awaited, where it has one) when the stream ends or is closed.
 * Reading is lazy: nothing is read before the first ``anext``. Streams that also watch the time (said where it is so)
   read at most `READ_AHEAD` items ahead of their reader.
+* A cancelled ``anext``, as by a timeout around it, takes nothing and ends nothing: the next one goes on from there
+  (`workers.channel.Stream`).
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
 from workers.assigners import Tumbling, TumblingWindowSpec, WindowSpec
-from workers.channel import DRAINED, Drained, OwnedSource, Pipe
+from workers.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
 from workers.engines import make_engine
 from workers.frames import WindowFrame, frame_from_emission
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_SECOND,
+    check_timedelta,
     datetime_from_ns,
     datetime_to_ns,
     format_duration,
@@ -65,17 +68,24 @@ class _Signal(Enum):
     TIMEOUT = "timeout"
 
 
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """The source was read to where it is, and has had nothing for so long."""
+
+    lasted_ns: int
+
+
 @dataclass(slots=True)
 class _Tally:
     accepted: int = 0
     late: int = 0
 
 
-class WindowStream(AsyncIterator[WindowFrame[T]]):
+class WindowStream(Stream[WindowFrame[T]]):
     """The frames of `window_event_time`, and the account of its items: ``accepted + late`` is all it read."""
 
     def __init__(self, frames: AsyncGenerator[WindowFrame[T], None], tally: _Tally) -> None:
-        self._frames = frames
+        super().__init__(frames)
         self._tally = tally
 
     @property
@@ -88,13 +98,6 @@ class WindowStream(AsyncIterator[WindowFrame[T]]):
         """Items that were too late for any window."""
         return self._tally.late
 
-    async def __anext__(self) -> WindowFrame[T]:
-        return await anext(self._frames)
-
-    async def aclose(self) -> None:
-        """Stop, and close the source; open windows don't come out."""
-        await self._frames.aclose()
-
 
 def window_event_time(
     source: AsyncIterable[T],
@@ -105,6 +108,8 @@ def window_event_time(
     watermark_policy: WatermarkPolicy | None = None,
     flush_interval: float = 0.25,
     on_late: Callable[[T, Lateness], object] | None = None,
+    idle_after: timedelta | None = None,
+    key_ttl: timedelta | None = None,
 ) -> WindowStream[T]:
     """Group a stream into event-time windows per key, by the rules of `workers.windows`.
 
@@ -115,21 +120,35 @@ def window_event_time(
     window that has not come out does, key by key in the order of their first items, with trigger ``end``.
 
     With ``spec.emit_partial`` the open windows that changed come out every ``flush_interval`` seconds, as provisional
-    frames, also while the source is silent; else there are no provisional frames.
+    frames, also while the source is silent.
+
+    A key's own items alone move its clock, so the last window of a key that falls quiet waits for the end of the source
+    unless one of these, both off where None, says otherwise:
+
+    * ``idle_after``: an open window that changed comes out as a provisional frame once the time of *all* keys has
+      reached ``end + lag + idle_after``. That time is the greatest event time of any (trigger ``idle``) plus how long
+      the source, read to where it is, has been silent (trigger ``timeout``). Nothing is closed or made late by it.
+    * ``key_ttl``: a key whose greatest event time is more than that behind the greatest of all is done with: its
+      windows come out as final, with trigger ``expiry``, and it is forgotten, which bounds what a stream of ever new
+      keys takes. The price: an item whose window began that far behind is late, whosever it is (reason ``expired``),
+      so leave it off where keys follow one after the other, as in a file sorted by key.
+
+    Without ``emit_partial`` and ``idle_after`` there are no provisional frames.
 
     An item too late for any window, or outside of an exchange's sessions, is given to ``on_late`` (plain or async) with
     the reason; without it the first one is logged as a warning. All are counted in the returned stream's ``late``.
 
     Raises ``ValueError`` where the policy's lag and allowed lateness are both 0 (by the lateness rule every tick would
-    then be late) or ``flush_interval`` is not positive. What ``source``, ``get_event_time``, ``get_key`` or ``on_late``
-    raise is raised to the reader after the frames that closed before, and so is a ``TypeError`` or ``ValueError`` for
-    an event time that is no datetime or beyond what 64-bit nanoseconds hold (years 1680 to 2259). Windows still open
-    then don't come out: they would be incomplete.
+    then be late), ``flush_interval`` is not positive, ``idle_after`` is negative, or ``key_ttl`` is less than a window,
+    lag and allowed lateness together; ``TypeError`` where a duration is no timedelta. What ``source``,
+    ``get_event_time``, ``get_key`` or ``on_late`` raise is raised to the reader after the frames that closed before,
+    and so is a ``TypeError`` or ``ValueError`` for an event time that is no datetime or beyond what 64-bit nanoseconds
+    hold (years 1680 to 2259). Windows still open then don't come out: they would be incomplete.
     """
     policy = watermark_policy if watermark_policy is not None else WatermarkPolicy()
     if not flush_interval > 0:
         raise ValueError(f"flush_interval is {flush_interval}; expected more than 0 seconds")
-    rules = WindowRules(spec.assigner(), policy.lag_ns, policy.lateness_ns)
+    rules = _window_rules(spec, policy, idle_after=idle_after, key_ttl=key_ttl)
     engine: WindowEngine[Hashable, T] = make_engine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
     tally = _Tally()
 
@@ -146,12 +165,43 @@ def window_event_time(
         elif tally.late == 1:
             _warn_late(key, ts_ns, lateness)
 
-    events = _with_flushes(source, flush_interval) if spec.emit_partial else source
+    events: AsyncIterable[T | Literal[_Signal.FLUSH] | _Silence] = source
+    if spec.emit_partial or idle_after is not None:
+        events = _with_time(source, flush_interval if spec.emit_partial else None, engine.next_timeout_ns)
     return WindowStream(_event_time_frames(events, engine, add), tally)
 
 
+def _window_rules(
+    spec: WindowSpec,
+    policy: WatermarkPolicy,
+    *,
+    idle_after: timedelta | None = None,
+    key_ttl: timedelta | None = None,
+) -> WindowRules:
+    """The engine's rules. Raises ``TypeError`` and ``ValueError`` for durations that are none or don't fit together."""
+    assigner = spec.assigner()
+    for name, value in (("idle_after", idle_after), ("key_ttl", key_ttl)):
+        if value is not None:
+            check_timedelta(name, value)
+    if idle_after is not None and idle_after < timedelta(0):
+        raise ValueError(f"idle_after is {idle_after}; expected 0 or more")
+    least_ns = assigner.longest_ns + policy.lag_ns + policy.lateness_ns
+    if key_ttl is not None and timedelta_to_ns(key_ttl) < least_ns:
+        raise ValueError(
+            f"key_ttl is {key_ttl}; expected at least window + lag + allowed lateness = {format_duration(least_ns)}: "
+            "a key that is no further behind may still have open windows"
+        )
+    return WindowRules(
+        assigner,
+        policy.lag_ns,
+        policy.lateness_ns,
+        idle_after_ns=None if idle_after is None else timedelta_to_ns(idle_after),
+        key_ttl_ns=None if key_ttl is None else timedelta_to_ns(key_ttl),
+    )
+
+
 async def _event_time_frames(
-    source: AsyncIterable[T | Literal[_Signal.FLUSH]],
+    source: AsyncIterable[T | Literal[_Signal.FLUSH] | _Silence],
     engine: WindowEngine[Hashable, T],
     add: Callable[[T], Awaitable[None]],
 ) -> AsyncGenerator[WindowFrame[T], None]:
@@ -159,8 +209,11 @@ async def _event_time_frames(
         async for event in events:
             if event is _Signal.FLUSH:
                 engine.flush_partial()
+            elif isinstance(event, _Silence):
+                engine.settle(event.lasted_ns)
             else:
                 await add(event)
+                engine.settle()
             for emission in engine.take_emissions():
                 yield frame_from_emission(emission)
     engine.finish()
@@ -198,23 +251,38 @@ def _warn_late(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
     )
 
 
-async def _with_flushes(
-    source: AsyncIterable[T], interval_s: float
-) -> AsyncGenerator[T | Literal[_Signal.FLUSH], None]:
-    """The source's items and, every ``interval_s``, a flush, also while the source is silent."""
-    clock = asyncio.get_running_loop().time
+async def _with_time(
+    source: AsyncIterable[T], flush_interval_s: float | None, next_timeout_ns: Callable[[], int | None]
+) -> AsyncGenerator[T | Literal[_Signal.FLUSH] | _Silence, None]:
+    """The source's items; every ``flush_interval_s`` a flush, also while the source is silent; and its silence, when it
+    has lasted as long as ``next_timeout_ns`` asks for (None: it asks for nothing)."""
+    clock = time.monotonic_ns
+    interval_ns = None if flush_interval_s is None else max(int(flush_interval_s * NS_PER_SECOND), 1)
     async with _pumped(source, READ_AHEAD, _same) as channel:
-        flush_at = clock() + interval_s
+        flush_at_ns = None if interval_ns is None else clock() + interval_ns
+        silent_since_ns: int | None = None
         while True:
-            left_s = flush_at - clock()
-            if left_s <= 0:
-                flush_at = clock() + interval_s
+            now_ns = clock()
+            if flush_at_ns is not None and interval_ns is not None and flush_at_ns <= now_ns:
+                flush_at_ns = now_ns + interval_ns
                 yield _Signal.FLUSH
                 continue
+            if len(channel):
+                silent_since_ns = None
+            elif silent_since_ns is None:
+                silent_since_ns = now_ns  # not before: while the channel was full the source was not read
+            timeout_ns = next_timeout_ns()
+            silence_at_ns = None if timeout_ns is None or silent_since_ns is None else silent_since_ns + timeout_ns
+            if silence_at_ns is not None and silent_since_ns is not None and silence_at_ns <= now_ns:
+                yield _Silence(now_ns - silent_since_ns)
+                continue
+            wake_at_ns = min((at_ns for at_ns in (flush_at_ns, silence_at_ns) if at_ns is not None), default=None)
+            left_s = None if wake_at_ns is None else (wake_at_ns - now_ns) / NS_PER_SECOND
             item = await _take_within(channel, left_s)
             if item is DRAINED:
                 return
             if item is not _Signal.TIMEOUT:
+                silent_since_ns = None
                 yield item
 
 
@@ -224,7 +292,7 @@ tumbling_window_event_time = window_event_time
 
 def tumbling_window(
     source: AsyncIterable[T], size: timedelta, *, clock: Callable[[], int] = time.time_ns
-) -> AsyncIterator[WindowFrame[T]]:
+) -> Stream[WindowFrame[T]]:
     """Group a stream into windows by the time at which its items arrive; frames have the key None.
 
     Windows are aligned to the epoch by ``clock`` (nanoseconds since the epoch, UTC). A window comes out when its time
@@ -232,10 +300,10 @@ def tumbling_window(
     window does, with trigger ``end``. Time never goes back here: should the clock do so, items count for the latest
     time seen. The source is read at most `READ_AHEAD` items ahead.
 
-    Raises ``ValueError`` where the size is not positive. What ``source`` or ``clock`` raise is raised to the reader
-    after the frames that closed before; the open window then doesn't come out.
+    Raises ``TypeError`` where the size is no timedelta, ``ValueError`` where it is not positive. What ``source`` or
+    ``clock`` raise is raised to the reader after the frames that closed before; the open window then doesn't come out.
     """
-    return _arrival_frames(source, Tumbling(timedelta_to_ns(TumblingWindowSpec(size).size)), clock)
+    return Stream(_arrival_frames(source, Tumbling(timedelta_to_ns(TumblingWindowSpec(size).size)), clock))
 
 
 async def _arrival_frames(
@@ -271,25 +339,25 @@ async def _arrival_frames(
         yield closed("end")
 
 
-def buffer_async(source: AsyncIterable[T], capacity: int) -> AsyncIterator[T]:
+def buffer_async(source: AsyncIterable[T], capacity: int) -> Stream[T]:
     """The same items, read up to ``capacity`` ahead of the reader, so that a slow source and a slow reader overlap.
 
     Reading begins with the first ``anext``. Raises ``ValueError`` where the capacity is less than 1.
     """
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; expected 1 or more")
-    return _buffered(source, capacity)
+    return Stream(_items(source), ahead=capacity)
 
 
-async def _buffered(source: AsyncIterable[T], capacity: int) -> AsyncGenerator[T, None]:
-    async with _pumped(source, capacity, _same) as channel:
-        async for item in channel:
+async def _items(source: AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
             yield item
 
 
-def filter_async(source: AsyncIterable[T], predicate: Callable[[T], object]) -> AsyncIterator[T]:
+def filter_async(source: AsyncIterable[T], predicate: Callable[[T], object]) -> Stream[T]:
     """The items for which ``predicate`` (plain or async) is true, in their order."""
-    return _filtered(source, predicate)
+    return Stream(_filtered(source, predicate))
 
 
 async def _filtered(source: AsyncIterable[T], predicate: Callable[[T], object]) -> AsyncGenerator[T, None]:
@@ -300,14 +368,10 @@ async def _filtered(source: AsyncIterable[T], predicate: Callable[[T], object]) 
 
 
 @overload
-def map_async(
-    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R]], *, concurrency: int = 1
-) -> AsyncIterator[R]: ...
+def map_async(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R]], *, concurrency: int = 1) -> Stream[R]: ...
 @overload
-def map_async(source: AsyncIterable[T], fn: Callable[[T], R], *, concurrency: int = 1) -> AsyncIterator[R]: ...
-def map_async(
-    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], *, concurrency: int = 1
-) -> AsyncIterator[R]:
+def map_async(source: AsyncIterable[T], fn: Callable[[T], R], *, concurrency: int = 1) -> Stream[R]: ...
+def map_async(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], *, concurrency: int = 1) -> Stream[R]:
     """``fn`` (plain or async) of each item, in the items' order, with up to ``concurrency`` calls at a time.
 
     With more than one, results that are not read yet count as calls, so memory is bounded too. A call that fails raises
@@ -316,7 +380,7 @@ def map_async(
     """
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}; expected 1 or more")
-    return _mapped(source, fn) if concurrency == 1 else _mapped_concurrently(source, fn, concurrency)
+    return Stream(_mapped(source, fn) if concurrency == 1 else _mapped_concurrently(source, fn, concurrency))
 
 
 async def _mapped(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R]) -> AsyncGenerator[R, None]:

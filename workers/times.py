@@ -16,6 +16,7 @@ __all__ = [
     "NS_PER_SECOND",
     "UNIT_NS",
     "TimestampUnit",
+    "check_timedelta",
     "datetime_from_ns",
     "datetime_to_ns",
     "describe_duration",
@@ -111,6 +112,15 @@ def describe_duration(duration_ns: int) -> str:
         if len(parts) == 2:
             break
     return " ".join(filter(None, parts))
+
+
+def check_timedelta(name: str, value: object) -> None:
+    """Raises ``TypeError`` where the value is no timedelta: of a bare number nobody can know the unit."""
+    if not isinstance(value, timedelta):
+        shown = repr(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        hint = f"timedelta(seconds={shown})" if number else "timedelta(seconds=5)"
+        raise TypeError(f"{name} is {shown[:64]} ({type(value).__name__}); expected a timedelta, like {hint}")
 
 
 def timedelta_to_ns(value: timedelta) -> int:

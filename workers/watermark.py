@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from workers.times import datetime_from_ns, datetime_to_ns, timedelta_to_ns
+from workers.times import check_timedelta, datetime_from_ns, datetime_to_ns, timedelta_to_ns
 
 __all__ = ["EventTimeClock", "WatermarkPolicy", "is_late"]
 
@@ -41,13 +41,15 @@ def is_late(ts_ns: int, watermark_ns: int, lateness_ns: int) -> bool:
 class WatermarkPolicy:
     """How far the watermark trails the greatest event time, and how much later a tick may still join.
 
-    Raises ``ValueError`` where either is negative.
+    Raises ``TypeError`` where either is no timedelta, ``ValueError`` where it is negative.
     """
 
     lag: timedelta = timedelta(seconds=2)
     allowed_lateness: timedelta = _ZERO
 
     def __post_init__(self) -> None:
+        check_timedelta("lag", self.lag)
+        check_timedelta("allowed_lateness", self.allowed_lateness)
         if self.lag < _ZERO or self.allowed_lateness < _ZERO:
             raise ValueError(f"lag is {self.lag} and allowed_lateness {self.allowed_lateness}; neither may be negative")
 
@@ -63,7 +65,7 @@ class WatermarkPolicy:
 
 
 class EventTimeClock(Generic[T]):
-    """Watermarks for a stream of items: one clock per key, or a single one without ``get_key``.
+    """Watermarks for a stream of items: one clock for all and, with ``get_key``, one per key, which judges its items.
 
     ``get_event_time`` returns an item's event time (naive datetimes are UTC).
     """
@@ -79,18 +81,24 @@ class EventTimeClock(Generic[T]):
         self._lag_ns = policy.lag_ns
         self._lateness_ns = policy.lateness_ns
         self._max_ns: dict[Hashable, int] = {}
+        self._greatest_ns: int | None = None
 
     def observe(self, item: T) -> None:
-        """Advance the clock of the item's key to its event time; a clock never goes back."""
+        """Advance the item's clocks, its key's and that of all, to its event time; a clock never goes back."""
         key = self._get_key(item) if self._get_key is not None else None
         ts_ns = datetime_to_ns(self._get_event_time(item))
+        if self._greatest_ns is None or ts_ns > self._greatest_ns:
+            self._greatest_ns = ts_ns
         max_ns = self._max_ns.get(key)
         if max_ns is None or ts_ns > max_ns:
             self._max_ns[key] = ts_ns
 
     def watermark(self, key: Hashable = None) -> datetime | None:
-        """The watermark of ``key`` (None: of the single clock), aware UTC; None before anything was observed."""
-        max_ns = self._max_ns.get(key)
+        """The watermark of ``key``, aware UTC; None before anything of it was observed.
+
+        Without a key it is that of all items: the greatest event time of any, less the lag.
+        """
+        max_ns = self._greatest_ns if key is None else self._max_ns.get(key)
         return None if max_ns is None else datetime_from_ns(max_ns - self._lag_ns)
 
     def is_late(self, item: T, key: Hashable = None) -> bool:

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib.resources import files
@@ -418,3 +418,19 @@ def test_a_key_ttl_shorter_than_the_longest_session_is_refused() -> None:
         spec.rules()
     LaneSpec(kind="calendar", calendar="XNYS", key_ttl_ns=24 * HOUR).rules()
     LaneSpec(kind="calendar", calendar="XNYS", session="full").rules()  # nothing expires
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TumblingWindowSpec(5),  # type: ignore[arg-type]
+        lambda: TumblingWindowSpec(timedelta(seconds=9), offset=5),  # type: ignore[arg-type]
+        lambda: HoppingWindowSpec(5, timedelta(seconds=1)),  # type: ignore[arg-type]
+        lambda: HoppingWindowSpec(timedelta(seconds=9), 5),  # type: ignore[arg-type]
+        lambda: SessionWindowSpec(5),  # type: ignore[arg-type]
+        lambda: CalendarWindowSpec("XNYS", close_grace=5),  # type: ignore[arg-type]
+    ],
+)
+def test_a_duration_of_a_spec_that_is_no_timedelta_is_explained(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"is 5 \(int\); expected a timedelta, like timedelta\(seconds=5\)"):
+        make()

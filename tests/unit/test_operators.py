@@ -317,6 +317,17 @@ async def test_a_cancelled_router_does_not_look_like_the_end() -> None:
     assert await fail_after(routes["A"], WorkersError, "CancelledError") == ["A"]
 
 
+async def test_a_source_that_raises_cancelled_error_fails_the_router_and_does_not_cancel_it() -> None:
+    routes: dict[str, Channel[str]] = {"A": Channel(9)}
+    with pytest.raises(WorkersError, match="CancelledError was raised by its source"):
+        await router(feed("A", asyncio.CancelledError()), routes, route_key=str)
+    assert await fail_after(routes["A"], WorkersError, "CancelledError") == ["A"]
+    own: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    own.cancel()
+    with pytest.raises(WorkersError, match="CancelledError was raised by its source"):
+        await router(feed("A"), {"A": Channel(9)}, route_key=lambda _: own)
+
+
 async def test_a_channel_that_its_reader_closed_fails_the_other_routes_too() -> None:
     routes: dict[str, Channel[str]] = {"A": Channel(9), "B": Channel(9)}
     routes["B"].close()
@@ -465,3 +476,95 @@ def test_resample_refuses_durations_that_give_no_bars() -> None:
         resampled(feed([]), window=timedelta(0))
     with pytest.raises(ValueError, match="watermark_lag"):
         resampled(feed([]), watermark_lag=timedelta(0))
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+Operator = Callable[[AsyncIterator[int]], AsyncIterator[object]]
+OPERATORS: dict[str, Operator] = {
+    "deduplicate": lambda source: deduplicate(source, key_fn=lambda item: item, ttl=timedelta(hours=1)),
+    "throttle": lambda source: throttle(source, rate_limit=200),
+    "resample": lambda source: resample_ohlc(
+        source,
+        get_symbol=lambda _: "A",
+        get_price=float,
+        get_time=lambda item: EPOCH + timedelta(seconds=item),
+        window=timedelta(seconds=1),
+        watermark_lag=timedelta(milliseconds=1),
+    ),
+}
+
+
+def number(item: object) -> float:
+    return item.open if isinstance(item, Bar) else float(str(item))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+async def test_a_timeout_around_anext_ends_nothing_loses_nothing_and_repeats_nothing(name: str) -> None:
+    async def haltingly() -> AsyncIterator[int]:
+        for item in range(10):
+            await asyncio.sleep(0.006)
+            yield item
+
+    stream, found, timeouts = OPERATORS[name](haltingly()), list[float](), 0
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                found.append(number(await asyncio.wait_for(anext(stream), 0.002)))
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                timeouts += 1
+    assert found == list(range(10))
+    assert timeouts >= 5
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+async def test_a_source_that_raises_cancelled_error_fails_the_stream_and_cancels_no_reader(name: str) -> None:
+    stream = OPERATORS[name](feed([0, 1, 2], asyncio.CancelledError()))
+    assert len(await fail_after(stream, WorkersError, "CancelledError was raised by its source")) >= 1
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_bar_of_a_quiet_symbol_comes_out_when_others_are_further_ahead_than_the_ttl() -> None:
+    ticks = [("quiet", 0.5), ("busy", 1.0), ("busy", 11.6), ("quiet", 0.7), ("quiet", 11.0)]
+    late: list[tuple[str, float]] = []
+    bars = await collect(
+        resample_ohlc(
+            feed(ticks),
+            get_symbol=lambda tick: tick[0],
+            get_price=lambda tick: tick[1],
+            get_time=lambda tick: EPOCH + timedelta(seconds=tick[1]),
+            window=timedelta(seconds=1),
+            key_ttl=timedelta(seconds=10),
+            on_late=lambda tick, _: late.append(tick),
+        )
+    )
+    assert [(bar.symbol, bar.open, bar.count) for bar in bars] == [
+        ("busy", 1.0, 1),
+        ("quiet", 0.5, 1),
+        ("busy", 11.6, 1),
+        ("quiet", 11.0, 1),
+    ]
+    assert late == [("quiet", 0.7)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: deduplicate(feed([1]), key_fn=str, ttl=3),  # type: ignore[arg-type]
+        lambda: resampled_over(window=3),
+        lambda: resampled_over(watermark_lag=3),
+        lambda: resampled_over(key_ttl=3),
+    ],
+)
+def test_a_duration_that_is_no_timedelta_is_explained(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"is 3 \(int\); expected a timedelta, like timedelta\(seconds=3\)"):
+        make()
+
+
+def resampled_over(**durations: object) -> object:
+    given = {"window": timedelta(seconds=1), **durations}
+    return resample_ohlc(feed([1]), get_symbol=str, get_price=float, get_time=lambda _: EPOCH, **given)  # type: ignore[arg-type]

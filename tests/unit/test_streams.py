@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from workers import (
     map_async,
     tumbling_window,
     tumbling_window_event_time,
+    window_event_time,
 )
 from workers.streams import CLOCK_CHECK_S
 
@@ -321,6 +323,153 @@ async def test_without_emit_partial_there_are_no_provisional_frames() -> None:
     assert [(f.status, f.trigger) for f in frames] == [("final", "end")]
 
 
+# --- keys that fall quiet
+
+
+async def test_a_quiet_key_comes_out_provisionally_once_the_others_have_left_its_window_behind() -> None:
+    """Lag 2, size 5, idle after 1: the window [0, 5) of "quiet" is idle when anybody's time reaches 8."""
+    items = [Item("quiet", 1), Item("busy", 7.9), Item("busy", 8), Item("quiet", 2), Item("busy", 30)]
+    frames = await collect(
+        tumbling_window_event_time(
+            feed(items),
+            FIVE_SECONDS,
+            get_event_time=at,
+            get_key=lambda item: item.key,
+            watermark_policy=policy(2),
+            idle_after=timedelta(seconds=1),
+        )
+    )
+    quiet = [(f.rev, f.status, f.trigger, [item.seconds for item in f.items]) for f in frames if f.key == "quiet"]
+    assert quiet == [
+        (0, "provisional", "idle", [1]),
+        (0, "provisional", "idle", [1, 2]),
+        (0, "final", "end", [1, 2]),
+    ]
+
+
+async def test_the_silence_of_the_source_brings_quiet_windows_out_and_loses_nothing_that_follows() -> None:
+    more = asyncio.Event()
+
+    async def source() -> AsyncIterator[Item]:
+        yield Item("a", 0)
+        await more.wait()
+        yield Item("a", 0.01)
+        yield Item("a", 9)
+
+    stream = window_event_time(
+        source(),
+        TumblingWindowSpec(timedelta(milliseconds=20)),
+        get_event_time=at,
+        get_key=lambda item: item.key,
+        watermark_policy=policy(0.02),
+        idle_after=timedelta(milliseconds=30),
+    )
+    began = time.monotonic()
+    first = await soon(anext(stream))
+    assert (first.status, first.trigger, len(first.items)) == ("provisional", "timeout", 1)
+    assert time.monotonic() - began >= 0.07, "end + lag + idle_after after the event at 0"
+    more.set()
+    rest = [(f.rev, f.status, f.trigger, len(f.items)) for f in await collect(stream)]
+    assert (0, "final", "watermark", 2) in rest
+    assert stream.late == 0
+    assert only_this_task_is_left()
+
+
+async def test_the_time_that_a_reader_takes_is_no_silence_of_the_source() -> None:
+    stream = window_event_time(
+        feed([Item("a", n / 1000) for n in range(500)]),  # more than is read ahead
+        TumblingWindowSpec(timedelta(milliseconds=100)),
+        get_event_time=at,
+        watermark_policy=policy(0.01),
+        idle_after=timedelta(milliseconds=10),
+    )
+    frames = [await soon(anext(stream))]
+    await asyncio.sleep(0.3)
+    frames += await collect(stream)
+    assert {frame.status for frame in frames} == {"final"}
+
+
+async def test_a_key_further_behind_than_its_ttl_is_finished_and_forgotten() -> None:
+    late: list[tuple[Item, str]] = []
+    items = [
+        Item("quiet", 1),
+        Item("busy", 61),
+        Item("busy", 61.5),
+        Item("quiet", 1.5),
+        Item("quiet", 60),
+        Item("new", 2),
+    ]
+    frames = await collect(
+        tumbling_window_event_time(
+            feed(items),
+            FIVE_SECONDS,
+            get_event_time=at,
+            get_key=lambda item: item.key,
+            watermark_policy=policy(2),
+            key_ttl=timedelta(seconds=50),
+            on_late=lambda item, lateness: late.append((item, lateness.reason)),
+        )
+    )
+    found = [(f.key, seconds(f.start), f.status, f.trigger) for f in frames]
+    assert found[0] == ("quiet", 0, "final", "expiry")
+    assert found[1:] == [("busy", 60, "final", "end"), ("quiet", 60, "final", "end")]
+    assert late == [(items[3], "expired"), (items[5], "expired")]
+
+
+async def test_ever_new_keys_take_no_more_than_those_of_one_ttl() -> None:
+    """5,000 keys with one item each, a tenth of a second apart: all but the last come out while the source goes on."""
+    read = 0
+
+    async def source() -> AsyncIterator[Item]:
+        nonlocal read
+        for read in range(5_000):
+            yield Item(str(read), read / 10)
+
+    lags = [
+        read - int(frame.key)  # type: ignore[call-overload]
+        async for frame in window_event_time(
+            source(),
+            FIVE_SECONDS,
+            get_event_time=at,
+            get_key=lambda item: item.key,
+            key_ttl=timedelta(seconds=10),
+        )
+    ]
+    assert len(lags) == 5_000
+    assert max(lags) <= 102, "10 s are 100 keys"
+
+
+async def test_without_a_ttl_no_key_loses_anything_by_the_progress_of_others() -> None:
+    items = [Item(key, day * 86_400) for key in "abc" for day in range(5)]  # sorted by key, as a file may be
+    stream = window_event_time(feed(items), FIVE_SECONDS, get_event_time=at, get_key=lambda item: item.key)
+    assert len(await collect(stream)) == 15
+    assert stream.late == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"idle_after": 5}, TypeError, r"idle_after is 5 \(int\); expected a timedelta, like timedelta\(seconds=5\)"),
+        ({"key_ttl": "1h"}, TypeError, "key_ttl is '1h' .str.; expected a timedelta"),
+        ({"idle_after": timedelta(seconds=-1)}, ValueError, "idle_after is .*; expected 0 or more"),
+        ({"key_ttl": timedelta(seconds=6.9)}, ValueError, r"expected at least window \+ lag \+ allowed lateness = 7s"),
+    ],
+)
+def test_idle_after_and_ttl_that_make_no_sense_are_refused(
+    given: dict[str, timedelta], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        window_event_time(feed([Item("a", 1)]), FIVE_SECONDS, get_event_time=at, **given)
+
+
+def test_a_size_that_is_no_timedelta_is_explained() -> None:
+    with pytest.raises(TypeError, match=r"size is 5 \(int\); expected a timedelta, like timedelta\(seconds=5\)"):
+        tumbling_window(feed([1]), 5)  # type: ignore[arg-type]
+
+
+# --- what holds for every stream
+
+
 Stream = Callable[[AsyncIterator[Item]], AsyncIterator[object]]
 STREAMS: dict[str, Stream] = {
     "event time": lambda source: tumbling_window_event_time(
@@ -383,24 +532,213 @@ async def test_a_stream_that_is_abandoned_is_cleaned_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-async def test_cancelling_the_reader_of_a_silent_source_closes_it(name: str) -> None:
-    closed = False
+async def test_a_cancelled_reader_leaves_the_stream_to_the_next_and_letting_go_of_it_closes_the_source(
+    name: str,
+) -> None:
+    closed, silence = asyncio.Event(), asyncio.Event()
 
     async def source() -> AsyncIterator[Item]:
-        nonlocal closed
         try:
+            await silence.wait()
+            for n in range(5):
+                yield Item("a", n * 10)
+                await asyncio.sleep(0.002)
             await asyncio.Event().wait()
-            yield Item("a", 0)
         finally:
-            closed = True
+            closed.set()
 
-    reading = asyncio.create_task(collect(STREAMS[name](source())))
+    stream = STREAMS[name](source())
+    reading = asyncio.create_task(collect(stream))
     await asyncio.sleep(0.01)
     reading.cancel()
     await asyncio.wait({reading}, timeout=WAIT_S)
     assert reading.cancelled()
-    assert closed
+    assert not closed.is_set()
+    silence.set()
+    await soon(anext(stream))
+    del stream, reading
+    gc.collect()  # of the frames that the cancelled task's exception holds
+    await soon(closed.wait())
+    for _ in range(10):
+        await asyncio.sleep(0)
     assert only_this_task_is_left()
+
+
+async def impatient(stream: AsyncIterator[R], timeout_s: float, timeouts: list[int]) -> list[R]:
+    """What a reader gets that asks again and again, never waiting for longer than this."""
+    found: list[R] = []
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                found.append(await asyncio.wait_for(anext(stream), timeout_s))
+            except StopAsyncIteration:
+                return found
+            except TimeoutError:
+                timeouts.append(len(found))
+
+
+async def haltingly(items: Iterable[T], pause_s: float) -> AsyncIterator[T]:
+    for item in items:
+        await asyncio.sleep(pause_s)
+        yield item
+
+
+@pytest.mark.parametrize("timeout_s", [0.0005, 0.002])
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_timeout_around_anext_ends_nothing_loses_nothing_and_repeats_nothing(
+    name: str, timeout_s: float
+) -> None:
+    items = [Item("a", n * 10, n) for n in range(12)]
+    timeouts: list[int] = []
+    found = await impatient(STREAMS[name](haltingly(items, 0.006)), timeout_s, timeouts)
+    assert len(timeouts) >= 5
+    if name in ("event time", "event time, partial", "arrival"):
+        frames: list[WindowFrame[Item]] = [frame for frame in found if frame.status != "provisional"]  # type: ignore[attr-defined]
+        assert [item for frame in frames for item in frame.items] == items
+    else:
+        assert found == (items if name in ("buffer", "filter") else [str(item) for item in items])
+    assert only_this_task_is_left()
+
+
+@given(
+    name=st.sampled_from(sorted(STREAMS)),
+    turns=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40),
+    concurrent=st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_readers_cancelled_at_any_moment_lose_and_repeat_nothing(
+    name: str, turns: list[tuple[int, int]], concurrent: bool
+) -> None:
+    """Some steps of the event loop, a reader begins; some more, it is cancelled, whatever it has by then."""
+    items = [Item("a", n * 10, n) for n in range(10)]
+
+    async def source() -> AsyncIterator[Item]:
+        for item in items:
+            for _ in range(item.number % 4):
+                await asyncio.sleep(0)
+            yield item
+
+    async def read(stream: AsyncIterator[object], found: list[object]) -> None:
+        found.append(await anext(stream))  # nothing can be between the item and the list
+
+    async def run() -> list[object]:
+        stream, found = STREAMS[name](source()), list[object]()
+        for before, until in turns:
+            readers = [asyncio.create_task(read(stream, found)) for _ in range(1 + concurrent)]
+            for _ in range(until):
+                await asyncio.sleep(0)
+            readers[0].cancel()
+            for _ in range(before):
+                await asyncio.sleep(0)
+            readers[-1].cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+        return await collect(stream, found)
+
+    found = asyncio.run(run())
+    if name in ("event time", "event time, partial", "arrival"):
+        assert [item for frame in found if frame.status != "provisional" for item in frame.items] == items  # type: ignore[attr-defined]
+    else:
+        assert found == (items if name in ("buffer", "filter") else [str(item) for item in items])
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_source_that_raises_cancelled_error_fails_the_stream_and_cancels_no_reader(name: str) -> None:
+    items = [Item("a", 1), Item("a", 8), Item("a", 9)]
+    stream = STREAMS[name](feed(items, asyncio.CancelledError("the feed's own")))
+    found: list[object] = []
+    with pytest.raises(WorkersError, match="CancelledError was raised by its source") as caught:
+        await collect(stream, found)
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert (
+        len(found) == 3
+        if name not in ("event time", "event time, partial", "arrival")
+        else len(found) >= 1 - (name == "arrival")
+    )
+    with pytest.raises(WorkersError):  # and does not end as if it were complete when it is asked again
+        await soon(anext(stream))
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert only_this_task_is_left()
+
+
+async def test_a_source_keeps_its_task_and_its_own_timeouts_over_all_its_steps() -> None:
+    tasks: set[asyncio.Task[object] | None] = set()
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            async with asyncio.timeout(0.05):  # entered in one step, left in another
+                for number in range(3):
+                    tasks.add(asyncio.current_task())
+                    yield number
+                await asyncio.Event().wait()
+        except TimeoutError:
+            yield -1
+
+    stream = filter_async(map_async(source(), lambda number: number), lambda _: True)
+    assert await impatient(stream, 0.01, []) == [0, 1, 2, -1]
+    assert len(tasks) == 1, "a chain of streams is read in one task"
+
+
+async def test_a_reader_that_waits_while_the_stream_is_closed_is_told_so() -> None:
+    async def source() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 0
+
+    stream = map_async(source(), str)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.01)
+    await soon(stream.aclose())
+    with pytest.raises(WorkersError, match="closed while an anext waited"):
+        await soon(waiting)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    await soon(stream.aclose())
+    assert only_this_task_is_left()
+
+
+async def test_a_stream_cannot_be_closed_by_its_own_function_nor_read_beside_its_owner() -> None:
+    async def close(_: int) -> None:
+        await stream.aclose()
+
+    stream = map_async(feed([1]), close)
+    with pytest.raises(RuntimeError, match="its own source or functions"):
+        await soon(anext(stream))
+    inner = map_async(feed([1, 2]), str)
+    outer = filter_async(inner, lambda _: True)
+    assert await soon(anext(outer)) == "1"
+    with pytest.raises(RuntimeError, match="source of another one"):
+        await anext(inner)
+    await soon(outer.aclose())
+    await soon(inner.aclose())
+
+
+def test_a_stream_left_open_at_the_end_of_the_loop_closes_its_source_without_a_warning() -> None:
+    script = """
+import asyncio, workers
+async def source():
+    try:
+        yield 1
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+        print("closed")
+kept = []
+async def main():
+    for stream in (workers.map_async(source(), str), workers.buffer_async(source(), 2)):
+        print(await anext(stream))
+        kept.append(stream)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["1", "1", "closed", "closed"]
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -427,7 +765,7 @@ async def test_what_closing_the_source_raises_is_not_swallowed(name: str) -> Non
         await soon(stream.aclose())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["event time, partial", "arrival", "buffer", "map, concurrently"])
+@pytest.mark.parametrize("name", STREAMS)
 async def test_a_reading_task_cancelled_by_somebody_else_raises_in_the_reader(name: str) -> None:
     async def source() -> AsyncIterator[Item]:
         await asyncio.Event().wait()
@@ -438,9 +776,10 @@ async def test_a_reading_task_cancelled_by_somebody_else_raises_in_the_reader(na
         reading = asyncio.create_task(collect(STREAMS[name](source())))
         for _ in range(turns):
             await asyncio.sleep(0)
-        pumps = asyncio.all_tasks() - before - {reading}
-        assert len(pumps) == 1
-        pumps.pop().cancel()
+        tasks = asyncio.all_tasks() - before - {reading}
+        assert tasks
+        for task in tasks:
+            task.cancel()
         with pytest.raises(WorkersError):
             await soon(reading)
 
@@ -723,9 +1062,11 @@ async def test_a_result_is_not_held_back_by_a_source_that_falls_silent() -> None
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 async def test_a_failing_call_raises_in_its_turn_and_the_others_are_cancelled(concurrency: int) -> None:
+    started: list[int] = []
     cancelled: list[int] = []
 
     async def fn(number: int) -> int:
+        started.append(number)
         if number == 2:
             raise LookupError(number)
         try:
@@ -739,7 +1080,8 @@ async def test_a_failing_call_raises_in_its_turn_and_the_others_are_cancelled(co
     with pytest.raises(LookupError, match="2"):
         await collect(map_async(feed(range(9)), fn, concurrency=concurrency), found)
     assert found == [0, 1]
-    assert sorted(cancelled) == ([] if concurrency == 1 else [3, 4])
+    assert cancelled == [number for number in started if number > 2]
+    assert max(started) == (2 if concurrency == 1 else 3)
     assert only_this_task_is_left()
 
 

@@ -80,6 +80,22 @@ def test_each_key_has_its_own_clock_and_another_can_be_asked() -> None:
     assert clock.is_late(Item("b", 9), key="a")
 
 
+@pytest.mark.parametrize("name", ["lag", "allowed_lateness"])
+def test_a_duration_that_is_no_timedelta_is_explained(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is 2 \(int\); expected a timedelta, like timedelta\(seconds=2\)"):
+        WatermarkPolicy(**{name: 2})  # type: ignore[arg-type]
+
+
+def test_with_keys_there_is_a_clock_of_all_as_well() -> None:
+    clock = EventTimeClock(at, policy(2), get_key=lambda item: item.key)
+    assert clock.watermark() is None
+    for item in (Item("a", 10), Item("b", 100), Item("a", 50)):
+        clock.observe(item)
+    assert clock.watermark() == EPOCH + timedelta(seconds=98)
+    assert clock.watermark("a") == EPOCH + timedelta(seconds=48)
+    assert not clock.is_late(Item("a", 49)), "an item is judged by its own key's clock"
+
+
 def test_without_keys_there_is_one_clock_for_all() -> None:
     clock = EventTimeClock(at, policy(2))
     clock.observe(Item("a", 100))
