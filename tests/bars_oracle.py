@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import orjson
 
+from tests.sums_oracle import totals_of, vwap_of
+
 __all__ = ["Bar", "Config", "Model", "summary"]
 
 MS = 1_000_000
@@ -53,27 +55,27 @@ def summary(children: Iterable[Bar]) -> Bar:
     if not used:
         nothing = dict.fromkeys(("open", "high", "low", "close", "volume", "vwap"))
         return {**nothing, "count": 0, "first_ts": None, "last_ts": None}
-    volume = notional = 0.0
-    for each in used:
-        if each["volume"] is None:
-            volume, notional = math.inf, math.nan
-        else:
-            volume += each["volume"]
-            notional += (
-                each["volume"] * each["vwap"] if each["vwap"] is not None else (math.nan if each["volume"] else 0.0)
-            )
+    volume, notional = totals_of(
+        (each["vwap"] if each["vwap"] is not None else 0.0 if each["volume"] == 0 else math.nan, _volume(each))
+        for each in used
+    )
+    high, low = max(each["high"] for each in used), min(each["low"] for each in used)
     shown: Bar = {
         "open": used[0]["open"],
-        "high": max(each["high"] for each in used),
-        "low": min(each["low"] for each in used),
+        "high": high,
+        "low": low,
         "close": used[-1]["close"],
-        "volume": volume if math.isfinite(volume) else None,
-        "vwap": notional / volume if volume and math.isfinite(notional / volume) else None,
+        "volume": volume.value if math.isfinite(volume.value) else None,
+        "vwap": vwap_of(volume, notional, low, high),
         "count": sum(each["count"] for each in real),
         "first_ts": real[0]["first_ts"] if real else None,
         "last_ts": real[-1]["last_ts"] if real else None,
     }
     return shown if real else {**shown, "filled": True}
+
+
+def _volume(bar: Bar) -> float:
+    return math.inf if bar["volume"] is None else bar["volume"]
 
 
 class Model:

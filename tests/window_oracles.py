@@ -25,6 +25,7 @@ from tests.oracle import (
     _reject_or_tick,
     _Tick,
 )
+from tests.sums_oracle import Total, totals_of, vwap_of
 
 __all__ = ["run_gaps", "run_sessions"]
 
@@ -157,11 +158,8 @@ def _prices(ticks: Sequence[_Tick]) -> Frame:
     }
 
 
-def _sums(volume: float, notional: float) -> Frame:
-    return {
-        "volume": _finite_or_none(volume),
-        "vwap": None if volume == 0 else _finite_or_none(notional / volume),
-    }
+def _sums(volume: Total, notional: Total, low: float, high: float) -> Frame:
+    return {"volume": _finite_or_none(volume.value), "vwap": vwap_of(volume, notional, low, high)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,8 +171,8 @@ class _Session:
     """A component: ticks in log order, and sums that were made as the rules say."""
 
     ticks: list[tuple[int, _Tick]] = field(default_factory=list)  # (number in the log, tick)
-    volume: float = 0.0
-    notional: float = 0.0
+    volume: Total = field(default_factory=Total)
+    notional: Total = field(default_factory=Total)
     high: float = 0.0
     low: float = 0.0
     is_out: bool = False  # it came out as it is now
@@ -237,16 +235,16 @@ class _SessionLane(_Judge):
         union = _Session([*ticks, (self.outcome.ticks_in, tick)])
         if joined:
             first = joined[0]
-            union.volume, union.notional, union.high, union.low = first.volume, first.notional, first.high, first.low
+            union.high, union.low = first.high, first.low
         else:
             union.high = union.low = tick.price
-        for session in joined[1:]:
-            union.volume += session.volume
-            union.notional += session.notional
+        for session in joined:
+            union.volume.add_total(session.volume)
+            union.notional.add_total(session.notional)
             union.high = max(union.high, session.high)  # of equal ones, 0.0 and -0.0, the earlier
             union.low = min(union.low, session.low)
-        union.volume += tick.size
-        union.notional += tick.price * tick.size
+        union.volume.add(tick.size)
+        union.notional.add_product(tick.price, tick.size)
         union.high, union.low = max(union.high, tick.price), min(union.low, tick.price)
         return union
 
@@ -276,7 +274,8 @@ class _SessionLane(_Judge):
         if self.config.payload != "items":
             prices = _prices(ticks)
             assert (prices["high"], prices["low"]) == (session.high, session.low)
-            rest = {**prices, "high": session.high, "low": session.low, **_sums(session.volume, session.notional)}
+            sums = _sums(session.volume, session.notional, session.low, session.high)
+            rest = {**prices, "high": session.high, "low": session.low, **sums}
         rest.update(_times(self.config, ticks))
         if self.config.payload != "ohlcv":
             rest["items"] = [tick.value for tick in ticks]
@@ -342,14 +341,12 @@ class _GapLane(_Judge):
 
     def _bar(self, key: str, slot: _Slot) -> Frame:
         if slot.ticks:
-            volume = notional = 0.0
-            for tick in slot.ticks:
-                volume += tick.size
-                notional += tick.price * tick.size
-            return {**_prices(slot.ticks), **_sums(volume, notional)}
+            volume, notional = totals_of((tick.price, tick.size) for tick in slot.ticks)
+            low, high = min(tick.price for tick in slot.ticks), max(tick.price for tick in slot.ticks)
+            return {**_prices(slot.ticks), **_sums(volume, notional, low, high)}
         before = max(each.start_ns for each in self.slots[key].values() if each.ticks and each.start_ns < slot.start_ns)
         close: Any = _prices(self.slots[key][before].ticks)["close"]
-        return {**dict.fromkeys(("open", "high", "low", "close"), close), **_sums(0.0, 0.0)}
+        return {**dict.fromkeys(("open", "high", "low", "close"), close), "volume": 0.0, "vwap": None}
 
     def _emit(self, key: str, slot: _Slot, status: str, trigger: str) -> None:
         bar = self._bar(key, slot)

@@ -1,7 +1,7 @@
 """What a window computes from its ticks. Aggregations are pluggable: subclass `Aggregation`.
 
 A result must depend on nothing but the ticks, in the order given, which is that of the log; then frames are a pure
-function of the log, and volume and vwap have the same last bit whatever the batches were.
+function of the log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
+from workers.decimals import SUM, DecimalSum, average
 from workers.errors import ConfigError
 from workers.ticks import Tick
 
@@ -75,18 +76,22 @@ class OhlcvState:
 
     def __init__(self) -> None:
         self.open = self.high = self.low = self.close = 0.0
-        self.volume = self.notional = 0.0
+        self.volume = self.notional = DecimalSum()
         self.open_ns: int | None = None
         self.close_ns = 0
 
 
-OHLCV_STATE = Struct("<qqdddddd")
+OHLCV_STATE = Struct(f"<qqdddd{SUM.size}s{SUM.size}s")
 
 
 class Ohlcv(Aggregation[OhlcvState]):
-    """Bars. Open and close go by event time; at equal times the first in the log opens and the last closes."""
+    """Bars. Open and close go by event time; at equal times the first in the log opens and the last closes.
+
+    Volume, and the notional that vwap is made of, are sums of decimals (`workers.decimals`).
+    """
 
     name = "ohlcv"
+    version = 2
 
     def create(self) -> OhlcvState:
         return OhlcvState()
@@ -105,8 +110,8 @@ class Ohlcv(Aggregation[OhlcvState]):
                 state.high = price
             if price < state.low:
                 state.low = price
-        state.volume += tick.size
-        state.notional += price * tick.size
+        state.volume = state.volume.plus(tick.size)
+        state.notional = state.notional.plus_product(price, tick.size)
         return state
 
     def merge(self, state: OhlcvState, later: OhlcvState) -> OhlcvState:
@@ -115,8 +120,8 @@ class Ohlcv(Aggregation[OhlcvState]):
             state.high = later.high
         if later.low < state.low:
             state.low = later.low
-        state.volume += later.volume
-        state.notional += later.notional
+        state.volume = state.volume.merged(later.volume)
+        state.notional = state.notional.merged(later.notional)
         return state
 
     def empty_after(self, state: OhlcvState) -> OhlcvState:
@@ -131,8 +136,8 @@ class Ohlcv(Aggregation[OhlcvState]):
             "high": state.high,
             "low": state.low,
             "close": state.close,
-            "volume": state.volume,
-            "vwap": state.notional / state.volume if state.volume else None,  # no volume, no average
+            "volume": float(state.volume),
+            "vwap": average(state.notional, state.volume, state.low, state.high),
         }
 
     def dump(self, state: OhlcvState) -> bytes:
@@ -143,8 +148,8 @@ class Ohlcv(Aggregation[OhlcvState]):
             state.high,
             state.low,
             state.close,
-            state.volume,
-            state.notional,
+            state.volume.dump(),
+            state.notional.dump(),
         )
 
     def load(self, data: bytes) -> OhlcvState:
@@ -156,9 +161,10 @@ class Ohlcv(Aggregation[OhlcvState]):
             state.high,
             state.low,
             state.close,
-            state.volume,
-            state.notional,
+            volume,
+            notional,
         ) = OHLCV_STATE.unpack(data)
+        state.volume, state.notional = DecimalSum.load(volume), DecimalSum.load(notional)
         return state
 
 

@@ -21,8 +21,10 @@ deduplicated. A child without ticks (all cancelled, or its session was merged in
 *Provisional children* are shown in provisional frames of an open parent and nowhere else: they are kept apart, and
 what is emitted otherwise is computed as if they had never come. They move no clock and are never late.
 
-*Sums* are made in order of the children's start. A child that can't be revised any more is added to the sums so far
-and not kept by itself; as those after it come later in that order, too, it makes no difference when that is done.
+*Sums* are made in order of the children's start: of their volumes, and of volume times vwap, both as printed and both
+exact (`workers.decimals`). vwap is the second by the first, and within low and high. A child that can't be revised any
+more is added to the sums so far and not kept by itself; as those after it come later in that order, too, it makes no
+difference when that is done.
 
 *Filled* children (no ticks, the price before) count only where a parent has nothing else: then it is filled as well.
 """
@@ -41,6 +43,7 @@ import orjson
 
 from workers.aggregates import Aggregation
 from workers.assigners import Assigner, Hopping, Tumbling
+from workers.decimals import DecimalSum, average
 from workers.ticks import DEEPEST_FRAME, Reason, Record, Rejection, Tick, excerpt, is_deeper, too_deep
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 from workers.windows import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
@@ -65,7 +68,7 @@ class Child(msgspec.Struct, array_like=True, frozen=True):
     low: float
     close: float
     volume: float
-    notional: float
+    vwap: float
     first_ns: int
     last_ns: int
 
@@ -184,8 +187,8 @@ def _child_of(fields: Mapping[str, object], unit_ns: int) -> Child:
             "tick.timestamp_unit must be that of the application that the frames come from"
         )
         raise _Malformed(Reason.WRONG_TYPE, message)
-    volume, notional = _sums(fields)
-    return Child(start_ns, end_ns, rev, count, False, opened, high, low, close, volume, notional, first_ns, last_ns)
+    volume, vwap = _averaged(fields)
+    return Child(start_ns, end_ns, rev, count, False, opened, high, low, close, volume, vwap, first_ns, last_ns)
 
 
 def _wrong(name: str, expected: str, found: object) -> _Malformed:
@@ -217,8 +220,8 @@ def _finite(fields: Mapping[str, object], name: str) -> float:
     return float(found)  # JSON has no number that is not finite
 
 
-def _sums(fields: Mapping[str, object]) -> tuple[float, float]:
-    """Volume and notional. Null stands for what JSON can't hold, beyond the greatest float; both are then unknown."""
+def _averaged(fields: Mapping[str, object]) -> tuple[float, float]:
+    """Volume and vwap. Null stands for what JSON can't hold, beyond the greatest float; both are then unknown."""
     if fields["volume"] is None:
         return float("inf"), float("nan")
     volume = _finite(fields, "volume")
@@ -226,7 +229,7 @@ def _sums(fields: Mapping[str, object]) -> tuple[float, float]:
         raise _Malformed(Reason.NEGATIVE_SIZE, f"volume is {fields['volume']!r}; expected 0 or more")
     if fields["vwap"] is None:
         return volume, float("nan") if volume else 0.0
-    return volume, _finite(fields, "vwap") * volume
+    return volume, _finite(fields, "vwap")
 
 
 def _check_place(child: Child, assigner: Assigner) -> None:
@@ -257,8 +260,8 @@ class _Sums(msgspec.Struct, array_like=True):
     high: float
     low: float
     close: float
-    volume: float
-    notional: float
+    volume: DecimalSum
+    notional: DecimalSum
     count: int
     first_ns: int
     last_ns: int
@@ -267,8 +270,8 @@ class _Sums(msgspec.Struct, array_like=True):
         self.high = max(self.high, child.high)
         self.low = min(self.low, child.low)
         self.close = child.close
-        self.volume += child.volume
-        self.notional += child.notional
+        self.volume = self.volume.plus(child.volume)
+        self.notional = self.notional.plus_product(child.vwap, child.volume)
         self.count += child.count
         self.last_ns = child.last_ns
 
@@ -370,8 +373,8 @@ def _plus(sums: _Sums | None, child: Child) -> _Sums:
         child.high,
         child.low,
         child.close,
-        child.volume,
-        child.notional,
+        DecimalSum().plus(child.volume),
+        DecimalSum().plus_product(child.vwap, child.volume),
         child.count,
         child.first_ns,
         child.last_ns,
@@ -382,6 +385,7 @@ class Bars(Aggregation[Contents]):
     """Open, high, low, close, volume and vwap of children. `BarEngine` hands them in, so `add` is not used."""
 
     name = "bars"
+    version = 2
 
     def create(self) -> Contents:
         return Contents()
@@ -393,10 +397,10 @@ class Bars(Aggregation[Contents]):
         return _result_of(*state.total(with_previews=False))
 
     def dump(self, state: Contents) -> bytes:
-        return msgspec.msgpack.encode(state)
+        return msgspec.msgpack.encode(state, enc_hook=DecimalSum.dump)
 
     def load(self, data: bytes) -> Contents:
-        return msgspec.msgpack.decode(data, type=Contents)
+        return msgspec.msgpack.decode(data, type=Contents, dec_hook=lambda _, packed: DecimalSum.load(packed))
 
 
 def _result_of(real: _Sums | None, filled: _Sums | None) -> Mapping[str, object]:
@@ -408,8 +412,8 @@ def _result_of(real: _Sums | None, filled: _Sums | None) -> Mapping[str, object]
         "high": sums.high,
         "low": sums.low,
         "close": sums.close,
-        "volume": sums.volume,
-        "vwap": sums.notional / sums.volume if sums.volume else None,
+        "volume": float(sums.volume),
+        "vwap": average(sums.notional, sums.volume, sums.low, sums.high),
     }
 
 

@@ -25,6 +25,7 @@ import orjson
 from workers import columns as co
 from workers import kernel as ke
 from workers import tables as tb
+from workers.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
 from workers.digits import FLOAT_BYTES, write_floats
 from workers.errors import BrokerError, StateFormatError
 from workers.frames import OutRecord
@@ -417,6 +418,7 @@ class BatchLane(Lane):
         scratch = _scratch
         scratch.columns[rows, tb.C_KEY] = keys
         scratch.columns[rows, tb.C_TS] = times
+        scratch.columns[rows, tb.C_PRICE] = scratch.columns[rows, tb.C_AMOUNT] = tb.NONE
         scratch.values[rows, tb.V_PRICE] = prices
         scratch.values[rows, tb.V_SIZE] = sizes
 
@@ -666,10 +668,18 @@ def _stored_windows(entries: Sequence[tuple[bytes, bytes]]) -> tuple[Array, Arra
             int(np.diff(bounds).min()) >= ke.WINDOW_KEY_BYTES
             and bool((rows[:, 0] == ke.FORMAT).all())
             and not rows[:, 38:42].any()
+            and all(_are_sums(rows[:, at : at + ke.SUM_BYTES]) for at in ke.SUMS_AT)
         )
         if not as_written or not _is_utf8(keys):
             return None
     return stored_keys, bounds, stored
+
+
+def _are_sums(packed: Array) -> bool:
+    """Whether bytes are sums as `workers.decimals.DecimalSum.load` takes them, a row each."""
+    decimals, high = packed[:, 16], np.ascontiguousarray(packed[:, 8:16]).view(np.int64)[:, 0]
+    exact = (decimals <= MOST_DECIMALS) & (high >= -LIMIT >> 64) & (high < LIMIT >> 64)
+    return bool((exact | (decimals == IS_FLOAT)).all())
 
 
 def _is_utf8(keys: Sequence[bytes]) -> bool:

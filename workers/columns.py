@@ -22,10 +22,12 @@ from numba import types
 
 from workers.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, compiled, inlined, load64
 from workers.tables import (
+    C_AMOUNT,
     C_BATCH,
     C_KEY,
     C_OFFSET,
     C_POSITION,
+    C_PRICE,
     C_TS,
     H_FLAGGED,
     H_NEED,
@@ -51,6 +53,7 @@ from workers.tables import (
     new_key,
     same_bytes,
 )
+from workers.wide import packed
 
 __all__ = ["decode"]
 
@@ -459,6 +462,8 @@ def decode(
                     values[filled, V_PRICE] = np.float64(price) / _TENS[cores[4 * PRICE + 3]]
                     values[filled, V_SIZE] = np.float64(amount) / _TENS[cores[4 * SIZE + 3]]
                     columns[filled, C_TS] = ts
+                    columns[filled, C_PRICE] = packed(price, cores[4 * PRICE + 3])
+                    columns[filled, C_AMOUNT] = packed(amount, cores[4 * SIZE + 3])
         if row == NONE:
             flagged[head[H_FLAGGED]] = filled
             head[H_FLAGGED] += 1

@@ -16,7 +16,7 @@ from numba import types
 
 from workers.jit import BYTES, bits_of, compiled, float_of, inlined, mulhi
 
-__all__ = ["FLOAT_BYTES", "put_float", "put_int", "write_floats"]
+__all__ = ["FLOAT_BYTES", "put_float", "put_int", "shortest", "write_floats"]
 
 FLOAT_BYTES: Final = 25
 """The most that a float takes; the most that a 64-bit integer takes is less."""
@@ -56,7 +56,7 @@ def _times_power(power: int, factor: np.uint64) -> np.uint64:
 
 
 @inlined
-def _shortest(bits: np.uint64) -> tuple[np.uint64, int]:
+def shortest(bits: np.uint64) -> tuple[np.uint64, int]:
     """Digits and decimal exponent of a positive, finite float."""
     fraction = bits & _FRACTION
     biased = np.int64((bits >> U(52)) & U(0x7FF))
@@ -146,7 +146,7 @@ def put_float(out: npt.NDArray[np.uint8], position: int, value: float) -> int:
         if np.float64(cents) / 100.0 == magnitude:
             digits = U(cents)
     if digits == _0:
-        digits, power = _shortest(bits)
+        digits, power = shortest(bits)
     rest = digits // _10
     while rest * _10 == digits:
         digits = rest

@@ -20,7 +20,9 @@ from numba import types
 from workers.digits import FLOAT_BYTES, put_float, put_int
 from workers.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, bits_of, compiled, float_of, inlined, load64, store64
 from workers.tables import (
+    C_AMOUNT,
     C_KEY,
+    C_PRICE,
     C_TS,
     CHANGED,
     CLOSED,
@@ -30,15 +32,15 @@ from workers.tables import (
     E_KEY,
     E_KIND,
     E_LAST,
+    E_NOTIONAL,
     E_REV,
     E_START,
+    E_VOLUME,
     F_CLOSE,
     F_HIGH,
     F_LOW,
-    F_NOTIONAL,
     F_OPEN,
     F_SIZE,
-    F_VOLUME,
     H_AGGREGATED,
     H_CHANGED,
     H_CHANGED_LAST,
@@ -126,6 +128,7 @@ from workers.tables import (
     W_RIGHT,
     W_START,
     W_TIE,
+    W_VOLUME,
     Bytes,
     Floats,
     Ints,
@@ -137,6 +140,7 @@ from workers.tables import (
     put_row,
     remove_row,
 )
+from workers.wide import add_tick, sum_as_float
 
 __all__ = ["KINDS", "flush", "format_frames", "load_windows", "run", "settle", "timeout", "write_changes"]
 
@@ -450,6 +454,8 @@ def _emit(row: int, kind: int, head: Ints, windows: Ints, sums: Floats, out: Int
     out[at, E_FIRST], out[at, E_LAST] = windows[row, W_FIRST], windows[row, W_LAST]
     for column in range(F_SIZE):
         out_sums[at, column] = sums[row, column]
+    for column in range(6):
+        out[at, E_VOLUME + column] = windows[row, W_VOLUME + column]
     windows[row, W_FLAGS] &= ~CHANGED
     if kind < BY_IDLE:
         windows[row, W_REV] += 1
@@ -539,12 +545,14 @@ def _expired_before(partition_max: int, params: Ints) -> int:
 
 
 @inlined
-def _fold(row: int, ts: int, price: float, amount: float, windows: Ints, sums: Floats) -> None:
-    """Add a tick to a window, as `workers.aggregates.Ohlcv` does: one at a time, in the order of the log."""
+def _fold(row: int, index: int, columns: Ints, values: Floats, windows: Ints, sums: Floats) -> None:
+    """Add the tick of a row to a window, as `workers.aggregates.Ohlcv` does."""
+    ts, price, amount = columns[index, C_TS], values[index, V_PRICE], values[index, V_SIZE]
     if windows[row, W_COUNT] == 0:
         windows[row, W_FIRST] = windows[row, W_LAST] = windows[row, W_OPENED] = windows[row, W_CLOSED] = ts
         sums[row, F_OPEN] = sums[row, F_HIGH] = sums[row, F_LOW] = sums[row, F_CLOSE] = price
-        sums[row, F_VOLUME], sums[row, F_NOTIONAL] = 0.0, 0.0
+        for column in range(W_VOLUME, W_VOLUME + 6):
+            windows[row, column] = 0
     else:
         if ts < windows[row, W_FIRST]:
             windows[row, W_FIRST] = ts
@@ -560,8 +568,7 @@ def _fold(row: int, ts: int, price: float, amount: float, windows: Ints, sums: F
             sums[row, F_HIGH] = price
         if price < sums[row, F_LOW]:
             sums[row, F_LOW] = price
-    sums[row, F_VOLUME] += amount
-    sums[row, F_NOTIONAL] += price * amount
+    add_tick(row, columns[index, C_PRICE], price, columns[index, C_AMOUNT], amount, windows)
     windows[row, W_COUNT] += 1
 
 
@@ -681,7 +688,7 @@ def run(
                     head[H_IDLE] += 1
             _find_due(key, params, keys, windows)
         keys[key, K_RECENT] = row
-        _fold(row, ts, values[index, V_PRICE], values[index, V_SIZE], windows, sums)
+        _fold(row, index, columns, values, windows, sums)
         head[H_AGGREGATED] += 1
         flags = windows[row, W_FLAGS] | CHANGED
         windows[row, W_FLAGS] = flags
@@ -872,6 +879,22 @@ def _put_escaped(out: Bytes, position: int, names: Bytes, begin: int, length: in
     return position
 
 
+@inlined
+def _sum_of(table: Ints, row: int, at: int) -> float:
+    return sum_as_float(U(table[row, at]), U(table[row, at + 1]), table[row, at + 2])
+
+
+@inlined
+def _average(notional: float, volume: float, low: float, high: float) -> float:
+    """As `workers.decimals.average`; NaN where there is none."""
+    if volume == 0.0 or not (np.isfinite(notional) and np.isfinite(volume)):
+        return np.nan
+    found = notional / volume
+    if low > found:
+        found = low
+    return high if high < found else found
+
+
 @compiled(INTS2, FLOATS2, types.int64, types.int64, INTS, INTS2, BYTES, BYTES, INTS, INTS, returns=types.int64)
 def format_frames(
     emissions: Ints,
@@ -908,10 +931,11 @@ def format_frames(
         position = put_int(out, _put_text(out, position, T_END), end_ms)
         position = put_int(out, _put_text(out, position, T_REV), emissions[index, E_REV])
         position = _put_text(out, position, T_KIND + emissions[index, E_KIND])
-        for column in range(F_VOLUME + 1):
+        for column in range(F_SIZE):
             position = put_float(out, _put_text(out, position, T_OPEN + column), emitted[index, column])
-        volume = emitted[index, F_VOLUME]
-        vwap = emitted[index, F_NOTIONAL] / volume if volume != 0.0 else np.nan
+        volume = _sum_of(emissions, index, E_VOLUME)
+        vwap = _average(_sum_of(emissions, index, E_NOTIONAL), volume, emitted[index, F_LOW], emitted[index, F_HIGH])
+        position = put_float(out, _put_text(out, position, T_VOLUME), volume)
         position = put_float(out, _put_text(out, position, T_VWAP), vwap)
         position = put_int(out, _put_text(out, position, T_COUNT), emissions[index, E_COUNT])
         position = put_int(out, _put_text(out, position, T_FIRST), emissions[index, E_FIRST] // params[P_UNIT])
@@ -928,7 +952,9 @@ def format_frames(
 FORMAT: Final = 1
 STORED_CLOSED, STORED_CHANGED = 1, 2
 WINDOW_KEY_BYTES: Final = 9  # "w" and the start, before the symbol
-WINDOW_VALUE_BYTES: Final = 42 + 64
+SUM_BYTES: Final = 17
+SUMS_AT: Final = (90, 90 + SUM_BYTES)
+WINDOW_VALUE_BYTES: Final = 90 + 2 * SUM_BYTES
 
 
 @inlined
@@ -954,6 +980,11 @@ def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Byte
     store64(out, position + 50, U(windows[row, W_CLOSED]))
     for index in range(F_SIZE):
         store64(out, position + 58 + 8 * index, bits_of(sums[row, index]))
+    for index in range(2):
+        at, column = position + SUMS_AT[index], W_VOLUME + 3 * index
+        store64(out, at, U(windows[row, column]))
+        store64(out, at + 8, U(windows[row, column + 1]))
+        out[at + 16] = windows[row, column + 2]
 
 
 @compiled(INTS, INTS, INTS2, BYTES, INTS2, FLOATS2, INTS, BYTES, INTS, returns=types.int64)
@@ -1063,6 +1094,11 @@ def load_windows(
         windows[row, W_CLOSED] = np.int64(load64(stored, at + 50))
         for column in range(F_SIZE):
             sums[row, column] = float_of(load64(stored, at + 58 + 8 * column))
+        for number in range(2):
+            begun, column = at + SUMS_AT[number], W_VOLUME + 3 * number
+            windows[row, column] = np.int64(load64(stored, begun))
+            windows[row, column + 1] = np.int64(load64(stored, begun + 8))
+            windows[row, column + 2] = np.int64(stored[begun + 16])
         keys[key, K_MAX] = max(keys[key, K_MAX], windows[row, W_LAST])
         keys[key, K_RECENT] = keys[key, K_NEWEST]
         opened = keys[key, K_OPEN]

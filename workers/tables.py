@@ -101,6 +101,12 @@ KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
     W_LAST,
     W_OPENED,  # event time of the open price
     W_CLOSED,  # and of the close price
+    W_VOLUME,  # three columns each: a sum of `workers.wide`
+    _,
+    _,
+    W_NOTIONAL,
+    _,
+    _,
     W_OLDER,
     W_NEWER,
     W_TIE,  # -1 in a free row: how lists that outlive a window know
@@ -110,9 +116,9 @@ KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
     W_LEFT,
     W_RIGHT,
     W_SIZE,
-) = range(18)
+) = range(24)
 
-F_OPEN, F_HIGH, F_LOW, F_CLOSE, F_VOLUME, F_NOTIONAL, F_SIZE = range(7)
+F_OPEN, F_HIGH, F_LOW, F_CLOSE, F_SIZE = range(5)
 
 CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED = (1 << bit for bit in range(8))
 
@@ -138,11 +144,11 @@ CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED 
 ) = range(17)
 
 # -- columns: a row per record ----------------------------------------------------------------------------------------
-C_KEY, C_TS, C_OFFSET, C_POSITION, C_BATCH, C_SIZE = range(6)
+C_KEY, C_TS, C_OFFSET, C_POSITION, C_BATCH, C_PRICE, C_AMOUNT, C_SIZE = range(8)  # price and size as packed decimals
 V_PRICE, V_SIZE, V_COLUMNS = range(3)
 
 # -- what comes out ---------------------------------------------------------------------------------------------------
-E_KEY, E_START, E_REV, E_KIND, E_COUNT, E_FIRST, E_LAST, E_SIZE = range(8)
+E_KEY, E_START, E_REV, E_KIND, E_COUNT, E_FIRST, E_LAST, E_VOLUME, _, _, E_NOTIONAL, _, _, E_SIZE = range(14)
 L_RECORD, L_EXPIRED, L_WATERMARK, L_PARTITION_MAX, L_SIZE = range(5)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests import corrections_oracle, oracle
 from tests.strategies import configs
+from tests.sums_oracle import totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
 from workers.aggregates import Aggregation
 from workers.corrections import CorrectionRules
@@ -144,17 +145,15 @@ def random_log(rng: random.Random, length: int) -> list[dict[str, Any]]:
 
 def ohlcv(trades: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of trades in log order."""
-    volume = notional = 0.0
-    for trade in trades:
-        volume += trade["size"]
-        notional += trade["price"] * trade["size"]
+    volume, notional = totals_of((trade["price"], trade["size"]) for trade in trades)
+    low, high = min(trade["price"] for trade in trades), max(trade["price"] for trade in trades)
     return {
         "open": min(trades, key=lambda trade: trade["ts"])["price"],
-        "high": max(trade["price"] for trade in trades),
-        "low": min(trade["price"] for trade in trades),
+        "high": high,
+        "low": low,
         "close": max(reversed(trades), key=lambda trade: trade["ts"])["price"],
-        "volume": volume,
-        "vwap": notional / volume if volume else None,
+        "volume": volume.value,
+        "vwap": vwap_of(volume, notional, low, high),
         "count": len(trades),
         "first_ts": min(trade["ts"] for trade in trades),
         "last_ts": max(trade["ts"] for trade in trades),

@@ -267,9 +267,14 @@ class TestFrames:
         frame = only_frame(FIVE_SECONDS, records)
         assert (frame["open"], frame["close"]) == (1.0, 4.0)
 
-    def test_volume_is_added_one_tick_at_a_time_in_log_order(self) -> None:
-        records = [record(i, "A", 1, "1", size) for i, size in enumerate(("0.1", "0.2", "0.3"))]
-        assert only_frame(FIVE_SECONDS, records)["volume"] == 0.1 + 0.2 + 0.3 == 0.6000000000000001
+    def test_sums_are_those_of_the_decimals(self) -> None:
+        records = [record(i, "A", 1, "0.7", size) for i, size in enumerate(("0.1", "0.2", "0.3"))]
+        frame = only_frame(FIVE_SECONDS, records)
+        assert (frame["volume"], frame["vwap"]) == (0.6, 0.7)
+
+    def test_sums_without_room_are_floats_from_then_on(self) -> None:
+        records = [record(i, "A", 1, "1", size) for i, size in enumerate(("0.1", "0.2", "1e-40", "0.1"))]
+        assert only_frame(FIVE_SECONDS, records)["volume"] == 0.3 + 1e-40 + 0.1
 
     def test_vwap_without_volume_is_null(self) -> None:
         frame = only_frame(FIVE_SECONDS, [record(0, "A", 1, size="-0.0")])

@@ -48,7 +48,7 @@ export function merged(bars, size) {
     big.count += bar.count;
     big.volume += bar.volume ?? 0;
     big.value += (bar.vwap ?? bar.close) * (bar.volume ?? 0);
-    big.vwap = big.volume ? big.value / big.volume : null;
+    big.vwap = big.volume ? Math.min(Math.max(big.value / big.volume, big.low), big.high) : null;
     big.last = Math.max(big.last, bar.last);
     big.first = Math.min(big.first, bar.first);
     big.status = Math.min(big.status, bar.end > newest ? PROVISIONAL : bar.status);
