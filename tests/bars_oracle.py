@@ -92,7 +92,10 @@ class Model:
 
     def run(self, bars: Sequence[Bar]) -> Model:
         for bar in bars:
-            self.take(bar)
+            if bar:
+                self.take(bar)
+            else:
+                self.end()
         return self
 
     def take(self, bar: Bar) -> None:
@@ -110,6 +113,20 @@ class Model:
             self.deduplicated += 1
         else:
             self.late.append((position, verdict))
+
+    def end(self) -> None:
+        """The input has ended: what children made comes out, and no child before the end of the last parent joins."""
+        self.taken += 1
+        for key in sorted(self.symbols):
+            symbol = self.symbols[key]
+            parents = [symbol.parents[start] for start in sorted(symbol.parents) if symbol.parents[start].children]
+            for parent in parents:
+                if not parent.next_rev:
+                    self._emit(key, parent, "final", "end")
+            if parents:
+                assert symbol.clock is not None
+                symbol.clock = max(symbol.clock, parents[-1].start + self.config.size + self.config.lateness)
+            symbol.parents.clear()
 
     def open_parents(self, key: str) -> dict[int, Bar]:
         """What a provisional frame of each open parent would show, by start."""

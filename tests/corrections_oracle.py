@@ -48,6 +48,9 @@ class _Lane(oracle._Lane):
         self._name: object = None
 
     def take(self, record: oracle.Record) -> None:
+        if record.is_end:
+            super().take(record)
+            return
         payload = orjson.loads(record.value or b"")
         if payload.get(FIELDS[0]) in ("X", "C"):
             self._message(record, payload)

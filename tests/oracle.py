@@ -19,6 +19,10 @@ The rules, in the order in which they are applied to a record:
    it comes out again, at once.
 5. Windows that the clock has reached come out, in order of start.
 6. Keys that the partition has left more than `key_ttl` behind give up their windows and are forgotten.
+
+A record with neither key nor value whose one header `workers.control` is `end-of-input` says that the input has ended:
+what has not come out comes out, `final`, by key and start; no window is kept; and each clock moves to where exactly the
+times before the end of its last window are late, if it is not there already.
 """
 
 from __future__ import annotations
@@ -91,6 +95,13 @@ class Record:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it says that the input has ended."""
+        controls = [value for name, value in self.headers if name == "workers.control"]
+        return self.key is None and self.value is None and controls == [b"end-of-input"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,7 @@ class Outcome:
     rejected: list[Rejected] = field(default_factory=list)
     ticks_in: int = 0
     aggregated: int = 0
+    control: int = 0
     misrouted: int = 0
 
     def wire(self) -> dict[str, list[bytes]]:
@@ -149,7 +161,7 @@ def run(config: Config, records: Sequence[Record], *, partition: int = 0, end_of
     if end_of_input:
         lane.end()
     outcome = lane.outcome
-    assert outcome.ticks_in == outcome.aggregated + len(outcome.late) + len(outcome.rejected)
+    assert outcome.ticks_in == outcome.aggregated + len(outcome.late) + len(outcome.rejected) + outcome.control
     return outcome
 
 
@@ -168,6 +180,7 @@ def run_topic(config: Config, partitions: Mapping[int, Sequence[Record]], *, end
         merged.rejected += outcome.rejected
         merged.ticks_in += outcome.ticks_in
         merged.aggregated += outcome.aggregated
+        merged.control += outcome.control
         merged.misrouted += outcome.misrouted
     return merged
 
@@ -230,6 +243,10 @@ class _Lane:
 
     def take(self, record: Record) -> None:
         self.outcome.ticks_in += 1
+        if record.is_end:
+            self.outcome.control += 1
+            self.end_of_input()
+            return
         verdict = _reject_or_tick(self.config, record)
         if isinstance(verdict, _Tick) and self._is_misrouted(verdict):
             self.outcome.misrouted += 1
@@ -251,6 +268,25 @@ class _Lane:
                 if not window.was_emitted:
                     self._emit(symbol, window, "final", "end")
         self.keys.clear()
+
+    def end_of_input(self) -> None:
+        """Everything so far is over; ticks of later windows may still come."""
+        config = self.config
+        ends: list[int] = []
+        for symbol in sorted(self.keys):
+            key = self.keys[symbol]
+            for window in key.in_order_of_start():
+                if not window.was_emitted:
+                    self._emit(symbol, window, "final", "end")
+            mine = [window.end_ns for window in key.windows.values()]
+            if mine and config.watermark_scope == "key":
+                key.max_ts_ns = max(key.max_ts_ns, _all_before_are_late(config, max(mine)))
+            ends += mine
+            key.windows.clear()
+        if ends and config.watermark_scope == "partition":
+            assert self.max_ts_ns is not None
+            self.max_ts_ns = max(self.max_ts_ns, _all_before_are_late(config, max(ends)))
+            self._expire()
 
     def _is_misrouted(self, tick: _Tick) -> bool:
         partitions = self.config.partitions
@@ -381,6 +417,11 @@ class _Lane:
         frame = _frame(self.config, symbol, window, status, trigger)
         self.outcome.frames.setdefault(symbol, []).append(frame)
         window.next_rev += 1
+
+
+def _all_before_are_late(config: Config, end_ns: int) -> int:
+    """The clock by which a tick 1 ns before `end_ns` is on the threshold."""
+    return end_ns - 1 + config.allowed_lateness_ns + config.lag_ns
 
 
 def _frame(config: Config, symbol: str, window: _Window, status: str, trigger: str) -> Frame:

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from tests import oracle
 
-__all__ = ["Account", "Item", "conflate", "deduplicate", "keep", "rewrite", "route", "throttle"]
+__all__ = ["Account", "End", "Item", "conflate", "deduplicate", "keep", "rewrite", "route", "throttle"]
 
 LONG_AGO = -(10**30)
 
@@ -32,6 +32,17 @@ class Item:
     def as_record(self) -> oracle.Record:
         """The record that would have brought this very tick."""
         return replace(self.record, value=self.value)
+
+
+@dataclass(frozen=True)
+class End:
+    """The record that ends the input, at its place among the ticks. No operator takes it out."""
+
+    record: oracle.Record
+
+    def as_record(self) -> oracle.Record:
+        """The record itself."""
+        return self.record
 
 
 @dataclass
@@ -66,7 +77,7 @@ class _Clocks:
 
 
 def deduplicate(
-    items: Sequence[Item],
+    items: Sequence[Item | End],
     account: Account,
     *,
     names: Sequence[str],
@@ -74,13 +85,16 @@ def deduplicate(
     gaps: bool,
     max_ids: int,
     key_ttl_ns: int,
-) -> list[Item]:
+) -> list[Item | End]:
     """Every id of a symbol once, as long as it is remembered."""
     clocks = _Clocks(key_ttl_ns)
     seen: dict[str, list[tuple[str, int]]] = {}
     ids: dict[str, list[int]] = {}
-    going = []
+    going: list[Item | End] = []
     for item in items:
+        if isinstance(item, End):
+            going.append(item)
+            continue
         for name in clocks.observe(item.symbol, item.ts_ns):
             seen.pop(name, None)
             ids.pop(name, None)
@@ -123,13 +137,16 @@ def _find_gap(item: Item, number: object, known: list[int], account: Account) ->
 
 
 def throttle(
-    items: Sequence[Item], account: Account, *, spacing_ns: int, burst: int, per_symbol: bool, key_ttl_ns: int
-) -> list[Item]:
+    items: Sequence[Item | End], account: Account, *, spacing_ns: int, burst: int, per_symbol: bool, key_ttl_ns: int
+) -> list[Item | End]:
     """A bucket of tokens in exact fractions."""
     clocks = _Clocks(key_ttl_ns)
     buckets: dict[str, tuple[Fraction, int]] = {}  # tokens, and when they were counted
-    going = []
+    going: list[Item | End] = []
     for item in items:
+        if isinstance(item, End):
+            going.append(item)
+            continue
         name = item.symbol if per_symbol else "all"
         for each in clocks.observe(name, item.ts_ns):
             buckets.pop(each, None)
@@ -146,18 +163,22 @@ def throttle(
 
 
 def conflate(
-    items: Sequence[Item], account: Account, *, interval_ns: int, margin_ns: int, key_ttl_ns: int
-) -> list[Item]:
+    items: Sequence[Item | End], account: Account, *, interval_ns: int, margin_ns: int, key_ttl_ns: int
+) -> list[Item | End]:
     """The latest of each interval; all that is held is looked at with every tick."""
     clocks = _Clocks(key_ttl_ns)
     held: dict[str, Item] = {}
     newest: dict[str, int] = {}
-    going: list[Item] = []
+    going: list[Item | End] = []
 
     def end_ns(item: Item) -> int:
         return item.ts_ns - item.ts_ns % interval_ns + interval_ns
 
     for item in items:
+        if isinstance(item, End):
+            going += [held.pop(name) for name in sorted(held)]
+            going.append(item)
+            continue
         for name in clocks.observe(item.symbol, item.ts_ns):
             newest.pop(name, None)
             if name in held:
@@ -183,15 +204,18 @@ def conflate(
 
 
 def route(
-    items: Sequence[Item],
+    items: Sequence[Item | End],
     account: Account,
     *,
     rules: Sequence[tuple[str | None, str | None, object, str]],
     default: str,
-) -> list[Item]:
+) -> list[Item | End]:
     """``rules``: pattern, field, value, topic; None for a pattern or field that is not asked."""
-    going = []
+    going: list[Item | End] = []
     for item in items:
+        if isinstance(item, End):
+            going.append(item)
+            continue
         to = default
         for pattern, name, value, topic in reversed(rules):
             matches = pattern is None or fnmatch.fnmatchcase(item.symbol, pattern)
@@ -206,12 +230,13 @@ def route(
     return going
 
 
-def keep(items: Sequence[Item], account: Account, wanted: Callable[[Item], bool]) -> list[Item]:
+def keep(items: Sequence[Item | End], account: Account, wanted: Callable[[Item], bool]) -> list[Item | End]:
     """The filter."""
-    account.dropped += [(item.record.offset, "filtered") for item in items if not wanted(item)]
-    return [item for item in items if wanted(item)]
+    ticks = [item for item in items if isinstance(item, Item)]
+    account.dropped += [(item.record.offset, "filtered") for item in ticks if not wanted(item)]
+    return [item for item in items if isinstance(item, End) or wanted(item)]
 
 
-def rewrite(items: Sequence[Item], change: Callable[[Item], Item]) -> list[Item]:
+def rewrite(items: Sequence[Item | End], change: Callable[[Item], Item]) -> list[Item | End]:
     """The map."""
-    return [change(item) for item in items]
+    return [item if isinstance(item, End) else change(item) for item in items]

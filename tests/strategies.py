@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeVar
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tests.oracle import HOUR_NS, LARGEST_EVENT_TIME_NS, NEVER_NS, NO_RECORD_TIMESTAMP, UNIT_NS, Config, Record
 
-__all__ = ["SYMBOLS", "Case", "bad_records", "cases", "configs", "cuts", "good_records", "streams"]
+__all__ = ["SYMBOLS", "Case", "bad_records", "cases", "configs", "cuts", "ended", "good_records", "streams"]
 
 SYMBOLS = ("B", "AAPL", "ÜBER-€", "", 'n"o\\t\u0000e')
 SENT_LATER_MS = 4_000_000_000_000  # a record timestamp after every event time drawn here
@@ -91,6 +91,15 @@ def streams(config: Config, *, max_size: int = 60, bad: bool = True) -> st.Searc
     )
 
 
+@st.composite
+def ended(draw: st.DrawFn, records: Sequence[Record]) -> list[Record]:
+    """The records of a log with up to three ends of the input among them, and offsets to match."""
+    log = list(records)
+    for _ in range(draw(st.integers(0, 3))):
+        log.insert(draw(st.integers(0, len(log))), _end_of_input(0))
+    return [replace(record, offset=offset) for offset, record in enumerate(log)]
+
+
 def good_records(config: Config, offset: int, ts_ns: int) -> st.SearchStrategy[Record]:
     """A record that is a tick at `ts_ns`; it may come too late, or to the wrong partition, but is never malformed."""
     return _CHOICES.map(lambda drawn: _good_record(_Choices(drawn), config, offset, ts_ns))
@@ -132,7 +141,9 @@ class _Choices:
 def _log(config: Config, cursor_ns: int, offset: int, drawn: list[_Choices], *, bad: bool) -> list[Record]:
     records: list[Record] = []
     for choose in drawn:
-        if bad and choose.seldom(8):
+        if choose.seldom(16):
+            record = _end_of_input(offset)
+        elif bad and choose.seldom(8):
             record = _bad_record(choose, config, offset, cursor_ns)
         else:
             cursor_ns += _advance_ns(choose, config)
@@ -140,6 +151,10 @@ def _log(config: Config, cursor_ns: int, offset: int, drawn: list[_Choices], *, 
         records.append(record)
         offset += choose.of((1, 1, 1, 2, 5))
     return records
+
+
+def _end_of_input(offset: int) -> Record:
+    return Record(offset, SENT_LATER_MS, None, None, (("workers.control", b"end-of-input"),))
 
 
 def _good_record(choose: _Choices, config: Config, offset: int, ts_ns: int) -> Record:
@@ -291,7 +306,9 @@ def _not_json(choose: _Choices, config: Config, offset: int, ts_ns: int) -> Reco
     assert good is not None
     kind = choose.below(4)
     if kind == 0:
-        return Record(offset, SENT_LATER_MS, choose.of((b"B", None)), None)  # a tombstone
+        control = ("workers.control", choose.of((b"end-of-input", b"pause")))
+        key, headers = choose.of(((b"B", ()), (None, ()), (b"B", (control,)), (None, (("workers.control", b"x"),))))
+        return Record(offset, SENT_LATER_MS, key, None, headers)  # a tombstone
     if kind == 1:
         return Record(offset, SENT_LATER_MS, b"B", good[: choose.below(len(good))])
     if kind == 2:

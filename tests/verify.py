@@ -58,6 +58,7 @@ class Expected:
         self.late += [(partition, e.offset, e.reason, e.watermark_ns, e.late_by_ns) for e in outcome.late]
         self.rejected += [(partition, e.offset, e.reason) for e in outcome.rejected]
         found = {"aggregated": outcome.aggregated, "late": len(outcome.late), "rejected": len(outcome.rejected)}
+        found["control"] = outcome.control
         for name, number in more.items():
             found[name] = found.get(name, 0) + number
         self.counts[partition] = {"records": sum(found.values()), **found}
@@ -110,7 +111,9 @@ async def read_topic(
     """Every record that the topic holds now, by partition; headers are in `read_headers`."""
     records = await _read(bootstrap, topic, isolation_level)
     return {
-        partition: [oracle.Record(each.offset, each.timestamp, each.key, each.value) for each in found]
+        partition: [
+            oracle.Record(each.offset, each.timestamp, each.key, each.value, tuple(each.headers)) for each in found
+        ]
         for partition, found in records.items()
     }
 

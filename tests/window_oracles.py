@@ -47,7 +47,7 @@ def _run(lane: _Judge, records: Sequence[Record]) -> Outcome:
     for record in records:
         lane.take(record)
     outcome = lane.outcome
-    assert outcome.ticks_in == outcome.aggregated + len(outcome.late) + len(outcome.rejected)
+    assert outcome.ticks_in == outcome.aggregated + len(outcome.late) + len(outcome.rejected) + outcome.control
     return outcome
 
 
@@ -62,6 +62,9 @@ class _Judge:
 
     def take(self, record: Record) -> None:
         self.outcome.ticks_in += 1
+        if record.is_end:
+            self._end_of_input()
+            return
         tick = _reject_or_tick(self.config, record)
         if isinstance(tick, str):
             self.outcome.rejected.append(Rejected(record.offset, tick))
@@ -78,10 +81,28 @@ class _Judge:
             self.partition_max_ns = tick.ts_ns
         self.accept(tick, self.watermark_ns(key))
         if moved:
-            horizon_ns = self.partition_max_ns - self.config.key_ttl_ns
-            for each in [each for each, max_ns in self.max_ns.items() if max_ns < horizon_ns]:
-                self.forget(each)
-                del self.max_ns[each]
+            self._expire()
+
+    def _expire(self) -> None:
+        assert self.partition_max_ns is not None
+        horizon_ns = self.partition_max_ns - self.config.key_ttl_ns
+        for each in [each for each, max_ns in self.max_ns.items() if max_ns < horizon_ns]:
+            self.forget(each)
+            del self.max_ns[each]
+
+    def _end_of_input(self) -> None:
+        self.outcome.control += 1
+        config, ends = self.config, []
+        for key in sorted(self.max_ns):
+            end_ns = self.end(key)
+            if config.watermark_scope == "key":
+                self.max_ns[key] = max(self.max_ns[key], end_ns - 1 + config.allowed_lateness_ns + config.lag_ns)
+            ends.append(end_ns)
+        if ends and config.watermark_scope == "partition":
+            assert self.partition_max_ns is not None
+            clock_ns = max(ends) - 1 + config.allowed_lateness_ns + config.lag_ns
+            self.partition_max_ns = max(self.partition_max_ns, clock_ns)
+            self._expire()
 
     def watermark_ns(self, key: str) -> int:
         clock_ns = self.partition_max_ns if self.config.watermark_scope == "partition" else self.max_ns[key]
@@ -117,6 +138,10 @@ class _Judge:
         raise NotImplementedError
 
     def forget(self, key: str) -> None:
+        raise NotImplementedError
+
+    def end(self, key: str) -> int:
+        """Let out what has not come out of a key; the end of its last window."""
         raise NotImplementedError
 
     def show(self, key: str, start_ns: int, end_ns: int, rev: int, status: str, trigger: str, rest: Frame) -> None:
@@ -286,8 +311,15 @@ class _SessionLane(_Judge):
 
     def forget(self, key: str) -> None:
         for session in sorted(self.sessions.pop(key), key=lambda each: each.start_ns):
-            if not self.is_due(self.end_ns(session), self.watermark_ns(key)):
+            if not session.is_out:
                 self._emit(key, session, "final", "expiry")
+
+    def end(self, key: str) -> int:
+        sessions = sorted(self.sessions[key], key=lambda each: each.start_ns)
+        for session in sessions:
+            if not session.is_out:
+                self._emit(key, session, "final", "end")
+        return self.end_ns(sessions[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +390,13 @@ class _GapLane(_Judge):
         slot.last_shown = repr(bar)
 
     def forget(self, key: str) -> None:
-        for start_ns, slot in sorted(self.slots[key].items()):
-            if not self.is_due(start_ns + self.config.size_ns, self.watermark_ns(key)):
+        for slot in (self.slots[key][start_ns] for start_ns in sorted(self.slots[key])):
+            if not slot.rev:
                 self._emit(key, slot, "final", "expiry")
         del self.slots[key]
+
+    def end(self, key: str) -> int:
+        for _, slot in sorted(self.slots[key].items()):
+            if not slot.rev:
+                self._emit(key, slot, "final", "end")
+        return max(self.slots[key]) + self.config.size_ns

@@ -44,7 +44,18 @@ import orjson
 from workers.aggregates import Aggregation
 from workers.assigners import Assigner, Hopping, Tumbling
 from workers.decimals import DecimalSum, average
-from workers.ticks import DEEPEST_FRAME, Reason, Record, Rejection, Tick, excerpt, is_deeper, too_deep
+from workers.ticks import (
+    DEEPEST_FRAME,
+    EndOfInput,
+    Reason,
+    Record,
+    Rejection,
+    Tick,
+    excerpt,
+    is_deeper,
+    too_deep,
+    without_value,
+)
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 from workers.windows import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 
@@ -99,14 +110,17 @@ class _Malformed(Exception):
 
 def bar_decoder(
     unit: TimestampUnit, assigner: Assigner, min_time_ns: int = -MAX_EVENT_TIME_NS
-) -> Callable[[Record], ChildBar | Rejection]:
-    """A function that turns a record of a frames topic into a child, or into the reason why it is none.
+) -> Callable[[Record], ChildBar | EndOfInput | Rejection]:
+    """A function that turns a record of a frames topic into a child, the end of the input, or the reason why it is
+    neither.
 
     ``unit`` is that of the frames' ``first_ts`` and ``last_ts``; ``assigner`` gives the parents. A child that begins
     before ``min_time_ns`` is none.
     """
 
-    def decode(record: Record) -> ChildBar | Rejection:
+    def decode(record: Record) -> ChildBar | EndOfInput | Rejection:
+        if record.value is None:
+            return without_value(record, "a frame")
         try:
             fields = _object_of(record.value)
             child = _child_of(fields, UNIT_NS[unit])
@@ -130,7 +144,7 @@ def bar_decoder(
             child.close,
             child.volume,
             record.offset,
-            record.value or b"",
+            record.value,
             fields,
             child,
             fields["status"] == "provisional",
@@ -140,9 +154,7 @@ def bar_decoder(
     return decode
 
 
-def _object_of(value: bytes | None) -> Mapping[str, object]:
-    if value is None:
-        raise _Malformed(Reason.MALFORMED_JSON, "the record has no value (a tombstone); expected a frame")
+def _object_of(value: bytes) -> Mapping[str, object]:
     try:
         fields = orjson.loads(value)
     except orjson.JSONDecodeError as error:
@@ -509,6 +521,13 @@ class BarEngine(WindowEngine[str, Tick]):
             contents.settle(state.max_ns - self._rules.lateness_ns)
             window.clock_ns = max(window.clock_ns, child.end_ns)
         self._show_change(window, "correction" if bar.trigger == "correction" else "late")
+
+    def _clock_after_ns(self, last_end_ns: int) -> int:
+        return last_end_ns + self._rules.lateness_ns  # of children it is the end that is late
+
+    def _is_real(self, window: Window[str]) -> bool:
+        contents: Contents = window.state
+        return contents.joined
 
     def load_in_steps(self, windows: Iterable[Window[str]], partition_max_ns: int) -> Generator[None, None, None]:
         yield from super().load_in_steps(windows, partition_max_ns)

@@ -33,7 +33,7 @@ from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.ledger import late_record
 from workers.rawbatch import RawBatch, read_record
 from workers.snapshot import META_KEY, LaneMeta, read_state, write_meta
-from workers.ticks import Record, Rejection, Tick
+from workers.ticks import EndOfInput, Record, Rejection, Tick
 from workers.times import MAX_EVENT_TIME_NS
 from workers.windows import Lateness
 
@@ -325,17 +325,70 @@ class BatchLane(Lane):
     def _take_rows(self, filled: int, flagged: list[int], record: Callable[[int], Record], effects: Effects) -> None:
         """Place the ticks of rows that were decoded; ``record`` reads the record of a row again."""
         rejections: list[tuple[int, Rejection]] = []
-        if flagged:
-            self._decode_flagged(flagged, record, rejections, effects)
-        head, scratch = self._head, _scratch
+        ends = self._decode_flagged(flagged, record, rejections, effects) if flagged else []
+        head = self._head
         head[tb.H_LATE] = head[tb.H_MISROUTED] = head[tb.H_AGGREGATED] = 0
         done = 0
+        for end in ends:
+            self._run(done, end, effects)
+            self.end_input(effects)
+            done = end
+        self._run(done, filled, effects)
+        self._take_emissions(effects)
+        if head[tb.H_MISROUTED]:
+            self._report_misrouted(record, rejections, effects)
+        if head[tb.H_LATE]:
+            self._report_late(record, rejections, effects)
+        for _, rejection in sorted(rejections, key=lambda each: each[0]):
+            self._reject(rejection, effects)
+        aggregated = int(head[tb.H_AGGREGATED])
+        effects.records += filled
+        effects.aggregated += aggregated
+        self.counts.aggregated += aggregated
+        self._free_unused()
+
+    def end_input(self, effects: Effects) -> None:
+        """As `Lane.end_input`."""
+        self.counts.control += 1
+        effects.control += 1
+        scratch = _scratch
+        order, done = self._keys_by_symbol(), 0
+        while True:
+            done = ke.end_of_input(
+                order,
+                done,
+                self._params,
+                self._head,
+                self._keys,
+                self._windows,
+                self._sums,
+                self._window_table,
+                self._unused,
+                scratch.emissions,
+                scratch.emitted,
+            )
+            if self._head[tb.H_NEED] == tb.NEED_NOTHING:
+                return
+            self._make_room(int(self._head[tb.H_NEED]), effects)
+
+    def _keys_by_symbol(self) -> Array:
+        """The rows of the keys that have windows, in the order of their symbols."""
+        rows = np.flatnonzero(self._keys[: self._head[tb.H_KEY_ROWS], tb.K_WINDOWS] > 0)
+        names, keys = self._names.tobytes(), self._keys[rows]
+        begins = keys[:, tb.K_NAME].tolist()
+        ends = (keys[:, tb.K_NAME] + keys[:, tb.K_LENGTH]).tolist()
+        symbols = [names[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        return rows[sorted(range(len(rows)), key=symbols.__getitem__)].astype(np.int64)
+
+    def _run(self, begin: int, end: int, effects: Effects) -> None:
+        """Place the ticks of rows from ``begin`` to ``end``."""
+        head, scratch, done = self._head, _scratch, begin
         while True:
             done = ke.run(
                 scratch.columns,
                 scratch.values,
                 done,
-                filled,
+                end,
                 self._params,
                 head,
                 self._keys,
@@ -353,20 +406,8 @@ class BatchLane(Lane):
                 scratch.misrouted,
             )
             if head[tb.H_NEED] == tb.NEED_NOTHING:
-                break
+                return
             self._make_room(int(head[tb.H_NEED]), effects)
-        self._take_emissions(effects)
-        if head[tb.H_MISROUTED]:
-            self._report_misrouted(record, rejections, effects)
-        if head[tb.H_LATE]:
-            self._report_late(record, rejections, effects)
-        for _, rejection in sorted(rejections, key=lambda each: each[0]):
-            self._reject(rejection, effects)
-        aggregated = int(head[tb.H_AGGREGATED])
-        effects.records += filled
-        effects.aggregated += aggregated
-        self.counts.aggregated += aggregated
-        self._free_unused()
 
     def _decode_flagged(
         self,
@@ -374,9 +415,10 @@ class BatchLane(Lane):
         record: Callable[[int], Record],
         rejections: list[tuple[int, Rejection]],
         effects: Effects,
-    ) -> None:
-        """Decode rows the plain way, and put what is a tick into its row."""
+    ) -> list[int]:
+        """Decode rows the plain way, and put what is a tick into its row; the rows where the input ends."""
         rows, symbols, times, prices, sizes = [], [], [], [], []
+        ends: list[int] = []
         for row in flagged:
             found = record(row)
             try:
@@ -389,11 +431,13 @@ class BatchLane(Lane):
                 times.append(decoded.ts_ns)
                 prices.append(decoded.price)
                 sizes.append(decoded.size)
+            elif isinstance(decoded, EndOfInput):
+                ends.append(row)
             else:
                 assert isinstance(decoded, Rejection), "compiled lanes know no corrections"
                 rejections.append((row, decoded))
         if not rows:
-            return
+            return ends
         data = np.frombuffer(b"".join(symbols) or b"\0", np.uint8)
         bounds = np.zeros(len(symbols) + 1, np.int64)
         np.cumsum([len(symbol) for symbol in symbols], out=bounds[1:])
@@ -421,6 +465,7 @@ class BatchLane(Lane):
         scratch.columns[rows, tb.C_PRICE] = scratch.columns[rows, tb.C_AMOUNT] = tb.NONE
         scratch.values[rows, tb.V_PRICE] = prices
         scratch.values[rows, tb.V_SIZE] = sizes
+        return ends
 
     def _report_misrouted(
         self, record: Callable[[int], Record], rejections: list[tuple[int, Rejection]], effects: Effects
@@ -595,13 +640,14 @@ class BatchLane(Lane):
         if self._head[tb.H_UNUSED_KEYS]:
             tb.free_unused(self._head, self._keys, self._key_table, self._unused)
 
-    def _load(self, stored_keys: Array, bounds: Array, stored: Array) -> None:
+    def _load(self, stored_keys: Array, bounds: Array, stored: Array, places: Array) -> None:
         done, windows = 0, len(bounds) - 1
         while True:
             done = ke.load_windows(
                 stored_keys,
                 bounds,
                 stored,
+                places,
                 done,
                 windows,
                 self._params,
@@ -650,34 +696,39 @@ def _larger_table(table: Array) -> Array:
     return larger
 
 
-def _stored_windows(entries: Sequence[tuple[bytes, bytes]]) -> tuple[Array, Array, Array] | None:
-    """Keys end to end, where each begins, and values end to end; None where anything is unlike what is written here."""
+def _stored_windows(entries: Sequence[tuple[bytes, bytes]]) -> tuple[Array, Array, Array, Array] | None:
+    """Keys end to end, where each begins, values end to end, where each begins; None where anything is unlike what is
+    written here."""
     windows = [entry for entry in entries if entry[0][:1] == b"w"]
     if len(windows) != len(entries) and any(key[:1] not in _KINDS_OF_KEYS for key, _ in entries):
         return None
     keys = [key for key, _ in windows]
     bounds = np.zeros(len(keys) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=bounds[1:])
-    if any(len(value) != ke.WINDOW_VALUE_BYTES for _, value in windows):
+    sizes = np.fromiter((len(value) for _, value in windows), np.int64, len(windows))
+    if windows and int(sizes.min()) < ke.WINDOW_VALUE_BYTES:
         return None
+    places = np.cumsum(sizes) - sizes
     stored_keys = np.frombuffer(b"".join(keys) or b"\0", np.uint8)
     stored = np.frombuffer(b"".join([value for _, value in windows]) or b"\0", np.uint8)
     if windows:
-        rows = stored.reshape(len(windows), ke.WINDOW_VALUE_BYTES)
+        wanted = np.where(stored[places + 1] & ke.STORED_OWN_CLOCK, ke.WINDOW_VALUE_BYTES + 8, ke.WINDOW_VALUE_BYTES)
         as_written = (
             int(np.diff(bounds).min()) >= ke.WINDOW_KEY_BYTES
-            and bool((rows[:, 0] == ke.FORMAT).all())
-            and not rows[:, 38:42].any()
-            and all(_are_sums(rows[:, at : at + ke.SUM_BYTES]) for at in ke.SUMS_AT)
+            and bool((sizes == wanted).all())
+            and bool((stored[places] == ke.FORMAT).all())
+            and not any(stored[places + index].any() for index in range(38, 42))
+            and all(_are_sums(stored, places + wanted - ke.WINDOW_VALUE_BYTES + at) for at in ke.SUMS_AT)
         )
         if not as_written or not _is_utf8(keys):
             return None
-    return stored_keys, bounds, stored
+    return stored_keys, bounds, stored, places
 
 
-def _are_sums(packed: Array) -> bool:
-    """Whether bytes are sums as `workers.decimals.DecimalSum.load` takes them, a row each."""
-    decimals, high = packed[:, 16], np.ascontiguousarray(packed[:, 8:16]).view(np.int64)[:, 0]
+def _are_sums(stored: Array, begins: Array) -> bool:
+    """Whether the bytes from each place on are a sum as `workers.decimals.DecimalSum.load` takes it."""
+    decimals = stored[begins + 16]
+    high = stored[begins[:, None] + np.arange(8, 16)].view(np.int64)[:, 0]
     exact = (decimals <= MOST_DECIMALS) & (high >= -LIMIT >> 64) & (high < LIMIT >> 64)
     return bool((exact | (decimals == IS_FLOAT)).all())
 

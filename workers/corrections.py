@@ -45,7 +45,17 @@ from workers.encoding import to_json
 from workers.errors import ConfigError
 from workers.sessions import SessionEngine
 from workers.steps import Portion
-from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
+from workers.ticks import (
+    EndOfInput,
+    Reason,
+    Record,
+    Rejection,
+    Tick,
+    TickFormat,
+    excerpt,
+    finite_number,
+    tick_decoder,
+)
 from workers.times import NS_PER_MS
 from workers.windows import KeyState, Lateness, Window, WindowEngine, WindowRules
 
@@ -107,14 +117,18 @@ class Correction:
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def correction_decoder(form: TickFormat, rules: CorrectionRules) -> Callable[[Record], Tick | Correction | Rejection]:
-    """A function that turns a record into a trade, a correction, or the reason why it is neither."""
+def correction_decoder(
+    form: TickFormat, rules: CorrectionRules
+) -> Callable[[Record], Tick | Correction | EndOfInput | Rejection]:
+    """A function that turns a record into a trade, a correction, the end of the input, or the reason why it is none."""
     decode_tick = tick_decoder(form)
     kinds: dict[str | None, Kind] = dict.fromkeys(rules.cancel, "cancel")
     kinds.update(dict.fromkeys(rules.correct, "correct"))
 
-    def decode(record: Record) -> Tick | Correction | Rejection:
+    def decode(record: Record) -> Tick | Correction | EndOfInput | Rejection:
         decoded = decode_tick(record)
+        if isinstance(decoded, EndOfInput):
+            return decoded
         if isinstance(decoded, Rejection) and decoded.reason is Reason.MALFORMED_JSON:
             return decoded
         fields = decoded.fields if isinstance(decoded, Tick) else _fields(record.value)
@@ -444,8 +458,8 @@ class CorrectingEngine(WindowEngine[str, Tick]):
         return Changed(tuple((window.start_ns, window.end_ns) for window in holders))
 
     def _is_correctable(self, window: Window[str], watermark_ns: int) -> bool:
-        """Not where a window is kept for nothing but the clock: its frame was final."""
-        return window.end_ns + self._rules.lateness_ns > watermark_ns
+        """Not where a window is kept for nothing but the clock: its frame was final, or its input has ended."""
+        return window.end_ns + self._rules.lateness_ns > watermark_ns and not window.settled
 
     def _trade_in(self, window: Window[str] | None, trade_id: str, watermark_ns: int) -> _Trade | None:
         """The last trade with this id in the window, if that can be corrected."""

@@ -6,7 +6,8 @@ The lane does its work again, watched (`workers.investigation`), and what it mak
 so every accepted tick of a window was sent at ``start - max_future_skew`` or later, and the broker finds the first such
 record. What lies before can't change the answer: none of it belongs to the window, and no clock set by it reaches the
 window's start, so it makes no tick of the window late. (Where gaps are filled, the bar before a gap counts as part of
-the window.) This holds for replays of old data (all of it is then read) and wrong clocks alike. Two things escape it:
+the window; and where windows are shorter than the allowed lateness, those that an end of the input can have moved a
+clock by.) This holds for replays of old data (all of it is then read) and wrong clocks alike. Two things escape it:
 ticks rejected because they were further ahead than that, and records without any timestamp, which no current producer
 writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` and ``tick.max_jump`` can have a memory
 of their own, and a session window can have begun at any time before: there reading begins where the log does.
@@ -329,6 +330,7 @@ class _Search:
         earliest_ns = min([self.first_ns, *(start_ns for start_ns, _ in self.spans())])
         if self.spec.fill_gaps_ns:
             earliest_ns -= self.spec.fill_gaps_ns + self.spec.assigner().longest_ns
+        earliest_ns -= self.spec.end_reach_ns
         earliest_ms = (earliest_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         return await self.reader.offset_at(self.settings.topics.ticks, log.partition, earliest_ms)
 
@@ -480,11 +482,11 @@ class _Search:
     def _state(self, story: WindowStory) -> Literal["empty", "open", "closed", "over"]:
         looked = self.found.get(story.partition)
         clock = looked.clock if looked is not None else None
-        if clock is not None and clock.watermark_ns >= story.end_ns + self.spec.lateness_ns:
+        if clock is not None and clock.is_past(story.end_ns, self.spec.lateness_ns):
             return "over"
         if not story.counts.get("joined"):
             return "empty"
-        return "closed" if clock is not None and clock.watermark_ns >= story.end_ns else "open"
+        return "closed" if clock is not None and clock.is_past(story.end_ns, 0) else "open"
 
 
 def _match(
@@ -555,7 +557,12 @@ def _text(value: bytes) -> str:
 def _clock_dict(clock: Clock | None) -> dict[str, object] | None:
     if clock is None:
         return None
-    return {"watermark": format_instant(clock.watermark_ns), "set_by": clock.offset, "ts": format_instant(clock.ts_ns)}
+    return {
+        "watermark": format_instant(clock.watermark_ns),
+        "set_by": clock.offset,
+        "ts": format_instant(clock.ts_ns),
+        **({"end_of_input": True} if clock.is_end else {}),
+    }
 
 
 def _tick_dict(tick: TickFate) -> dict[str, object]:

@@ -80,8 +80,12 @@ class GapBarEngine(WindowEngine[K, T]):
             self._show_change(window, "watermark")
             at_ns = end_ns
         assert at_ns == until_ns, f"windows are not side by side: {at_ns} is past {until_ns}"
+        # The watermark may be past them: it is the partition's, or the input had ended and moved it. Then they come
+        # before the tick's own window.
         if self._rules.scope == "partition":
-            self._close_partition(watermark_ns)  # it may be past them, and they come before the tick's own window
+            self._close_partition(watermark_ns)
+        else:
+            self._close_key(state, watermark_ns)
 
     def _carry(self, state: KeyState[K], window: Window[K]) -> None:
         """Show the close of ``window`` in the empty windows that follow it, where it is another one now."""

@@ -48,11 +48,25 @@ def seconds_text(duration_ns: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A clock and the tick that set it: that tick's offset and time, and the watermark that follows from it."""
+    """A clock and the tick that set it: that tick's offset and time, and the watermark that follows from it.
+
+    With ``is_end`` it was a control record, the end of the input, and ``ts_ns`` the time that it set the clock to.
+    """
 
     watermark_ns: int
     offset: int
     ts_ns: int
+    is_end: bool = False
+
+    def is_past(self, end_ns: int, lateness_ns: int) -> bool:
+        """Whether a window that ends at ``end_ns`` takes no more ticks. The end of the input leaves the watermark 1 ns
+        short of that, so that the next window's first tick is not late."""
+        return self.watermark_ns + self.is_end >= end_ns + lateness_ns
+
+    @property
+    def because(self) -> str:
+        """What set it, inside a sentence."""
+        return f"the {'end of the input' if self.is_end else 'tick'} at offset {self.offset}"
 
 
 @dataclass(slots=True)
@@ -119,10 +133,14 @@ class _WatchedLane(Lane):
         self.placed: list[tuple[Tick, OutRecord | None, bool]] = []
         self.corrections: list[tuple[Correction, Changed | NotFound]] = []
 
+    def watermark_ns(self, symbol: str) -> int | None:
+        """The watermark that judges the symbol's next tick; None where no clock is known."""
+        found = self._engine.watermark_ns(symbol)
+        return found if found is not None and found > LONG_AGO else None
+
     def has_clock(self, symbol: str) -> bool:
         """Whether the symbol has windows, and a clock that one of them holds."""
-        watermark_ns = self._engine.watermark_ns(symbol)
-        return self._engine.has_key(symbol) and watermark_ns is not None and watermark_ns > LONG_AGO
+        return self._engine.has_key(symbol) and self.watermark_ns(symbol) is not None
 
     def is_held_for_its_time(self, symbol: str, offset: int) -> bool:
         """Whether ``max_jump`` holds the tick."""
@@ -221,6 +239,8 @@ class Investigation:
                 self._note_contradicted(offset, letter)
             for dropped in effects.late:
                 self._note_dropped(dropped)
+            if effects.control:
+                self._note_end(record.offset)
             if effects.routed and record.offset in self._unplaced:
                 self._note_routed(record.offset, next(iter(effects.routed)))
             for frame in effects.frames:
@@ -236,7 +256,7 @@ class Investigation:
         end_ns = self._end_ns
         if isinstance(self._assigner, Sessions):
             end_ns = max([self._last_ns, *(story.end_ns for story in self.touching())])
-        return clock.watermark_ns >= end_ns + self._spec.lateness_ns
+        return clock.is_past(end_ns, self._spec.lateness_ns)
 
     def touching(self) -> list[WindowStory]:
         """The windows found that contain a time asked for, by start."""
@@ -285,6 +305,17 @@ class Investigation:
         has_clock = tick.symbol == self._symbol and (joined or self._lane.has_clock(self._symbol))
         if has_clock and (self._own is None or ts_ns > self._own.ts_ns):
             self._own = new
+
+    def _note_end(self, offset: int) -> None:
+        """The input has ended: the clock that judges the symbol may have moved."""
+        watermark_ns, before = self._lane.watermark_ns(self._symbol), self.clock
+        if watermark_ns is None or (before is not None and watermark_ns < before.watermark_ns):
+            return
+        new = Clock(watermark_ns, offset, watermark_ns + self._lag_ns, is_end=True)
+        if self._spec.scope == "key":
+            self._own = new
+        else:
+            self._shared = new
 
     def _note_correction(self, record: Record, correction: Correction, outcome: Changed | NotFound) -> None:
         """A message about a trade: with the windows that it changed, or with those that were open when it came."""
@@ -348,7 +379,7 @@ class Investigation:
             assert clock is not None, "nothing is behind a partition that has no time"
             fate.detail = (
                 f"its window began more than key_ttl behind the partition, by {seconds_text(entry['late_by_ns'])}: the "
-                f"partition's time was {_moment(clock.ts_ns)} because of the tick at offset {clock.offset}"
+                f"partition's time was {_moment(clock.ts_ns)} because of {clock.because}"
             )
             return
         fate.clock = clock
@@ -360,8 +391,8 @@ class Investigation:
         allowed = f", and allowed lateness is {seconds_text(lateness_ns)}" if lateness_ns else ""
         whose = "its symbol's" if self._spec.scope == "key" else "the partition's"
         fate.detail = (
-            f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of the tick at offset "
-            f"{clock.offset} ({_moment(clock.ts_ns)}, lag {seconds_text(self._lag_ns)}){allowed}"
+            f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of {clock.because} "
+            f"({_moment(clock.ts_ns)}, lag {seconds_text(self._lag_ns)}){allowed}"
         )
         if fate.reason == "settled":
             fate.detail += "; allowed lateness must be at least that of the application that the frames come from"

@@ -97,6 +97,7 @@ from workers.tables import (
     NEVER,
     NONE,
     OVERDUE,
+    OWN_CLOCK,
     P_FINAL,
     P_IDLE_AFTER,
     P_LAG,
@@ -108,11 +109,13 @@ from workers.tables import (
     P_SIZE_NS,
     P_TTL,
     P_UNIT,
+    SETTLED,
     STORED,
     V_PRICE,
     V_SIZE,
     W_CHANGED_AFTER,
     W_CHANGED_BEFORE,
+    W_CLOCK,
     W_CLOSED,
     W_COUNT,
     W_FIRST,
@@ -142,18 +145,29 @@ from workers.tables import (
 )
 from workers.wide import add_tick, sum_as_float
 
-__all__ = ["KINDS", "flush", "format_frames", "load_windows", "run", "settle", "timeout", "write_changes"]
+__all__ = [
+    "KINDS",
+    "end_of_input",
+    "flush",
+    "format_frames",
+    "load_windows",
+    "run",
+    "settle",
+    "timeout",
+    "write_changes",
+]
 
 KINDS: Final = (
     ("closed", "watermark"),
     ("final", "watermark"),
     ("closed", "late"),
     ("final", "expiry"),
+    ("final", "end"),
     ("provisional", "idle"),
     ("provisional", "timeout"),
     ("provisional", "partial"),
 )
-BY_WATERMARK, BY_WATERMARK_FINAL, BY_LATE, BY_EXPIRY, BY_IDLE, BY_TIMEOUT, BY_PARTIAL = range(7)
+BY_WATERMARK, BY_WATERMARK_FINAL, BY_LATE, BY_EXPIRY, BY_END, BY_IDLE, BY_TIMEOUT, BY_PARTIAL = range(8)
 
 NS_PER_MS: Final = 1_000_000
 NEAR: Final = 8  # windows looked at one by one, before the hash table or the treap is asked
@@ -776,6 +790,56 @@ def settle(
     return budget
 
 
+@compiled(
+    *(INTS, types.int64, INTS, INTS, INTS2, INTS2, FLOATS2, INTS, INTS, INTS2, FLOATS2),
+    returns=types.int64,
+)
+def end_of_input(
+    order: Ints,
+    begin: int,
+    params: Ints,
+    head: Ints,
+    keys: Ints,
+    windows: Ints,
+    sums: Floats,
+    table: Ints,
+    unused: Ints,
+    out: Ints,
+    out_sums: Floats,
+) -> int:
+    """The input has ended: emit what waits of the keys ``order[begin:]``; where room for emissions ended.
+
+    Of each key the last window stays, for its clock; nothing waits for idleness any more.
+    """
+    head[H_NEED] = NEED_NOTHING
+    head[H_IDLE] = 0
+    for index in range(begin, order.shape[0]):
+        key = order[index]
+        if head[H_EMITTED] + keys[key, K_WINDOWS] > out.shape[0]:
+            head[H_NEED] = NEED_EMISSIONS
+            return index
+        last = keys[key, K_NEWEST]
+        clock = windows[last, W_START] + params[P_SIZE_NS] - 1 + params[P_LATENESS] + params[P_LAG]
+        if clock > keys[key, K_MAX]:
+            keys[key, K_MAX] = windows[last, W_CLOCK] = clock
+            windows[last, W_FLAGS] |= OWN_CLOCK
+        row = keys[key, K_OLDEST]
+        while row != NONE:
+            newer = windows[row, W_NEWER]
+            if not windows[row, W_FLAGS] & CLOSED:
+                windows[row, W_FLAGS] |= CLOSED
+                _emit(row, BY_END, head, windows, sums, out, out_sums)
+            if row == last:
+                windows[row, W_FLAGS] |= SETTLED
+                _note_change(row, head, windows)
+            else:
+                _drop(row, params, head, keys, windows, table, unused)
+            row = newer
+        keys[key, K_OPEN] = NONE
+        _find_due(key, params, keys, windows)
+    return order.shape[0]
+
+
 @compiled(types.int64, INTS, INTS, INTS2, INTS2, returns=types.int64)
 def timeout(budget: int, params: Ints, head: Ints, windows: Ints, idle: Ints) -> int:
     """The silence at which `settle` has a window to look at; `NEVER` where there is none."""
@@ -950,11 +1014,11 @@ def format_frames(
 # -- stored state: the records of `workers.snapshot` ------------------------------------------------------------------
 
 FORMAT: Final = 1
-STORED_CLOSED, STORED_CHANGED = 1, 2
+STORED_CLOSED, STORED_CHANGED, STORED_OWN_CLOCK, STORED_SETTLED = 1, 2, 4, 64
 WINDOW_KEY_BYTES: Final = 9  # "w" and the start, before the symbol
 SUM_BYTES: Final = 17
 SUMS_AT: Final = (90, 90 + SUM_BYTES)
-WINDOW_VALUE_BYTES: Final = 90 + 2 * SUM_BYTES
+WINDOW_VALUE_BYTES: Final = 90 + 2 * SUM_BYTES  # and eight more with a clock of its own, which come before 42
 
 
 @inlined
@@ -965,10 +1029,16 @@ def _swap(word: np.uint64) -> np.uint64:
 
 
 @inlined
-def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Bytes, position: int) -> None:
+def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Bytes, position: int) -> int:
+    """Write a window's value; where it ends."""
     flags = windows[row, W_FLAGS]
     out[position] = FORMAT
-    out[position + 1] = (STORED_CLOSED if flags & CLOSED else 0) | (STORED_CHANGED if flags & CHANGED else 0)
+    out[position + 1] = (
+        (STORED_CLOSED if flags & CLOSED else 0)
+        | (STORED_CHANGED if flags & CHANGED else 0)
+        | (STORED_OWN_CLOCK if flags & OWN_CLOCK else 0)
+        | (STORED_SETTLED if flags & SETTLED else 0)
+    )
     store64(out, position + 2, U(windows[row, W_REV]))  # four bytes of it; the count comes over the rest
     store64(out, position + 6, U(windows[row, W_COUNT]))
     store64(out, position + 14, U(windows[row, W_START] + params[P_SIZE_NS]))
@@ -976,6 +1046,9 @@ def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Byte
     store64(out, position + 30, U(windows[row, W_LAST]))
     for index in range(38, 42):
         out[position + index] = 0
+    if flags & OWN_CLOCK:
+        store64(out, position + 42, U(windows[row, W_CLOCK]))
+        position += 8
     store64(out, position + 42, U(windows[row, W_OPENED]))
     store64(out, position + 50, U(windows[row, W_CLOSED]))
     for index in range(F_SIZE):
@@ -985,6 +1058,7 @@ def _write_window(row: int, params: Ints, windows: Ints, sums: Floats, out: Byte
         store64(out, at, U(windows[row, column]))
         store64(out, at + 8, U(windows[row, column + 1]))
         out[at + 16] = windows[row, column + 2]
+    return position + WINDOW_VALUE_BYTES
 
 
 @compiled(INTS, INTS, INTS2, BYTES, INTS2, FLOATS2, INTS, BYTES, INTS, returns=types.int64)
@@ -1009,7 +1083,7 @@ def write_changes(
         row = head[H_CHANGED]
         key = windows[row, W_KEY]
         length = keys[key, K_LENGTH]
-        if position + WINDOW_KEY_BYTES + length + WINDOW_VALUE_BYTES + 8 > out.shape[0]:
+        if position + WINDOW_KEY_BYTES + length + WINDOW_VALUE_BYTES + 16 > out.shape[0]:
             break
         if 2 * written + 2 >= bounds.shape[0]:
             break
@@ -1025,15 +1099,14 @@ def write_changes(
             _free_row(row, head, keys, windows, unused)
         else:
             windows[row, W_FLAGS] = flags | STORED
-            _write_window(row, params, windows, sums, out, position)
-            position += WINDOW_VALUE_BYTES
+            position = _write_window(row, params, windows, sums, out, position)
         bounds[2 * written + 2] = position
         written += 1
     return written
 
 
 @compiled(
-    *(READ_BYTES, INTS, READ_BYTES, types.int64, types.int64, INTS, INTS, INTS2, BYTES, INTS, INTS2, FLOATS2),
+    *(READ_BYTES, INTS, READ_BYTES, INTS, types.int64, types.int64, INTS, INTS, INTS2, BYTES, INTS, INTS2, FLOATS2),
     *(INTS, INTS, INTS2, INTS2),
     returns=types.int64,
 )
@@ -1041,6 +1114,7 @@ def load_windows(
     stored_keys: Bytes,
     bounds: Ints,
     stored: Bytes,
+    places: Ints,
     begin: int,
     end: int,
     params: Ints,
@@ -1055,7 +1129,8 @@ def load_windows(
     idle: Ints,
     unflushed: Ints,
 ) -> int:
-    """Take over stored windows, keys and values (of one length) end to end; where it stopped for ``H_NEED``."""
+    """Take over stored windows, keys and values end to end, each beginning where ``bounds`` and ``places`` say; where
+    it stopped for ``H_NEED``."""
     head[H_NEED] = NEED_NOTHING
     size = params[P_SIZE_NS]
     for index in range(begin, end):
@@ -1081,7 +1156,7 @@ def load_windows(
         if keys[key, K_WINDOWS] == 0:
             head[H_KEYS] += 1
         start = np.int64(_swap(load64(stored_keys, bounds[index] + 1)))
-        at = index * WINDOW_VALUE_BYTES
+        at = places[index]
         row = _new_window(key, start, params, head, keys, windows, table)
         closed = stored[at + 1] & STORED_CLOSED != 0
         changed = stored[at + 1] & STORED_CHANGED != 0
@@ -1090,6 +1165,13 @@ def load_windows(
         windows[row, W_COUNT] = np.int64(load64(stored, at + 6))
         windows[row, W_FIRST] = np.int64(load64(stored, at + 22))
         windows[row, W_LAST] = np.int64(load64(stored, at + 30))
+        clock = windows[row, W_LAST]
+        if stored[at + 1] & STORED_SETTLED != 0:
+            windows[row, W_FLAGS] |= SETTLED
+        if stored[at + 1] & STORED_OWN_CLOCK != 0:
+            clock = windows[row, W_CLOCK] = np.int64(load64(stored, at + 42))
+            windows[row, W_FLAGS] |= OWN_CLOCK
+            at += 8
         windows[row, W_OPENED] = np.int64(load64(stored, at + 42))
         windows[row, W_CLOSED] = np.int64(load64(stored, at + 50))
         for column in range(F_SIZE):
@@ -1099,7 +1181,7 @@ def load_windows(
             windows[row, column] = np.int64(load64(stored, begun))
             windows[row, column + 1] = np.int64(load64(stored, begun + 8))
             windows[row, column + 2] = np.int64(stored[begun + 16])
-        keys[key, K_MAX] = max(keys[key, K_MAX], windows[row, W_LAST])
+        keys[key, K_MAX] = max(keys[key, K_MAX], clock)
         keys[key, K_RECENT] = keys[key, K_NEWEST]
         opened = keys[key, K_OPEN]
         if not closed:

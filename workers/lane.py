@@ -58,7 +58,7 @@ from workers.snapshot import (
 )
 from workers.stages import Passage, SequenceGap
 from workers.steps import run_through
-from workers.ticks import Reason, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.ticks import EndOfInput, Reason, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import NS_PER_MS, TimestampUnit, format_duration
 from workers.windows import LONG_AGO, Emission, Window, WindowEngine, WindowRules
 
@@ -123,6 +123,14 @@ class LaneSpec:
     def time_field(self) -> tuple[str, TimestampUnit]:
         """The JSON field of an input record's time, and its unit where it is an integer."""
         return (self.tick.ts, self.tick.unit) if self.format == "json" else ("start", "ms")
+
+    @property
+    def end_reach_ns(self) -> int:
+        """How long before a window others must be known for it to come out as it does: an end of the input moves a
+        clock ahead of its ticks by ``lateness_ns``, which closes the next windows where those are shorter."""
+        if not self.lateness_ns or (self.kind == "tumbling" and self.lateness_ns < self.size_ns):
+            return 0
+        return self.lateness_ns + self.assigner().longest_ns
 
     def assigner(self) -> Assigner:
         """Which windows a time belongs to. Raises ``ValueError`` for what can't be, `ConfigError` for a calendar that
@@ -226,6 +234,7 @@ class Effects:
     noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
     gaps: list[SequenceGap] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)  # cancel or correct -> messages
+    control: int = 0  # records that ended the input
     records: int = 0
     aggregated: int = 0
 
@@ -245,6 +254,7 @@ class Effects:
         _add_up(self.noticed, other.noticed)
         self.gaps += other.gaps
         _add_up(self.corrected, other.corrected)
+        self.control += other.control
         self.records += other.records
         self.aggregated += other.aggregated
 
@@ -282,7 +292,7 @@ class Lane:
         self.position = 0
         self.counts = Counts()
 
-    def _new_decoder(self) -> Callable[[Record], Tick | Correction | Rejection]:
+    def _new_decoder(self) -> Callable[[Record], Tick | Correction | EndOfInput | Rejection]:
         spec = self._spec
         if spec.format == "frames":
             return bar_decoder(spec.tick.unit, self._rules.assigner, spec.tick.min_time_ns)
@@ -359,6 +369,9 @@ class Lane:
     def _take(self, record: Record, effects: Effects) -> None:
         """The way of one record; `process` answers for whatever it raises."""
         decoded = self._decode(record)
+        if isinstance(decoded, EndOfInput):
+            self.end_input(effects)
+            return
         if not isinstance(decoded, Rejection) and not self._engine.has_key(decoded.symbol):
             decoded = self._check_route(decoded, record, effects)
         if isinstance(decoded, Rejection):
@@ -378,9 +391,12 @@ class Lane:
         """Let a tick go on, through the pipeline to the windows."""
         if self._pipeline is None:
             self.place(tick, effects)
-            return
-        passages, failed = self._pipeline.push(tick, record, effects)
-        for passage in passages:  # not all of them are this record: each answers for itself
+        else:
+            self._place_all(*self._pipeline.push(tick, record, effects), effects)
+
+    def _place_all(self, passages: Sequence[Passage], failed: list[tuple[Record, Exception]], effects: Effects) -> None:
+        """Hand to the windows what came out of the pipeline; ``failed`` is what raised in there."""
+        for passage in passages:  # not all of them are the record at hand: each answers for itself
             try:
                 self.place(passage.tick, effects)
             except Exception as error:
@@ -395,11 +411,17 @@ class Lane:
         except Exception as error:
             self._reject(self._failed(held.record, error, effects), effects)
 
-    def release_held(self, effects: Effects) -> None:
-        """Let go on what is held for being ahead of its time: the input has ended, and no next tick will tell."""
+    def end_input(self, effects: Effects) -> None:
+        """Obey a control record: let go of all that waits, ticks ahead of their time or held back by operators, and
+        windows."""
+        self.counts.control += 1
+        effects.control += 1
         if self._quarantine is not None:
             for held in self._quarantine.release_all():
                 self._let_go(held, effects)
+        if self._pipeline is not None:
+            self._place_all(*self._pipeline.end_of_input(effects), effects)
+        effects.extend(self._show(self._engine.end_of_input))
 
     def _failed(self, record: Record, error: Exception, effects: Effects) -> Rejection:
         """What raised on a record's way, as its rejection; what is not its fault is raised again."""

@@ -48,8 +48,9 @@ class Metrics:
 
     ``workers_ticks_in_total`` is the sum of ``workers_ticks_aggregated_total``, ``workers_ticks_late_total``,
     ``workers_ticks_rejected_total`` and, with operators, the same of ``deduplicated`` (also of frames that came
-    before), ``throttled``, ``filtered`` and ``routed_away``, with corrections of ``corrected``, over all labels; ticks
-    held back for conflation or by ``tick.max_jump`` (``workers_ticks_held``) are in none of these yet.
+    before), ``throttled``, ``filtered`` and ``routed_away``, with corrections of ``corrected``, over all labels, and of
+    ``workers_ticks_control_total``; ticks held back for conflation or by ``tick.max_jump`` (``workers_ticks_held``) are
+    in none of these yet.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -71,6 +72,9 @@ class Metrics:
         self.ticks_rejected = self._counter("ticks_rejected", "Records that are no tick", (*_PARTITION, "reason"))
         self.ticks_corrected = self._counter(
             "ticks_corrected", "Messages that cancelled or corrected a trade", (*_PARTITION, "kind")
+        )
+        self.ticks_control = self._counter(
+            "ticks_control", "Control records, each of which said that the input has ended", _PARTITION
         )
         by_stage = (*_PARTITION, "stage")
         self.ticks_deduplicated = self._counter("ticks_deduplicated", "Ticks that a stage dropped as repeats", by_stage)

@@ -34,7 +34,7 @@ from workers.frames import OutRecord
 from workers.ratelimit import Conflate, Conflator, Throttle, Throttler
 from workers.stages import Departures, Passage, Stage, StageContext, stage_of
 from workers.steps import Portion
-from workers.ticks import DEEPEST_WRITABLE, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.ticks import DEEPEST_WRITABLE, EndOfInput, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.times import MAX_EVENT_TIME_NS, format_time
 
 __all__ = [
@@ -152,15 +152,7 @@ class Pipeline:
         passages: Sequence[Passage] = (Passage(tick, record),)
         failed: list[tuple[Record, Exception]] = []
         for stage in self._stages:
-            going: list[Passage] = []
-            for each in passages:
-                try:
-                    going += stage.take(each, departures)
-                except CallbackError:
-                    raise
-                except Exception as error:
-                    failed.append((each.record, error))
-            passages = going
+            passages = _through(stage, passages, departures, failed)
             if not passages:
                 break
         return passages, failed
@@ -169,6 +161,15 @@ class Pipeline:
     def changes_waiting(self) -> int:
         """About how many things `take_changes` would write."""
         return sum(stage.changes_waiting for stage in self._stages)
+
+    def end_of_input(self, departures: Departures) -> tuple[Sequence[Passage], list[tuple[Record, Exception]]]:
+        """The input has ended: what the stages hold back goes on, through those behind, each symbol's in order. Gives
+        and raises what `push` does."""
+        passages: list[Passage] = []
+        failed: list[tuple[Record, Exception]] = []
+        for stage in self._stages:
+            passages = [*_through(stage, passages, departures, failed), *stage.release()]
+        return passages, failed
 
     def take_changes(self) -> list[OutRecord]:
         """The changelog records of what changed since the last call."""
@@ -267,6 +268,21 @@ def load_function(place: str) -> Callable[[Tick], object]:
     return found
 
 
+def _through(
+    stage: Stage, passages: Sequence[Passage], departures: Departures, failed: list[tuple[Record, Exception]]
+) -> list[Passage]:
+    """What goes on behind a stage; a record whose tick makes it raise goes to ``failed``, and the others go on."""
+    going: list[Passage] = []
+    for each in passages:
+        try:
+            going += stage.take(each, departures)
+        except CallbackError:
+            raise
+        except Exception as error:
+            failed.append((each.record, error))
+    return going
+
+
 class _FunctionStage(Stage):
     """A stage that asks a function of the user's."""
 
@@ -363,6 +379,7 @@ class _MapStage(_FunctionStage):
         record = passage.record
         rewritten = self._encode({**fields, **result}, symbol, offset)
         decoded = self._decode(_Rewritten(offset, record.timestamp, record.key, rewritten, record.headers))
+        assert not isinstance(decoded, EndOfInput), "it has a value"
         if isinstance(decoded, Rejection):
             raise self._error(
                 f"made something that is no tick of this symbol ({decoded.reason}: {decoded.message})", symbol, offset

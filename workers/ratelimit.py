@@ -7,6 +7,7 @@ finds no token is dropped. Late ticks find the bucket as it is by then.
 being counted from the epoch. Which tick is the latest is known only afterwards, so it is held back until
 
 - a tick of its symbol comes for a later interval, or
+- the input ends (`workers.ticks.EndOfInput`), or
 - partition time, the greatest event time of any symbol here, is ``margin`` past its interval's end: a quiet symbol's
   last tick must not wait for the next one. Should a newer tick of that interval still come, it goes on as well: another
   symbol's progress can add a tick, and never takes one.
@@ -168,6 +169,12 @@ class Conflator(Stage):
                 heapq.heappush(self._due, (end_ns, tick.symbol))
             latest.held = passage
         return going
+
+    def release(self) -> Sequence[Passage]:
+        holding = [latest for _, symbol in self._due if (latest := self._symbols.get(symbol)) and latest.held]
+        self._due.clear()
+        holding.sort(key=lambda latest: latest.symbol)
+        return [self._release(latest, latest.held) for latest in holding if latest.held is not None]
 
     def _interval_end_ns(self, tick: Tick) -> int:
         return (tick.ts_ns // self._spec.interval_ns + 1) * self._spec.interval_ns

@@ -46,6 +46,7 @@ from workers.partitioning import partition_for
 from workers.produce import prepare_topic
 from workers.settings import producer_options
 from workers.snapshot import META_KEY, read_state
+from workers.ticks import is_end_of_input
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 from workers.worker import lane_spec
 
@@ -253,7 +254,7 @@ class _Replay:
             async for chunk in reader.read(topic, partition, begin, ends[partition]):
                 rows = []
                 for record in chunk:
-                    if self._key is not None and record.key != self._key:
+                    if is_end_of_input(record) or (self._key is not None and record.key != self._key):
                         continue
                     row = self._row(OutRecord(record.key, record.value), partition, record.offset, published=True)
                     foreign += row is None
@@ -315,6 +316,7 @@ class _Replay:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
             if self.spec.fill_gaps_ns:  # an empty window shows the close of one so much earlier
                 earliest_ns -= self.spec.fill_gaps_ns + self._longest_ns
+            earliest_ns -= self.spec.end_reach_ns
             earliest_ms = earliest_ns // NS_PER_MS
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end

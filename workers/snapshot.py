@@ -54,6 +54,7 @@ _CLOSED, _CHANGED = 1, 2
 _OWN_CLOCK = 4  # the time that the clock was set to through the window is not that of its last tick; 8 bytes more
 _SHOWN = 8
 _ORDERED = 16  # segments of items also hold the items' orders
+_SETTLED = 64  # the input has ended
 _CORRECTED = 32  # the items are more than the ticks: some are corrections of others
 _CLOCK = Struct("<q")
 
@@ -76,6 +77,7 @@ class Counts:
     routed_away: int = 0
     held: int = 0
     corrected: int = 0  # messages that changed a trade
+    control: int = 0  # records that say that the input has ended
 
     def balance(self) -> int:
         """Records unaccounted for; anything but 0 is a bug."""
@@ -89,6 +91,7 @@ class Counts:
             + self.routed_away
             + self.held
             + self.corrected
+            + self.control
         )
 
 
@@ -105,8 +108,9 @@ class LaneMeta:
 def write_meta(meta: LaneMeta) -> OutRecord:
     """The changelog's record of a commit."""
     counts = asdict(meta.counts)
-    if not meta.counts.corrected:
-        del counts["corrected"]  # without corrections, state reads as it always did
+    for name in ("corrected", "control"):
+        if not counts[name]:
+            del counts[name]  # most inputs have neither corrections nor an end
     value = {
         "format": FORMAT,
         "offset": meta.offset,
@@ -138,6 +142,7 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
             | _CHANGED * window.changed
             | _OWN_CLOCK * (window.clock_ns != window.last_ns)
             | _SHOWN * window.shown
+            | _SETTLED * window.settled
             | _ORDERED * (window.orders is not None)
             | _CORRECTED * (window.items is not None and len(window.items) != window.count)
         )
@@ -265,6 +270,7 @@ def _read_window(
         closed=bool(flags & _CLOSED),
         changed=bool(flags & _CHANGED),
         shown=bool(flags & _SHOWN),
+        settled=bool(flags & _SETTLED),
         stored=True,
     )
     if load is not None:

@@ -144,6 +144,10 @@ class Stage(ABC):
         """About how many things `take_changes` would write."""
         return 0
 
+    def release(self) -> Sequence[Passage]:
+        """The input has ended: the ticks that are held back, by symbol; they are so no more."""
+        return ()
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records that bring this stage's stored state up to date."""
         return []

@@ -115,12 +115,14 @@ KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
     W_PARENT,  # in the treap
     W_LEFT,
     W_RIGHT,
+    W_CLOCK,  # with OWN_CLOCK: the time that the key's clock was set to through it; else that is W_LAST
     W_SIZE,
-) = range(24)
+) = range(25)
 
 F_OPEN, F_HIGH, F_LOW, F_CLOSE, F_SIZE = range(5)
 
 CLOSED, CHANGED, OVERDUE, STORED, DROPPED, IN_CHANGES, IN_OVERDUE, IN_UNFLUSHED = (1 << bit for bit in range(8))
+SETTLED, OWN_CLOCK = 1 << 8, 1 << 9  # its input has ended
 
 # -- parameters -------------------------------------------------------------------------------------------------------
 (

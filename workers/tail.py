@@ -23,6 +23,7 @@ from workers.connection import connecting, explain_connection_error, stop_consum
 from workers.frames import RESERVED_FIELDS
 from workers.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.settings import client_options
+from workers.ticks import is_end_of_input
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
 
     A record that is no frame is shown as it is. ``now_ns`` decides whether the day is worth showing.
     """
+    if is_end_of_input(record):
+        return f"[p={record.partition}] end of the input, for an application that reads these frames"
     frame = _object(record.value)
     start, end, status = frame.get("start"), frame.get("end"), frame.get("status")
     if not isinstance(start, int) or not isinstance(end, int) or not isinstance(status, str):

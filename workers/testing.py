@@ -37,7 +37,7 @@ from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.ledger import REASON_HEADER
 from workers.partitioning import partition_for
 from workers.snapshot import Counts
-from workers.ticks import NO_TIMESTAMP
+from workers.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
 from workers.times import (
     NS_PER_MS,
     datetime_to_ns,
@@ -105,8 +105,14 @@ class _Partition:
         self.pending = Effects()
         self.silence_ns = 0
 
-    def append(self, key: bytes | None, value: bytes | None, timestamp_ms: int) -> int:
-        record = LogRecord(len(self.log), timestamp_ms, key, value)
+    def append(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp_ms: int,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> int:
+        record = LogRecord(len(self.log), timestamp_ms, key, value, headers)
         self.log.append(record)
         return record.offset
 
@@ -239,6 +245,16 @@ class TestDriver:
         offset = chosen.append(key, value, timestamp_ms)
         chosen.process()
         return Sent(partition, offset)
+
+    def end_of_input(self, partitions: Iterable[int] | None = None) -> None:
+        """Say that the input has ended, as ``workers produce --finish`` does: a control record in each partition, or in
+        those given. What waits comes out, with trigger ``end``; later windows may still be sent.
+
+        Raises ``IndexError`` where there is no such partition, otherwise as `send` does.
+        """
+        for partition in self._partitions if partitions is None else [self._partitions[each] for each in partitions]:
+            partition.append(None, None, NO_TIMESTAMP, ((CONTROL_HEADER, END_OF_INPUT),))
+            partition.process()
 
     # -- what happens -------------------------------------------------------------------------------------------------
 

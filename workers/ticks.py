@@ -9,6 +9,9 @@ The checks run in the order of `Reason`, so the reason given for a record with s
 3. the size is not negative, the record's key is the symbol, the time is in range and not ahead of the record's own.
 
 ``processing_failed`` is none of these: something raised that should not have (`workers.failures`).
+
+A record with neither key nor value and the header ``workers.control`` is no tick but a *control record*: an
+`EndOfInput`, which says that the input of its partition has ended.
 """
 
 from __future__ import annotations
@@ -37,9 +40,12 @@ from workers.times import (
 )
 
 __all__ = [
+    "CONTROL_HEADER",
     "DEEPEST_FRAME",
     "DEEPEST_TICK",
     "DEEPEST_WRITABLE",
+    "END_OF_INPUT",
+    "EndOfInput",
     "Reason",
     "Record",
     "Rejection",
@@ -48,13 +54,17 @@ __all__ = [
     "excerpt",
     "finite_number",
     "is_deeper",
+    "is_end_of_input",
     "tick_decoder",
     "too_deep",
+    "without_value",
 ]
 
 NO_TIMESTAMP: Final = -1
 """Kafka's value for a record without a timestamp."""
 
+CONTROL_HEADER: Final = "workers.control"
+END_OF_INPUT: Final = b"end-of-input"
 DEEPEST_TICK: Final = 60
 """Levels of arrays and objects in a tick. Late entries and item frames quote ticks one and two levels down, and must be
 readable by whoever reads JSON: the least limit that a common reader has by default is .NET's, 64."""
@@ -151,18 +161,46 @@ class Rejection:
     record: Record
 
 
-def tick_decoder(form: TickFormat, deepest: int = DEEPEST_TICK) -> Callable[[Record], Tick | Rejection]:
-    """A function that turns a record into a tick, or into the reason why it is none; ``deepest``: levels of nesting."""
+@dataclass(frozen=True, slots=True)
+class EndOfInput:
+    """A control record: the input of its partition has ended, as far as it has come. ``offset`` is the record's."""
+
+    offset: int
+
+
+def is_end_of_input(record: Record) -> bool:
+    """Whether a record is the control record that ends the input: no key, no value, and that header once."""
+    if record.value is not None or record.key is not None:
+        return False
+    return [value for name, value in record.headers if name == CONTROL_HEADER] == [END_OF_INPUT]
+
+
+def without_value(record: Record, expected: str) -> EndOfInput | Rejection:
+    """What a record without a value (a tombstone) is; ``expected`` says what it should have been."""
+    if is_end_of_input(record):
+        return EndOfInput(record.offset)
+    found = [excerpt(value) for name, value in record.headers if name == CONTROL_HEADER]
+    message = f"the record has no value (a tombstone); expected {expected}"
+    if found:
+        keyed = "" if record.key is None else f" and key {excerpt(record.key)}"
+        message = (
+            f"the record has no value and header {CONTROL_HEADER} {', '.join(found)}{keyed}; the only control record "
+            f"known has no key and that header once, {END_OF_INPUT!r}"
+        )
+    return Rejection(Reason.MALFORMED_JSON, message, record)
+
+
+def tick_decoder(form: TickFormat, deepest: int = DEEPEST_TICK) -> Callable[[Record], Tick | EndOfInput | Rejection]:
+    """A function that turns a record into a tick, the end of the input, or the reason why it is neither; ``deepest``:
+    levels of nesting."""
     names = (form.symbol, form.ts, form.price, form.size)
     symbol_name, ts_name, price_name, size_name = names
     unit_ns, skew_ns, min_ns = form.unit_ns, form.max_future_skew_ns, form.min_time_ns
 
-    def decode(record: Record) -> Tick | Rejection:
+    def decode(record: Record) -> Tick | EndOfInput | Rejection:
         value = record.value
         if value is None:
-            return Rejection(
-                Reason.MALFORMED_JSON, "the record has no value (a tombstone); expected a JSON object", record
-            )
+            return without_value(record, "a JSON object")
         try:
             fields = orjson.loads(value)
         except orjson.JSONDecodeError as error:

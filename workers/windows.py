@@ -23,6 +23,12 @@ anything from it. With a ``key_ttl`` a key more than that behind its partition i
 tick that far behind is late, and so is one whose window began that far behind: the window may have been forgotten with
 its key, and must not come back with a ``rev`` that it already had.
 
+*The end of the input* (`end_of_input`) is part of the log, as a tick is. Every window that waits comes out ``final``;
+no window comes out again. Each clock moves as far as makes late what is before the end of its last window, so that no
+window can begin anew under a name that it had, while ticks of later windows go on as ever:
+
+    watermark - allowed_lateness = end of the last window - 1 ns         (or more, where the clock was there already)
+
 *Why no key needs its clock stored:* each window knows the greatest time that the clock was set to through it
 (``clock_ns``), and the window that holds a key's clock is kept until another one does. So a key with a clock always has
 that window, and the clock is the greatest ``clock_ns`` among the key's windows. For a tick that stays where it is the
@@ -111,6 +117,7 @@ class Window(Generic[K]):
     rev: int = 0
     closed: bool = False
     changed: bool = False  # since it was last emitted, in whatever status
+    settled: bool = False  # its input has ended; it is kept for what it knows, and never comes out again
     overdue: bool = False  # partition time has passed end + lag + idle_after, or it came too late to wait for that
     shown: bool = False  # came out, though only provisionally; kept where windows merge (`workers.sessions`)
     dropped: bool = False
@@ -337,6 +344,55 @@ class WindowEngine(Generic[K, T]):
             if window.changed and not window.closed and not window.dropped:
                 self._emit(window, "provisional", "partial")
         self._unflushed.clear()
+
+    def end_of_input(self) -> None:
+        """The input has ended, as far as it has come: emit every window that waits, by key and start. More may be added
+        after. Keys must be comparable."""
+        self._due.clear()
+        self._idle_due.clear()
+        if self._rules.scope == "partition" and self._keys:
+            last_end_ns = max(window.end_ns for window in self.windows())
+            self._partition_max_ns = max(self._partition_max_ns, self._clock_after_ns(last_end_ns))
+        for key in sorted(self._keys):  # type: ignore[type-var]
+            self._end_key(self._keys[key])
+        self._expire_keys()
+
+    def _end_key(self, state: KeyState[K]) -> None:
+        """Emit what waits of a key, move its clock, and drop the windows that nothing needs any more."""
+        state.due.clear()
+        windows = [state.windows[start_ns] for start_ns in sorted(state.windows)]
+        if self._rules.scope == "key":
+            last = max(filter(self._is_real, windows), key=lambda each: each.end_ns, default=None)
+            clock_ns = LONG_AGO if last is None else self._clock_after_ns(last.end_ns)
+            if last is not None and clock_ns > state.max_ns:
+                state.max_ns = last.clock_ns = clock_ns
+            watermark_ns = state.max_ns - self._rules.lag_ns
+        else:
+            watermark_ns = self._partition_max_ns - self._rules.lag_ns
+        for window in windows:
+            self._end_window(state, window, watermark_ns)
+        if not state.windows:
+            del self._keys[state.key]
+
+    def _end_window(self, state: KeyState[K], window: Window[K], watermark_ns: int) -> None:
+        if not window.closed:
+            self._emit(window, "final", "end")
+        needed_ns = self._needed_until_ns(state, window, watermark_ns) if self._is_real(window) else None
+        if needed_ns is None:
+            self._drop(state, window)
+            return
+        window.closed = window.settled = True
+        self._await(state, window, needed_ns)
+        if self._changes is not None:
+            self._changes[state.key, window.start_ns] = window
+
+    def _clock_after_ns(self, last_end_ns: int) -> int:
+        """The least clock by which all times before ``last_end_ns``, and no others, are late."""
+        return last_end_ns - 1 + self._rules.lateness_ns + self._rules.lag_ns
+
+    def _is_real(self, window: Window[K]) -> bool:
+        """Whether it is more than a preview."""
+        return True
 
     def finish(self) -> None:
         """The source has ended: emit every window not emitted yet, each key's by start. Nothing can be added after."""

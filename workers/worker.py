@@ -538,6 +538,7 @@ class OwnedPartition:
         metrics.commit_duration.observe(seconds)
         metrics.ticks_in.labels(*labels).inc(effects.records)
         metrics.ticks_aggregated.labels(*labels).inc(effects.aggregated)
+        metrics.ticks_control.labels(*labels).inc(effects.control)
         metrics.frames_oversized.labels(*labels).inc(oversized)
         metrics.misrouted_keys.labels(*labels).inc(len(effects.misrouted_keys))
         for reason, number in effects.late_by_reason.items():

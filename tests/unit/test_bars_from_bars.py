@@ -27,7 +27,7 @@ from workers.lanes import supports
 from workers.ledger import REASON_HEADER
 from workers.settings import Settings, TickSettings, load_settings
 from workers.testing import TestDriver
-from workers.ticks import TickFormat
+from workers.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.windows import Lateness, WindowRules
 from workers.worker import lane_spec
 
@@ -53,7 +53,12 @@ def lane_of(config: Config, *, emit_partial: bool = False) -> Lane:
 
 
 def records_of(bars: Sequence[Bar]) -> list[KafkaRecord]:
-    return [KafkaRecord(at, max(bar["end"], 0), bar["key"].encode(), orjson.dumps(bar)) for at, bar in enumerate(bars)]
+    return [
+        KafkaRecord(at, max(bar["end"], 0), bar["key"].encode(), orjson.dumps(bar))
+        if bar
+        else KafkaRecord(at, 0, None, None, ((CONTROL_HEADER, END_OF_INPUT),))
+        for at, bar in enumerate(bars)
+    ]
 
 
 def late_of(records: Sequence[OutRecord]) -> list[tuple[int, str]]:
@@ -114,11 +119,21 @@ def in_order(draw: st.DrawFn, config: Config) -> list[Bar]:
 ordered_cases = configs.flatmap(lambda config: st.tuples(st.just(config), in_order(config)))
 
 
+@st.composite
+def with_ends(draw: st.DrawFn, children: Sequence[Bar]) -> list[Bar]:
+    """Children with up to three ends of the input among them, which are empty."""
+    log = list(children)
+    for _ in range(draw(st.integers(0, 3))):
+        log.insert(draw(st.integers(0, len(log))), {})
+    return log
+
+
 @given(cases | ordered_cases, st.data())
 def test_any_children_in_any_batches_over_any_crashes_give_what_the_model_gives(
     case: tuple[Config, list[Bar]], data: st.DataObject
 ) -> None:
     config, children = case
+    children = data.draw(with_ends(children), "ends")
     model = Model(config)
     partial = data.draw(st.booleans(), "emit_partial")
     lane, changelog = lane_of(config, emit_partial=partial), list[OutRecord]()
@@ -161,11 +176,14 @@ def check_provisional(frames: Sequence[OutRecord], model: Model) -> None:
         assert {name: frame.get(name) for name in wanted} == wanted
 
 
-@given(cases | ordered_cases)
-def test_provisional_children_leave_no_trace_in_other_frames(case: tuple[Config, list[Bar]]) -> None:
+@given(cases | ordered_cases, st.data())
+def test_provisional_children_leave_no_trace_in_other_frames(
+    case: tuple[Config, list[Bar]], data: st.DataObject
+) -> None:
     config, children = case
+    children = data.draw(with_ends(children), "ends")
     with_all = lane_of(config).process(records_of(children))
-    without = lane_of(config).process(records_of([bar for bar in children if bar["status"] != "provisional"]))
+    without = lane_of(config).process(records_of([bar for bar in children if bar.get("status") != "provisional"]))
     assert real_frames(with_all.frames) == real_frames(without.frames)
     assert [reason for _, reason in late_of(with_all.late)] == [reason for _, reason in late_of(without.late)]
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import corrections_oracle, oracle
-from tests.strategies import configs
+from tests.strategies import configs, ended
 from tests.sums_oracle import totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
 from workers.aggregates import Aggregation
@@ -70,7 +70,7 @@ def logs(draw: st.DrawFn, config: oracle.Config) -> list[oracle.Record]:
             case kind:
                 payload |= {KIND: kind, REF: draw(st.sampled_from([name, str(name)])), "ts": "whenever"}
         records.append(oracle.Record(offset, -1, symbol.encode(), orjson.dumps(payload)))
-    return records
+    return draw(ended(records))
 
 
 def hopping(size_ns: int, hop_ns: int, ts_ns: int) -> list[tuple[int, int]]:

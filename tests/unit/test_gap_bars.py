@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle import Record
-from tests.strategies import Case, configs, streams
+from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_gaps
 from workers.errors import ConfigError
@@ -260,7 +260,9 @@ def busy_cases(draw: st.DrawFn) -> tuple[Case, int]:
         price, volume = ("1.1", "-0.0", "0.0", "7", "3.3")[number], ("0.1", "0.7", "3.3", "1e22", "2")[-number]
         value = f'{{"symbol":"{symbol}","ts":{ts_us},"price":{price},"size":{volume}}}'
         records.append(Record(offset, -1, symbol.encode(), value.encode()))
-    return Case(config, records), draw(st.integers(1, 10)) * size * MS + draw(st.integers(0, size * MS - 1))
+    return Case(config, draw(ended(records))), draw(st.integers(1, 10)) * size * MS + draw(
+        st.integers(0, size * MS - 1)
+    )
 
 
 @st.composite

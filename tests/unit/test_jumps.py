@@ -26,6 +26,7 @@ from workers.lanes import supports, takes_batches
 from workers.ledger import MESSAGE_HEADER
 from workers.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
 from workers.settings import load_settings
+from workers.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.worker import lane_spec
 
 S, MS = 10**9, 10**6
@@ -282,13 +283,11 @@ def _entry(late: OutRecord) -> dict[str, object]:
     return found
 
 
-def test_what_is_held_at_the_end_is_let_go_in_log_order() -> None:
+def test_what_is_held_when_the_input_ends_is_let_go_in_log_order() -> None:
     lane = lane_of(guarded())
     lane.process(timeline("A0 C900 B500"))
     assert (lane.counts.aggregated, lane.counts.held) == (1, 2)
-    effects = Effects()
-    lane.release_held(effects)
-    effects.extend(lane.process([]))
+    lane.process([KafkaRecord(lane.position, -1, None, None, ((CONTROL_HEADER, END_OF_INPUT),))])
     assert (lane.counts.aggregated, lane.counts.held, lane.counts.balance()) == (3, 0, 0)
     assert [key for key in entries_of(lane.take_changes()) if key[:1] == b"h"] == [b"hc"]
 

@@ -55,7 +55,9 @@ def lane_of(config: oracle.Config, *, emit_partial: bool = False) -> Lane:
 
 
 def kafka_records(records: Sequence[oracle.Record]) -> list[KafkaRecord]:
-    return [KafkaRecord(record.offset, record.timestamp_ms, record.key, record.value) for record in records]
+    return [
+        KafkaRecord(record.offset, record.timestamp_ms, record.key, record.value, record.headers) for record in records
+    ]
 
 
 def real_frames(frames: Sequence[OutRecord]) -> dict[str, list[bytes]]:

@@ -14,14 +14,14 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from tests import oracle, pipeline_oracle
-from tests.pipeline_oracle import Account, Item
+from tests.pipeline_oracle import Account, End, Item
 from tests.strategies import cuts
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.frames import OutRecord
 from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.ledger import REASON_HEADER
 from workers.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle, describe
-from workers.ticks import Tick
+from workers.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
 
 MS = 1_000_000
 HERE = __name__
@@ -113,6 +113,7 @@ class Step:
     price: int
     venue: str | None
     bad: bool
+    ends: bool = False  # the input has ended
 
 
 steps = st.builds(
@@ -124,6 +125,7 @@ steps = st.builds(
     st.integers(0, 9),
     st.sampled_from([None, "X", "Y", 1, True]),
     st.sampled_from([False] * 9 + [True]),
+    st.sampled_from([False] * 15 + [True]),
 )
 logs = st.lists(steps, max_size=50)
 
@@ -136,6 +138,9 @@ def records_of(log: Sequence[Step], start: int = 1_000) -> list[KafkaRecord]:
         fields = {"symbol": step.symbol, "ts": now - step.back, "price": step.price, "size": 1, "id": step.id}
         if step.venue is not None:
             fields["venue"] = step.venue
+        if step.ends:
+            records.append(KafkaRecord(3 * number, -1, None, None, ((CONTROL_HEADER, END_OF_INPUT),)))
+            continue
         value = b"rubbish" if step.bad else json.dumps(fields).encode()
         records.append(KafkaRecord(3 * number, -1, step.symbol.encode(), value, (("h", str(number).encode()),)))
     return records
@@ -215,9 +220,12 @@ settings = st.builds(Setting, configs, pipelines)
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def items_of(records: Sequence[KafkaRecord]) -> list[Item]:
-    items = []
+def items_of(records: Sequence[KafkaRecord]) -> list[Item | End]:
+    items: list[Item | End] = []
     for record in records:
+        if record.value is None:
+            items.append(End(oracle.Record(record.offset, record.timestamp, None, None, tuple(record.headers))))
+            continue
         if record.value == b"rubbish":
             continue
         fields = json.loads(record.value or b"")
@@ -262,7 +270,7 @@ def price_even(item: Item) -> bool:
 MAPS: dict[str, Callable[[Item], Item]] = {"doubled": double_price, "shifted": shift, "unchanged": lambda item: item}
 
 
-def model(setting: Setting, records: Sequence[KafkaRecord]) -> tuple[list[Item], Account]:
+def model(setting: Setting, records: Sequence[KafkaRecord]) -> tuple[list[Item | End], Account]:
     """What must reach the windows, and the account of the rest."""
     account, items, ttl_ns = Account(), items_of(records), setting.config.key_ttl_ns
     for spec in setting.pipeline:
@@ -594,7 +602,7 @@ def test_with_a_partitions_clock_nothing_that_came_in_time_is_late_for_having_be
     log: list[Step], interval_ns: int
 ) -> None:
     """No disorder within the log: what conflation passes on is never late, as long as the interval is at most lag."""
-    ordered = [replace(step, back=0) for step in log]
+    ordered = [replace(step, back=0, ends=False) for step in log]
     lane = lane_with(Conflate(interval_ns, margin_ns=0), scope="partition")
     effects = lane.process(records_of(ordered))
     assert effects.late_by_reason == {}

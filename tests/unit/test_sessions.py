@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle import Record
-from tests.strategies import Case, configs, streams
+from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_sessions
 from workers import Aggregation, SessionWindowSpec, Tick, WatermarkPolicy, WindowFrame, window_event_time
@@ -351,7 +351,7 @@ def busy_cases(draw: st.DrawFn) -> Case:
         price, size = ("1.1", "-0.0", "0.0", "7", "3.3")[number], ("0.1", "0.7", "3.3", "1e22", "2")[-number]
         value = f'{{"symbol":"{symbol}","ts":{ts_us},"price":{price},"size":{size}}}'
         records.append(Record(offset, -1, symbol.encode(), value.encode()))
-    return Case(config, records)
+    return Case(config, draw(ended(records)))
 
 
 cases = busy_cases() | any_cases

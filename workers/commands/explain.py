@@ -190,7 +190,8 @@ def _tick(tick: TickFate, found: Explanation) -> str:
 def _frame(frame: FrameAccount, found: Explanation) -> str:
     text = f"frame     rev {frame.rev} {frame.status} ({frame.trigger})"
     if frame.made is not None:
-        text += f" by the tick at offset {frame.made.offset}"
+        by = "end of the input" if frame.trigger == "end" else "tick"
+        text += f" by the {by} at offset {frame.made.offset}"
         if frame.made.clock is not None:
             text += f", watermark {_watermark(frame.made.clock)}"
     if frame.offset is not None:

@@ -29,6 +29,7 @@ from workers.lag import LagMonitor, LagSnapshot
 from workers.pressure import rate_scale
 from workers.settings import client_options
 from workers.snapshot import META_KEY
+from workers.ticks import is_end_of_input
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Feed:
     # -- taking -------------------------------------------------------------------------------------------------------
 
     def _frame(self, record: ConsumerRecord, live: bool) -> None:
+        if is_end_of_input(record):  # for an application that makes bars of these frames
+            return
         self._model.take_frame(record.value, record.partition, time.monotonic_ns(), live=live)
 
     def _late(self, record: ConsumerRecord, live: bool) -> None:

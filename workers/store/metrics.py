@@ -11,8 +11,8 @@ _DURATION_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 
 
 class StoreMetrics:
-    """The series of one store process. ``read`` = ``stored`` + ``rejected`` + what is still queued or was given up
-    to be read again, by this process or another."""
+    """The series of one store process. ``read`` = ``stored`` + ``rejected`` + ``control`` + what is still queued or was
+    given up to be read again, by this process or another."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
@@ -20,6 +20,9 @@ class StoreMetrics:
         self.stored = self._counter("frames", "Frames whose transaction succeeded, repetitions included", _PARTITION)
         self.rejected = self._counter(
             "frames_rejected", "Records kept in rejected_frames instead", (*_PARTITION, "reason")
+        )
+        self.control = self._counter(
+            "control_records", "Records that tell another application that its input has ended", _PARTITION
         )
         self.stale = self._counter("stale_offsets", "Times that another writer had moved a partition's offset", ())
         self.outages = self._counter("outages", "Times that the database became unavailable", ())

@@ -54,7 +54,7 @@ from workers.store.feedback import Coordinator, queue_policy
 from workers.store.metrics import StoreMetrics
 from workers.store.parse import REFUSED_BY_DATABASE, parse_frame, reject
 from workers.store.queue import Chunk, FrameQueue
-from workers.ticks import Record
+from workers.ticks import Record, is_end_of_input
 
 __all__ = ["StoreWriter", "run_store"]
 
@@ -427,7 +427,9 @@ class StoreWriter:
         ends: dict[OwnedPartition, int] = {}
         for chunk in chunks:
             owner, number = chunk.owner, chunk.owner.number
-            items.setdefault(owner, []).extend((each, parse_frame(each, self.topic, number)) for each in chunk.records)
+            frames = [each for each in chunk.records if not is_end_of_input(each)]
+            items.setdefault(owner, []).extend((each, parse_frame(each, self.topic, number)) for each in frames)
+            self.metrics.control.labels(self.topic, str(number)).inc(len(chunk.records) - len(frames))
             ends[owner] = chunk.next_offset
         while items := {owner: found for owner, found in items.items() if self._owned(owner)}:
             try:
