@@ -7,6 +7,8 @@
 A record's timestamp is the time of sending, never the event time: Kafka deletes by it, and the guard against wrong
 clocks compares the two. Keys are symbols, placed by murmur2 as every other producer places them.
 
+The end of the input is a control record in each partition (`workers.ticks.EndOfInput`), sent when every tick is in.
+
 Batches are built here rather than record by record in the client, which costs ten times less. What is held in memory
 is bounded by that: when the cluster does not take the batches, nothing more is read.
 """
@@ -35,7 +37,7 @@ from workers.errors import BrokerError, WorkersError
 from workers.partitioning import partition_for
 from workers.settings import producer_options
 from workers.tickfiles import TickInput
-from workers.ticks import TickFormat
+from workers.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
@@ -420,6 +422,8 @@ class TickSender:
         self._failure: BaseException | None = None
         self.added = 0
         self.delivered = 0
+        self.ended = False
+        """Whether every partition has been told that the input has ended."""
 
     def add(self, ticks: Ticks) -> None:
         """Pack ticks, stamped with the time of now; call `send` afterwards."""
@@ -446,16 +450,36 @@ class TickSender:
                     self._open[partition] = self._producer.create_batch()
                     self._full.append((partition, batch))
         while self._full:
-            await self._hand_over(*self._full[0])
+            partition, batch = self._full[0]
+            await self._hand_over(partition, batch, ticks=batch.record_count())
             self._full.popleft()
         self._raise_failure()
 
     async def finish(self) -> None:
         """Hand over everything and wait until it is delivered. Raises ``BrokerError`` as `send` does."""
         await self.send(everything=True)
+        await self._until_delivered()
+
+    async def end_input(self) -> None:
+        """Say in every partition that the input has ended, behind all that was delivered, and wait until it is there.
+
+        Raises ``BrokerError`` as `send` does. A partition may then have the record and another not; it does no harm to
+        send it again.
+        """
+        assert not self._under_way, "what is under way would come after the end"
+        now_ms = time.time_ns() // 1_000_000
+        for partition in range(self._partitions):
+            batch = self._producer.create_batch()
+            batch.append(timestamp=now_ms, key=None, value=None, headers=[(CONTROL_HEADER, END_OF_INPUT)])
+            await self._hand_over(partition, batch, ticks=0)
+        await self._until_delivered()
+        self.ended = True
+
+    async def _until_delivered(self) -> None:
         while self._under_way:
             await asyncio.wait(list(self._under_way), return_when=asyncio.FIRST_EXCEPTION)
             self._raise_failure()
+        self._raise_failure()
 
     @property
     def waiting_s(self) -> float:
@@ -463,7 +487,7 @@ class TickSender:
         oldest = min((sent_s for _count, sent_s in self._under_way.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
-    async def _hand_over(self, partition: int, batch: BatchBuilder) -> None:
+    async def _hand_over(self, partition: int, batch: BatchBuilder, *, ticks: int) -> None:
         self._raise_failure()
         while True:
             try:
@@ -473,7 +497,7 @@ class TickSender:
             except KafkaError as error:
                 raise self._explain(error) from error
             break
-        self._under_way[future] = (batch.record_count(), time.monotonic())
+        self._under_way[future] = (ticks, time.monotonic())
         future.add_done_callback(self._settle)
 
     def _settle(self, future: asyncio.Future[object]) -> None:
@@ -500,7 +524,8 @@ class TickSender:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """What came of it: ticks read and delivered, and whether it was stopped before the source ended."""
+    """What came of it: ticks read and delivered, whether it was stopped before the source ended, and whether every
+    partition was told that the input has ended."""
 
     topic: str
     partitions: int
@@ -508,6 +533,7 @@ class Produced:
     delivered: int
     duration_ns: int
     interrupted: bool
+    input_ended: bool = False
 
     @property
     def undelivered(self) -> int:
@@ -523,8 +549,12 @@ async def produce(
     stop: asyncio.Event,
     on_progress: Callable[[int], None] = lambda added: None,
     on_notice: Callable[[str], None] = lambda text: None,
+    may_end_input: Callable[[], bool] = lambda: False,
 ) -> Produced:
     """Send a source's ticks to a topic, made if it is missing, until the source ends or ``stop`` is set.
+
+    When the source has ended and all its ticks are delivered, ``may_end_input`` is asked whether to tell every
+    partition that the input has ended.
 
     ``on_progress`` gets the number of ticks packed so far, ``on_notice`` what a person should know, such as that the
     cluster does not answer.
@@ -541,7 +571,7 @@ async def produce(
             await producer.start()
         sender = TickSender(producer, topic, partitions)
         watch = asyncio.create_task(_watch(sender, settings, on_notice))
-        pump = asyncio.create_task(_pump(source, sender, stop, on_progress))
+        pump = asyncio.create_task(_pump(source, sender, stop, on_progress, may_end_input))
         try:
             ended = await _until_done(pump, stop)
         finally:
@@ -549,7 +579,7 @@ async def produce(
     finally:
         await _close(producer)
     elapsed_ns = time.monotonic_ns() - began_ns
-    return Produced(topic, partitions, sender.added, sender.delivered, elapsed_ns, not ended)
+    return Produced(topic, partitions, sender.added, sender.delivered, elapsed_ns, not ended, sender.ended)
 
 
 async def prepare_topic(settings: Settings, topic: str) -> int:
@@ -568,7 +598,13 @@ def _options(settings: Settings, partitions: int) -> dict[str, object]:
     return options
 
 
-async def _pump(source: Source, sender: TickSender, stop: asyncio.Event, progress: Callable[[int], None]) -> bool:
+async def _pump(
+    source: Source,
+    sender: TickSender,
+    stop: asyncio.Event,
+    progress: Callable[[int], None],
+    may_end_input: Callable[[], bool],
+) -> bool:
     """Moves ticks until the source ends (True) or the stop is asked for (False), then sees the rest off."""
     while not stop.is_set():
         ticks = await source.take(_TAKE)
@@ -580,6 +616,8 @@ async def _pump(source: Source, sender: TickSender, stop: asyncio.Event, progres
         await asyncio.sleep(0)  # a file is read without waiting: let the producer's own task run
     stopped = stop.is_set()
     await sender.finish()
+    if not stopped and may_end_input():
+        await sender.end_input()
     return not stopped
 
 

@@ -109,6 +109,13 @@ def produce(
         float | None,
         typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
     ] = None,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish",
+            help="When all is delivered, say that the input has ended: what is open comes out. Alone: say only that.",
+        ),
+    ] = False,
     adaptive: Annotated[
         bool,
         typer.Option("--adaptive", help="Slow down and stop as the group's lag or the store's queue asks for."),
@@ -131,6 +138,12 @@ def produce(
     code is then 1; an empty symbol is one like any other. Whether the rest is
     a tick, the worker says. Ctrl-C delivers what was read and stops.
 
+    With --finish each partition then gets a record that says that the input
+    has ended, as part of the log: of every symbol the windows that are open
+    come out as final, and ticks of those windows that come later are late.
+    Later windows may go on. Where lines were refused, or Ctrl-C came first,
+    the input is not ended, so that what is missing can still be sent.
+
     [bold]Examples[/bold]
 
       workers produce --file trades.ndjson.gz
@@ -143,26 +156,37 @@ def produce(
 
       workers produce --synthetic --rate 50000 --adaptive
 
+      workers produce --file day.ndjson.zst --finish
+
       workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
     """
-    _check_usage(file, synthetic, start, count, duration, rate, speed)
+    _check_usage(file, synthetic, start, count, duration, rate, speed, finish)
     if format_ not in (None, "ndjson", "csv"):
         raise ConfigError(f"--format {format_}: expected ndjson or csv")
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id, topics__ticks=topic)
     with _opened(file, settings, field_map, format_) as opened:
         make: MakeSource
-        if opened is None:
+        if file is None and not synthetic:
+            make = _no_source
+        elif opened is None:
             market = _market(settings, symbols, seed, disorder, late_fraction, bad_fraction)
             make = _synthetic_source(settings, market, start, rate, speed, count, duration)
         else:
             make = _file_source(settings, opened, rate, speed)
         total = count if opened is None else None
         with _progress(opened, total) as update:
-            produced = _send(settings, make, update, adaptive=adaptive, metrics_port=metrics_port)
+            produced = _send(
+                settings,
+                make,
+                update,
+                adaptive=adaptive,
+                metrics_port=metrics_port,
+                may_end_input=lambda: finish and not (opened is not None and opened.refused.count),
+            )
         refused = opened.refused.count if opened is not None else 0
-    endless = opened is None and count is None and duration is None
-    raise typer.Exit(_summary(produced, refused, endless=endless))
+    endless = synthetic and count is None and duration is None
+    raise typer.Exit(_summary(produced, refused, endless=endless, only_ends=make is _no_source, finish=finish))
 
 
 def _check_usage(
@@ -173,10 +197,13 @@ def _check_usage(
     duration: str | None,
     rate: float | None,
     speed: float | None,
+    finish: bool,
 ) -> None:
-    if (file is None) != synthetic:
+    if (file is None) != synthetic and not (finish and file is None):
         raise ConfigError("expected either --file FILE or --synthetic (see workers produce --help)")
-    if file is not None and (start, count, duration) != (None, None, None):
+    if finish and synthetic and count is None and duration is None:
+        raise ConfigError("--finish with --synthetic needs --count or --duration: else the market has no end")
+    if not synthetic and (start, count, duration) != (None, None, None):
         raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
     if rate and speed:
         raise ConfigError("--rate and --speed are both given; a pace is one or the other")
@@ -265,6 +292,13 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
     return make
 
 
+def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+    """No ticks: there is only the end of the input to be told."""
+    from workers.produce import GeneratedSource
+
+    return GeneratedSource(iter(()))
+
+
 def _duration(option: str, text: str) -> int:
     from workers.times import parse_duration
 
@@ -275,7 +309,13 @@ def _duration(option: str, text: str) -> int:
 
 
 def _send(
-    settings: Settings, make: MakeSource, update: Callable[[int], None], *, adaptive: bool, metrics_port: int | None
+    settings: Settings,
+    make: MakeSource,
+    update: Callable[[int], None],
+    *,
+    adaptive: bool,
+    metrics_port: int | None,
+    may_end_input: Callable[[], bool],
 ) -> Produced:
     from contextlib import AsyncExitStack
 
@@ -316,6 +356,7 @@ def _send(
                 stop=stop,
                 on_progress=progress,
                 on_notice=lambda text: say(f"workers: {text}"),
+                may_end_input=may_end_input,
             )
 
     return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
@@ -349,18 +390,23 @@ def _progress(opened: TickInput | None, total: int | None) -> Iterator[Callable[
         yield update
 
 
-def _summary(produced: Produced, refused: int, *, endless: bool) -> int:
+def _summary(produced: Produced, refused: int, *, endless: bool, only_ends: bool, finish: bool) -> int:
     """Say what was done; returns the exit code."""
     seconds = produced.duration_ns / 1e9
     rate = produced.delivered / max(seconds, 1e-9)
-    say(
-        f"{produced.delivered:,} ticks sent to {produced.topic} ({produced.partitions} partitions) "
-        f"in {seconds:.1f} s, {rate:,.0f}/s"
-    )
+    if not only_ends:
+        say(
+            f"{produced.delivered:,} ticks sent to {produced.topic} ({produced.partitions} partitions) "
+            f"in {seconds:.1f} s, {rate:,.0f}/s"
+        )
     if refused:
         say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
+    if produced.input_ended:
+        say(f"the input has ended: told to all {produced.partitions} partitions of {produced.topic}")
+    elif finish:
+        say("the input was NOT ended: send what is missing, then give workers produce --finish")
     if produced.interrupted and not endless:
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if refused or produced.undelivered else ExitCode.OK
