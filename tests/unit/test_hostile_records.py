@@ -144,10 +144,10 @@ def a_frame(rng: random.Random, now_ms: int) -> tuple[str, dict[str, bytes]]:
 
 def record(rng: random.Random, offset: int, *, frames: bool) -> RawRecord:
     """One record: a good one, or one that is harmed in one or several ways."""
-    now_ms = NOW_MS + offset * rng.choice([0, 3, 3, 3, 40])
+    now_ms = NOW_MS + 3 * offset + rng.choice([0, 0, 0, 0, 0, -20, 20])
     symbol, fields = a_frame(rng, now_ms) if frames else a_tick(rng, now_ms)
     key: bytes | None = symbol.encode()
-    harms = rng.choice([0, 0, 1, 1, 2])
+    harms = rng.choice([0, 0, 0, 0, 1, 1, 2])
     for _ in range(harms):
         name = rng.choice([*fields, "unknown", "unknown"])
         fields[name] = atom(rng)
@@ -184,7 +184,7 @@ def record(rng: random.Random, offset: int, *, frames: bool) -> RawRecord:
         )
         for _ in range(rng.choice([0, 0, 0, 1, 3]))
     ]
-    sent_ms = rng.choice([-1, now_ms, now_ms + 1_000, now_ms + 1_000, 0, 2**62])
+    sent_ms = rng.choice([*[-1, now_ms + 1_000] * 5, now_ms, 0, 2**62])
     return RawRecord(offset, sent_ms, key, value, tuple(headers))
 
 
@@ -209,7 +209,7 @@ def a_spec(rng: random.Random) -> LaneSpec:
     """Settings of any kind; drawn again until they can be together."""
     while True:
         spec = LaneSpec(
-            tick=TickFormat(unit="ms", on_misrouted=rng.choice(["warn", "reject"])),
+            tick=TickFormat(unit="ms", on_misrouted=rng.choice(["warn", "warn", "reject"])),
             size_ns=rng.choice([50 * MS, S]),
             lag_ns=rng.choice([10 * MS, 2 * S]),
             lateness_ns=rng.choice([0, 50 * MS]),
