@@ -30,9 +30,12 @@ IS_FLOAT: Final = 255  # in place of the decimals: then the low word is the bits
 _FLOAT: Final = Struct("<dqB")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)  # prices and sizes come again and again
 def decimal_of(value: float) -> tuple[int, int]:
-    """The shortest decimal that is read as this finite float: an integer, and how many of its digits are decimals."""
+    """The shortest decimal that is read as this float: an integer, and how many of its digits are decimals.
+
+    Raises `ValueError` where the float is not finite.
+    """
     value = float(value)  # aggregations may be used by hand, with integers or numpy's floats
     if value.is_integer() and abs(value) < 2**53:
         return int(value), 0
@@ -66,16 +69,19 @@ class DecimalSum:
 
     def plus(self, value: float) -> DecimalSum:
         """The sum with one more value."""
-        if not math.isfinite(value):
+        try:
+            mantissa, decimals = decimal_of(value)
+        except ValueError:
             return self._plus_float(value)
-        mantissa, decimals = decimal_of(value)
         return self._plus(mantissa, decimals, value)
 
     def plus_product(self, left: float, right: float) -> DecimalSum:
         """The sum with the product of two values, which is exact as well."""
-        if not (math.isfinite(left) and math.isfinite(right)):
+        try:
+            left_mantissa, left_decimals = decimal_of(left)
+            right_mantissa, right_decimals = decimal_of(right)
+        except ValueError:
             return self._plus_float(left * right)
-        (left_mantissa, left_decimals), (right_mantissa, right_decimals) = decimal_of(left), decimal_of(right)
         return self._plus(left_mantissa * right_mantissa, left_decimals + right_decimals, left * right)
 
     def merged(self, other: DecimalSum) -> DecimalSum:
@@ -107,12 +113,16 @@ class DecimalSum:
             return DecimalSum(0, 0, self.approximate + value)
         if not mantissa:
             return self
-        most = max(self.decimals, decimals)
-        if most <= MOST_DECIMALS:
-            ours, theirs = self.mantissa * _POWERS[most - self.decimals], mantissa * _POWERS[most - decimals]
-            total = ours + theirs
-            if min(ours, theirs, total) >= -LIMIT and max(ours, theirs, total) < LIMIT:
-                return DecimalSum(total, most)
+        ours, most = self.mantissa, self.decimals
+        if decimals < most:
+            mantissa *= _POWERS[most - decimals]
+        elif decimals > most:
+            if decimals > MOST_DECIMALS:
+                return self._plus_float(value)
+            ours, most = ours * _POWERS[decimals - most], decimals
+        total = ours + mantissa
+        if -LIMIT <= total < LIMIT and -LIMIT <= mantissa < LIMIT and -LIMIT <= ours < LIMIT:
+            return DecimalSum(total, most)
         return self._plus_float(value)
 
     def _plus_float(self, value: float) -> DecimalSum:
