@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
@@ -52,6 +52,7 @@ __all__ = [
     "Slowed",
     "Source",
     "TickSender",
+    "blocks_of",
     "event_time_ns",
     "paced",
     "prepare_topic",
@@ -155,6 +156,19 @@ class FileSource:
     def idle(self) -> bool:
         """True for a pipe that has nothing more to read at the moment."""
         return self._pipe is not None and self._taken >= len(self._held) and self._pipe.empty
+
+
+async def blocks_of(file: TickInput, stop: asyncio.Event) -> AsyncIterator[bytes]:
+    """A file's blocks and at its end an empty one, until asked to stop. Raises ``WorkersError`` where it is damaged."""
+    pipe = _PipeReader(file) if file.size is None else None
+    while not stop.is_set():
+        block = await pipe.next(stop) if pipe else file.read_block()
+        if block is None:
+            return
+        yield block
+        if not block:
+            return
+        await asyncio.sleep(0)  # so that the stop can come
 
 
 class _PipeReader:

@@ -20,6 +20,7 @@ from workers.commands.common import (
     ExitCode,
     SetOption,
     app,
+    closed_output_is_an_end,
     load,
     printable,
     quiet_clients,
@@ -44,6 +45,7 @@ __all__: list[str] = []
 _DEFAULT_RATE = 1_000.0
 _MARKET = "Synthetic market"
 _FILE = "File"
+_MAX_JUMP_NS = 86_400 * 1_000_000_000
 
 
 @app.command(rich_help_panel=WORKING)
@@ -70,6 +72,25 @@ def produce(
             "--field-map",
             metavar="ts=T,price=p",
             help="Which of the file's fields are symbol, ts, price and size, where they have other names.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    max_jump: Annotated[
+        str | None,
+        typer.Option(
+            "--max-jump",
+            metavar="DURATION",
+            help="Hold a row further ahead in time of all before it until its symbol's next row, and don't send it if "
+            "that goes back; 0 sends all. Files: 1d; pipes: 0.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            help="Send nothing: say what workers would make of the file. Needs no broker.",
             rich_help_panel=_FILE,
         ),
     ] = None,
@@ -135,8 +156,13 @@ def produce(
 
     JSON lines go through byte for byte; only their symbol is read.
     Lines without a readable symbol are not sent but reported, and the exit
-    code is then 1; an empty symbol is one like any other. Whether the rest is
-    a tick, the worker says. Ctrl-C delivers what was read and stops.
+    code is then 1; an empty symbol is one like any other. So are rows of a
+    file whose time is wrong by the next (--max-jump). Whether the rest is a
+    tick, the worker says; if it would reject some of the first rows, a warning
+    says why and what may help. Ctrl-C delivers what was read and stops.
+
+    With --check the exit code is 0 if every row would be sent, taken by the
+    workers and in time for them, else 1.
 
     With --finish each partition then gets a record that says that the input
     has ended, as part of the log: of every symbol the windows that are open
@@ -147,6 +173,8 @@ def produce(
     [bold]Examples[/bold]
 
       workers produce --file trades.ndjson.gz
+
+      workers produce --check trades.csv
 
       workers produce --file trades.csv --field-map symbol=sym,ts=T,price=p,size=q --speed 10
 
@@ -160,12 +188,15 @@ def produce(
 
       workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
     """
-    _check_usage(file, synthetic, start, count, duration, rate, speed, finish)
+    file = _check_usage(file, check, synthetic, start, count, duration, rate, speed, finish)
+    max_jump_ns = _max_jump(max_jump, synthetic=synthetic)
     if format_ not in (None, "ndjson", "csv"):
         raise ConfigError(f"--format {format_}: expected ndjson or csv")
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id, topics__ticks=topic)
-    with _opened(file, settings, field_map, format_) as opened:
+    if check is not None:
+        raise typer.Exit(_check(check, settings, field_map, format_, max_jump_ns))
+    with _opened(file, settings, field_map, format_, max_jump_ns) as opened:
         make: MakeSource
         if file is None and not synthetic:
             make = _no_source
@@ -182,15 +213,18 @@ def produce(
                 update,
                 adaptive=adaptive,
                 metrics_port=metrics_port,
-                may_end_input=lambda: finish and not (opened is not None and opened.refused.count),
+                may_end_input=lambda: finish and not (opened and (opened.refused.count or opened.jumps.count)),
             )
         refused = opened.refused.count if opened is not None else 0
+        jumps = opened.jumps.count if opened is not None else 0
     endless = synthetic and count is None and duration is None
-    raise typer.Exit(_summary(produced, refused, endless=endless, only_ends=make is _no_source, finish=finish))
+    only_ends = make is _no_source
+    raise typer.Exit(_summary(produced, refused, jumps, endless=endless, only_ends=only_ends, finish=finish))
 
 
 def _check_usage(
     file: Path | None,
+    check: Path | None,
     synthetic: bool,
     start: str | None,
     count: int | None,
@@ -198,11 +232,15 @@ def _check_usage(
     rate: float | None,
     speed: float | None,
     finish: bool,
-) -> None:
-    if (file is None) != synthetic and not (finish and file is None):
-        raise ConfigError("expected either --file FILE or --synthetic (see workers produce --help)")
+) -> Path | None:
+    """The file that is read. Raises ``ConfigError`` for options that don't go together."""
+    if (file is not None) + (check is not None) + synthetic != 1 and not (finish and not synthetic and file is check):
+        raise ConfigError("expected either --file FILE, --check FILE or --synthetic (see workers produce --help)")
+    if finish and check is not None:
+        raise ConfigError("--finish with --check: a check sends nothing")
     if finish and synthetic and count is None and duration is None:
         raise ConfigError("--finish with --synthetic needs --count or --duration: else the market has no end")
+    file = file or check
     if not synthetic and (start, count, duration) != (None, None, None):
         raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
     if rate and speed:
@@ -211,26 +249,86 @@ def _check_usage(
         raise ConfigError(
             "--speed replays by event time, and a synthetic market without --start happens now: use --rate"
         )
+    return file
+
+
+def _max_jump(text: str | None, *, synthetic: bool) -> int | None:
+    """Nanoseconds that a file's time may jump, 0 for any; None where it is not said."""
+    if text is None:
+        return None
+    if synthetic:
+        raise ConfigError("--max-jump is for files; a synthetic market has no wrong dates")
+    return _duration("--max-jump", text)
 
 
 @contextmanager
 def _opened(
-    file: Path | None, settings: Settings, field_map: str | None, kind: str | None
+    file: Path | None, settings: Settings, field_map: str | None, kind: str | None, max_jump_ns: int | None
 ) -> Iterator[TickInput | None]:
     if file is None:
         yield None
         return
-    from workers.produce import tick_format
-    from workers.tickfiles import open_ticks
+    from workers.tickcheck import Preview
 
-    chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
-    opened = open_ticks(
-        file, tick_format(settings), say=lambda text: say(printable(text)), mapping=field_map, kind=chosen
-    )
+    def tell(text: str) -> None:
+        say(printable(text))
+
+    opened = _open(file, settings, field_map, kind, max_jump_ns, tell)
+    if settings.tick.format == "json":
+        opened.preview = Preview(settings, opened.name, tell)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def _open(
+    file: Path,
+    settings: Settings,
+    field_map: str | None,
+    kind: str | None,
+    max_jump_ns: int | None,
+    tell: Callable[[str], None],
+) -> TickInput:
+    from workers.produce import tick_format
+    from workers.tickfiles import open_ticks
+
+    chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
+    opened = open_ticks(file, tick_format(settings), say=tell, mapping=field_map, kind=chosen)
+    if max_jump_ns is None:  # what is live is not held back unless that is asked for
+        max_jump_ns = _MAX_JUMP_NS if opened.size is not None else 0
+    if max_jump_ns:
+        opened.guard_jumps(max_jump_ns, settings.window.lag + settings.window.allowed_lateness)
+    return opened
+
+
+def _check(
+    file: Path, settings: Settings, field_map: str | None, kind: str | None, max_jump_ns: int | None
+) -> ExitCode:
+    """Say what would become of a file; returns the exit code."""
+    from workers.produce import blocks_of
+    from workers.tickcheck import Check
+
+    if settings.tick.format != "json":
+        raise ConfigError(f"--check: tick.format is {settings.tick.format}; expected json, for ticks")
+    opened = _open(file, settings, field_map, kind, max_jump_ns, lambda text: None)
+    check = Check(settings, opened)
+
+    async def main(stop: asyncio.Event) -> bool:
+        async for block in blocks_of(opened, stop):
+            check.see(opened.rows(block))
+        return stop.is_set()
+
+    try:
+        stopped = run_async(main)
+    finally:
+        opened.close()
+    with closed_output_is_an_end():
+        for line in check.report():
+            print(printable(line))
+        if stopped:
+            print("stopped before the end; this is what was found so far")
+    return ExitCode.INTERRUPTED if stopped else ExitCode.OK if check.flawless else ExitCode.FAILED
 
 
 def _market(
@@ -390,7 +488,7 @@ def _progress(opened: TickInput | None, total: int | None) -> Iterator[Callable[
         yield update
 
 
-def _summary(produced: Produced, refused: int, *, endless: bool, only_ends: bool, finish: bool) -> int:
+def _summary(produced: Produced, refused: int, jumps: int, *, endless: bool, only_ends: bool, finish: bool) -> int:
     """Say what was done; returns the exit code."""
     seconds = produced.duration_ns / 1e9
     rate = produced.delivered / max(seconds, 1e-9)
@@ -401,6 +499,8 @@ def _summary(produced: Produced, refused: int, *, endless: bool, only_ends: bool
         )
     if refused:
         say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
+    if jumps:
+        say(f"{jumps:,} rows not sent: their time jumps ahead, and their symbol's next row goes back (--max-jump)")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
     if produced.input_ended:
@@ -409,4 +509,4 @@ def _summary(produced: Produced, refused: int, *, endless: bool, only_ends: bool
         say("the input was NOT ended: send what is missing, then give workers produce --finish")
     if produced.interrupted and not endless:
         return ExitCode.INTERRUPTED
-    return ExitCode.FAILED if refused or produced.undelivered else ExitCode.OK
+    return ExitCode.FAILED if refused or jumps or produced.undelivered else ExitCode.OK
