@@ -8,9 +8,13 @@ import os
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 
+from workers.commands.produce import _synthetic_source
+from workers.market import Market
 from workers.produce import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
+from workers.settings import load_settings
 from workers.tickfiles import open_ticks
 from workers.ticks import TickFormat
 
@@ -35,6 +39,27 @@ async def test_a_rate_is_kept_on_average_and_the_first_tick_does_not_wait() -> N
     taken = await timed(source, seconds=1.0)
     assert taken[0][0] < 0.05
     assert 1_700 <= sum(count for _, count in taken) <= 2_300
+
+
+@pytest.mark.parametrize(("rate", "speed", "limit"), [(500, None, 500), (500, 0, None), (None, None, None)])
+async def test_a_rate_holds_for_a_market_with_a_start_unless_there_is_to_be_no_wait(
+    rate: float | None, speed: float | None, limit: float | None
+) -> None:
+    settings = load_settings(environ={})
+    make = _synthetic_source(settings, Market(disorder_ns=0), "2026-01-05T14:30:00Z", rate, speed, None, None)
+    source = make(asyncio.Event(), None)
+    first = await source.take(2)
+    began_s, count = time.monotonic(), 0
+    while (passed_s := time.monotonic() - began_s) < 0.5 and count < 50_000:
+        count += len(await source.take(4_096))
+    if limit is None:
+        assert count / passed_s > 10 * 500
+    else:
+        assert 0.7 * limit * passed_s <= count <= limit * (passed_s + 0.11) + 1
+    first += await source.take(1) if len(first) < 2 else []
+    if limit is None:  # event times are those of the rate all the same
+        times = [orjson.loads(value)["ts"] for _, value in first]
+        assert times[1] - times[0] == 1_000 / (rate or 1_000)
 
 
 async def test_ticks_of_a_slow_stream_are_given_out_one_by_one_and_should_not_wait() -> None:

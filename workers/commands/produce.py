@@ -124,7 +124,11 @@ def produce(
     ] = 0.0,
     rate: Annotated[
         float | None,
-        typer.Option(min=0, help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0."),
+        typer.Option(
+            min=0,
+            help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0; with --start also that of the "
+            "event times, and not waited for unless given.",
+        ),
     ] = None,
     speed: Annotated[
         float | None,
@@ -371,7 +375,9 @@ def _synthetic_source(
             times = arrivals(parse_rfc3339(start), pace or _DEFAULT_RATE)
         except ValueError as error:
             raise ConfigError(f"--start: {error}") from None
-        limit = None  # the rate is that of the event times; data of another time are sent as fast as possible
+        # The rate is that of the event times. It is that of sending too where it was asked for; without it data of
+        # another time are sent as fast as possible, as with --speed 0.
+        limit = rate or None if speed is None else None
 
     def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
         source = GeneratedSource(synthetic_ticks(market, times), count=count, duration_ns=duration_ns)
