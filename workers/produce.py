@@ -20,10 +20,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import orjson
 from aiokafka import AIOKafkaProducer
@@ -51,6 +51,7 @@ __all__ = [
     "Replayed",
     "Slowed",
     "Source",
+    "StoppedError",
     "TickSender",
     "blocks_of",
     "event_time_ns",
@@ -58,7 +59,10 @@ __all__ = [
     "prepare_topic",
     "produce",
     "tick_format",
+    "unless_stopped",
 ]
+
+T = TypeVar("T")
 
 Ticks = list[tuple[bytes, bytes]]
 
@@ -536,6 +540,26 @@ class TickSender:
         return BrokerError(f"topic {self._topic} does not take the ticks: {why}; {self.delivered:,} were delivered")
 
 
+class StoppedError(Exception):
+    """A stop was asked for before the cluster was reached: nothing was sent."""
+
+
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T:
+    """What the work returns or raises. Raises `StoppedError` when asked to stop first, the work given up: whoever wants
+    to stop does not wait for a cluster that does not answer."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise StoppedError
+        return task.result()
+    finally:
+        stopped.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CLOSE_TIMEOUT_S)
+
+
 @dataclass(frozen=True, slots=True)
 class Produced:
     """What came of it: ticks read and delivered, whether it was stopped before the source ended, and whether every
@@ -574,15 +598,16 @@ async def produce(
     cluster does not answer.
 
     Raises ``BrokerError`` where the cluster can't be reached at the start or refuses ticks for good, ``TopicError``
-    where the topic can't be made, and what the source raises. An outage on the way is waited out.
+    where the topic can't be made, `StoppedError` when asked to stop before that is known, and what the source raises.
+    An outage on the way is waited out.
     """
-    partitions = await prepare_topic(settings, topic)
+    partitions = await unless_stopped(prepare_topic(settings, topic), stop)
     use_fast_lz4()
     producer = AIOKafkaProducer(**_options(settings, partitions))
     began_ns = time.monotonic_ns()
     try:
         async with connecting(settings):
-            await producer.start()
+            await unless_stopped(producer.start(), stop)
         sender = TickSender(producer, topic, partitions)
         watch = asyncio.create_task(_watch(sender, settings, on_notice))
         pump = asyncio.create_task(_pump(source, sender, stop, on_progress, may_end_input))

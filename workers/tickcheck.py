@@ -18,7 +18,7 @@ from workers.fieldnames import as_option, suggested_map
 from workers.partitioning import partition_for
 from workers.produce import tick_format
 from workers.tickfiles import Row, TickInput
-from workers.ticks import Reason, Record, Rejection, Tick, tick_decoder
+from workers.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class RowJudge:
     def __init__(self, settings: Settings, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._form = tick_format(settings)
         rules = settings.corrections.rules()
-        self._decode: Callable[[Record], Tick | Correction | Rejection] = (
+        self._decode: Callable[[Record], Tick | Correction | EndOfInput | Rejection] = (
             tick_decoder(self._form) if rules is None else correction_decoder(self._form, rules)
         )
         self._now_ns = now_ns

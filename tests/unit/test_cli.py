@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,31 @@ def test_what_a_fast_clock_can_cost_is_said_once_where_it_can(tmp_path: Path, ar
     good = command(*arguments, "--set", "tick.max_future_skew=2s", cwd=tmp_path)
     late = command(*arguments, "--set", "window.allowed_lateness=58s", cwd=tmp_path)
     assert "honest ticks" not in good.stderr + late.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_produce_stops_at_once_while_the_cluster_does_not_answer(tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        servers = f"127.0.0.1:{deaf.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers", "produce", "--synthetic", "-b", servers], stderr=-1, cwd=tmp_path
+        )
+        deaf.settimeout(60)
+        connection, _ = deaf.accept()
+        try:
+            asked_s = time.monotonic()
+            process.send_signal(number)
+            _out, err = process.communicate(timeout=30)
+            took_s = time.monotonic() - asked_s
+        finally:
+            connection.close()
+            if process.poll() is None:
+                process.kill()
+                process.wait(timeout=10)
+    assert process.returncode == 130, err
+    assert b"nothing was sent" in err
+    assert b"Traceback" not in err
+    assert took_s < 12  # not what the client waits for an answer
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

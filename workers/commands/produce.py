@@ -426,7 +426,7 @@ def _send(
     from workers.adaptive import AdaptiveThrottle, ThrottleState
     from workers.health import HealthServer
     from workers.metrics import Metrics
-    from workers.produce import prepare_topic
+    from workers.produce import StoppedError, prepare_topic, unless_stopped
     from workers.produce import produce as send
 
     def show(state: ThrottleState) -> None:
@@ -450,7 +450,7 @@ def _send(
                 say(f"workers: metrics on {settings.metrics.host}:{server.port}")
             scale = None
             if adaptive:
-                await prepare_topic(settings, settings.topics.ticks)
+                await unless_stopped(prepare_topic(settings, settings.topics.ticks), stop)
                 throttle = await stack.enter_async_context(AdaptiveThrottle(settings, on_change=show, metrics=metrics))
                 scale = throttle.scale
             return await send(
@@ -463,7 +463,11 @@ def _send(
                 may_end_input=may_end_input,
             )
 
-    return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
+    try:
+        return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
+    except StoppedError as error:
+        say("workers: stopped before the cluster answered; nothing was sent")
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 @contextmanager
