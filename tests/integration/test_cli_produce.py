@@ -125,6 +125,56 @@ async def test_a_csv_file_is_sent_as_ticks(broker: Broker, topic_name: str, tmp_
     ]
 
 
+async def test_one_wrong_date_in_a_file_is_not_sent_and_everything_else_is(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    times = [1_736_000_000_000 + number * 1_000 for number in range(200)]
+    times[100] += 2 * 86_400_000
+    path = tmp_path / "trades.csv"
+    path.write_text("symbol,ts,price,size\n" + "".join(f"A,{ts},{place},1\n" for place, ts in enumerate(times)))
+    done = workers(broker.bootstrap_servers, *("produce", "--file", path, "--topic", topic_name), cwd=tmp_path)
+    assert done.code == 1
+    assert f"{path}:102: its time, 2025-01-06T14:15:00Z, is far ahead" in done.err
+    assert "1 rows not sent" in done.err
+    records = await everything(settings_for(broker.bootstrap_servers, topic_name), topic_name)
+    assert [orjson.loads(record.value)["price"] for record in records] == [n for n in range(200) if n != 100]
+
+
+async def test_a_field_map_that_can_not_be_meant_sends_nothing(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "ticks.ndjson"
+    path.write_text('{"sym":"A","tme":1736000000123,"p":100,"q":1}\n' * 1_000)
+    mapping = ("--field-map", "symbol=sym,ts=time,price=p,size=q")
+    done = workers(
+        broker.bootstrap_servers, *("produce", "--file", path, "--topic", topic_name), *mapping, cwd=tmp_path
+    )
+    assert done.code == 2
+    assert "names time, which is not in the file" in done.err
+    assert await everything(settings_for(broker.bootstrap_servers, topic_name), topic_name) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_paced_file_that_is_interrupted_ends_at_once_with_what_it_says_that_it_sent(
+    broker: Broker, topic_name: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "ticks.ndjson"
+    path.write_bytes(b"\n".join(made_up(20_000)))
+    process = start(
+        broker.bootstrap_servers, *("produce", "--file", path, "--rate", "200", "--topic", topic_name), cwd=tmp_path
+    )
+    settings = settings_for(broker.bootstrap_servers, topic_name)
+    try:
+        found = tail(settings, topic_name, stop=asyncio.Event(), from_beginning=True, idle_ns=20_000_000_000)
+        await anext(found)
+        await found.aclose()
+        process.send_signal(number)
+        _out, err = await asyncio.to_thread(process.communicate, None, 20)
+    finally:
+        _end(process)
+    assert process.returncode == 130, err
+    sent = int(err.split(b" ticks sent")[0].splitlines()[-1].replace(b",", b""))
+    assert 0 < sent == len(await everything(settings, topic_name)) < 20_000
+
+
 async def test_a_synthetic_market_with_a_start_is_the_same_every_time(
     broker: Broker, topic_name: str, tmp_path: Path
 ) -> None:
