@@ -74,6 +74,13 @@ def test_with_one_clock_per_partition_a_symbol_can_make_another_late(tmp_path: P
     assert "late: 1 row, first in line 3: B" in check(tmp_path, "t.csv", text, *one)[1]
 
 
+def test_a_file_sorted_by_symbol_is_sent_whole_and_in_its_order(tmp_path: Path) -> None:
+    hours = [1_735_999_201_000 + hour * 3_600_000 for hour in range(72)]
+    code, said = check(tmp_path, "t.csv", CSV + rows(*hours, symbol="AAA") + rows(*hours, symbol="BBB"))
+    assert code == 0, said
+    assert "144 rows would be sent, of 2 symbols" in said
+
+
 # -- units ------------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,13 @@ def test_what_is_a_number_in_a_csv_file_follows_the_tick_format() -> None:
     ]
 
 
+def test_sale_conditions_in_a_csv_file_keep_what_is_between_the_commas() -> None:
+    data = b'symbol,ts,price,size,cond\nA,1,100.00,500,@\nA,2,103.50,3,@ I\nA,3,97.00,1000,"12,37"\nA,4,1,1,37'
+    collector, _ = refused()
+    found = [orjson.loads(value)["cond"] for _, value in parse(CsvParser(FORM, collector), data)]
+    assert found == ["@", "@ I", "12,37", "37"]
+
+
 def test_a_csv_line_that_does_not_fit_the_header_is_refused_alone() -> None:
     data = b'symbol,ts,price,size\nA,1,2,3\nA,1,2\n"A,1,2,3\nA,1,2,3,4\nB,1,2,3\n\xff,1,2,3'
     collector, said = refused()
