@@ -69,7 +69,7 @@ EXIT_CODES: Final = {
     ExitCode.FAILED: "Failed: one of the errors below, or a check that found a difference.",
     ExitCode.USAGE: "Wrong usage, or an impossible configuration. Trying again does not help.",
     ExitCode.UNREACHABLE: "The broker can't be reached, or refuses the credentials.",
-    ExitCode.INTERRUPTED: "Interrupted (Ctrl-C) before there was anything to finish.",
+    ExitCode.INTERRUPTED: "Interrupted (Ctrl-C) before it was done; by SIGTERM it is 143.",
 }
 GROUPS: Final = {
     "Windows and clocks": (

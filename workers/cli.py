@@ -1,7 +1,7 @@
 """The ``workers`` command. A command is made known by importing its module here: one line each.
 
 Exit codes: 0 done (for ``run``: also stopped on request), 1 failed, 2 wrong usage or configuration, 3 the broker can't
-be reached or refuses the credentials, 130 interrupted.
+be reached or refuses the credentials, 130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ def _root(
 
     Exit codes: 0 done or stopped on request, 1 failed, 2 wrong usage or
     configuration, 3 the broker can't be reached or refuses the credentials,
-    130 interrupted.
+    130 interrupted (143 by SIGTERM).
     """

@@ -21,6 +21,7 @@ import asyncio
 import ctypes
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -67,7 +68,7 @@ def main() -> int:
         await worker.run_worker(settings, stop=stop)
 
     try:
-        run_async(run)
+        run_async(run, patience_s=math.inf)
     except WorkersError as error:
         log.exception("worker failed", error=repr(error))
         return 1

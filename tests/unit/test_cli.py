@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -205,12 +206,12 @@ def test_config_reference_finds_settings_by_word() -> None:
 
 def test_an_interrupted_command_ends_at_the_second_signal(tmp_path: Path) -> None:
     code = (
-        "import asyncio; from workers.commands.common import run_async\n"
+        "import asyncio, math; from workers.commands.common import run_async\n"
         "async def main(stop):\n"
         "    print('ready', flush=True)\n"
         "    await stop.wait()\n"
         "    await asyncio.sleep(60)\n"
-        "run_async(main, on_stop=lambda: print('stopping', flush=True))"
+        "run_async(main, on_stop=lambda: print('stopping', flush=True), patience_s=math.inf)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
     assert process.stdout is not None
@@ -225,6 +226,155 @@ def test_an_interrupted_command_ends_at_the_second_signal(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == ExitCode.INTERRUPTED
         assert time.monotonic() - began_s < 5
+
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def test_a_command_that_knows_of_no_signals_ends_at_the_first_one_whatever_it_does(tmp_path: Path) -> None:
+    bodies = {  # and seconds that each takes at most
+        "await asyncio.sleep(60)": 1.0,
+        "await asyncio.to_thread(time.sleep, 60)": 4.0,  # the loop's end would wait for the thread
+        "time.sleep(60)": 4.0,  # the loop itself is held up
+        "await stubborn()": 4.0,
+    }
+    running: list[tuple[subprocess.Popen[str], signal.Signals, float]] = []
+    for number in SIGNALS:
+        for body, within_s in bodies.items():
+            code = (
+                "import asyncio, time; from workers.commands.common import run_async\n"
+                "async def stubborn():\n"
+                "    while True:\n"
+                "        try: await asyncio.sleep(60)\n"
+                "        except asyncio.CancelledError: pass\n"
+                "async def main(_stop):\n"
+                "    print('ready', flush=True)\n"
+                f"    {body}\n"
+                "run_async(main)\n"
+                "print('went on')"
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+            )
+            running.append((process, number, within_s))
+    for process, _, _ in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    began_s = time.monotonic()
+    for process, number, _ in running:
+        process.send_signal(number)
+    for process, number, within_s in sorted(running, key=lambda each: each[2]):
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (SIGNALS[number], "")
+        assert "Traceback" not in err
+        assert time.monotonic() - began_s < within_s + 2.0  # for a machine that has much else to do
+
+
+class Silent:
+    """A server that takes every connection and never says anything, as a broker or database that hangs."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._taken: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def wait_for_one(self) -> None:
+        self._socket.settimeout(60)
+        self._taken.append(self._socket.accept()[0])
+
+    def close(self) -> None:
+        for each in (*self._taken, self._socket):
+            each.close()
+
+
+LOOKING = {
+    "replay": ("replay", "--from", "2026-01-30T13:00:00Z", "--to", "2026-01-30T14:00:00Z"),
+    "explain": ("explain", "AAPL", "2026-01-30T13:00:00Z"),
+    "state show": ("state", "show"),
+    "state reset": ("state", "reset", "--yes"),
+    "store show": ("store", "show"),
+    "lag": ("lag",),
+}
+ENDED_BY = [*((name, signal.SIGTERM) for name in LOOKING), ("explain", signal.SIGINT), ("store show", signal.SIGINT)]
+
+
+def test_commands_that_wait_for_an_answer_end_promptly_on_a_signal(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "WORKERS_"))}
+    with ExitStack() as stack:
+        running: list[tuple[str, signal.Signals, subprocess.Popen[str], Silent]] = []
+        for name, number in ENDED_BY:
+            server = Silent()
+            stack.callback(server.close)
+            where = {
+                "KAFKA_BOOTSTRAP_SERVERS": server.address,
+                "WORKERS_STORE_DSN": f"postgresql://ticks:secret@{server.address}/market?sslmode=disable",
+            }
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workers", *LOOKING[name]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=tmp_path,
+                env=kept | where,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            running.append((name, number, process, server))
+        for _, _, _, server in running:
+            server.wait_for_one()
+        began_s = time.monotonic()
+        for _, number, process, _ in running:
+            process.send_signal(number)
+        for name, number, process, _ in running:
+            out, err = process.communicate(timeout=30)
+            assert (name, process.returncode, out) == (name, SIGNALS[number], ""), err
+            # Not by the last resort, which says nothing: this ended in its own time, and cleaned up.
+            assert err.splitlines()[-1] == "workers: interrupted"
+            assert "Traceback" not in err
+        assert time.monotonic() - began_s < 15.0  # for a machine that has much else to do
+
+
+def test_a_command_that_ends_by_itself_in_time_keeps_its_result_and_one_that_does_not_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    for pause_s, code, said in ((0.05, 0, "7"), (60, 143, "cleaned")):
+        script = (
+            "import asyncio, os, signal; from workers.commands.common import run_async\n"
+            "async def main(stop):\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    await stop.wait()\n"
+            "    try:\n"
+            f"        await asyncio.sleep({pause_s})\n"
+            "        return 7\n"
+            "    except asyncio.CancelledError:\n"
+            "        print('cleaned')\n"
+            "        raise\n"
+            "print(run_async(main, patience_s=0.5))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
+        )
+        assert (done.returncode, done.stdout.strip()) == (code, said)
+        assert "Traceback" not in done.stderr
+
+
+def test_what_an_interrupted_command_raises_while_it_cleans_up_is_not_what_it_ends_with(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, signal; from workers.commands.common import run_async\n"
+        "async def main(_stop):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        await asyncio.sleep(60)\n"
+        "    finally:\n"
+        "        raise OSError('the connection is gone')\n"
+        "run_async(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "workers: interrupted\n")
 
 
 # -- logging -----------------------------------------------------------------------------------------------------------

@@ -7,16 +7,18 @@ Kafka's client or pydantic. Commands import what they work with when they run.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOOKING",
     "SETTING_UP",
+    "STOP_PATIENCE_S",
     "WORKING",
     "ApplicationId",
     "BootstrapServers",
@@ -65,7 +68,11 @@ LOOKING: Final = "Looking"
 SETTING_UP: Final = "Setting up"
 
 
+STOP_PATIENCE_S: Final = 2.0
+"""How long what runs until it is stopped, and has nothing to finish, may take to end by itself."""
+
 _SAME_WISH_S: Final = 0.5
+_CLEAN_UP_S: Final = 3.0
 
 
 class ExitCode(IntEnum):
@@ -75,7 +82,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2  # also what a wrong configuration gives
     UNREACHABLE = 3  # the broker: can't be reached, or refuses the credentials
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # by SIGINT; by SIGTERM it is 143
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -170,37 +177,118 @@ def load(
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
-def run_async(make: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: Callable[[], None] | None = None) -> T:
-    """Run a coroutine (under uvloop where there is one) that ends soon after the event given to it is set.
+def run_async(
+    make: Callable[[asyncio.Event], Awaitable[T]],
+    *,
+    on_stop: Callable[[], None] | None = None,
+    patience_s: float = 0.0,
+) -> T:
+    """Run a coroutine (under uvloop where there is one), and end it on SIGINT and SIGTERM.
 
-    SIGINT and SIGTERM set the event and call ``on_stop``; a second one ends the process at once, with 128 + its
-    number, because whoever asks twice does not want to wait.
+    The first signal sets the event given to the coroutine and calls ``on_stop``. It may then end by itself within
+    ``patience_s``; else it is cancelled, and the command ends with 128 + the signal's number, without its result. By
+    default it is cancelled at once: that is right for whatever only looks, or can be run again. ``math.inf`` is for
+    what has something to finish, and says so by ``on_stop``; a second signal ends that process at once, because whoever
+    asks twice does not want to wait.
+
+    Cleaning up after the cancellation takes at most `_CLEAN_UP_S`; then the process ends whatever it is doing.
     """
     import asyncio
 
+    signals = _Signals(on_stop, patience_s)
+
     async def main() -> T:
-        stop = asyncio.Event()
-        asked_s = 0.0
+        return await make(signals.begin())
 
-        def on_signal(number: int) -> None:
-            nonlocal asked_s
-            if stop.is_set():
-                # timeout(1) and process managers signal a child and then its group: one wish, told twice.
-                if time.monotonic() - asked_s > _SAME_WISH_S:
-                    os._exit(128 + number)
-                return
-            asked_s = time.monotonic()
-            stop.set()
-            if on_stop is not None:
-                on_stop()
+    try:
+        with signals:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                result = runner.run(main())
+            if not signals.gave_up:
+                return result
+    except (Exception, asyncio.CancelledError):
+        if not signals.gave_up:
+            raise
+        if _debug:
+            logging.getLogger(__name__).info("what was interrupted ended with", exc_info=True)
+    say("workers: interrupted")
+    raise SystemExit(signals.exit_code)
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal, number)
-        return await make(stop)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main())
+class _Signals:
+    """SIGINT and SIGTERM while `run_async` runs. The handlers are Python's own, not the event loop's: those would wait
+    for a loop that is busy."""
+
+    def __init__(self, on_stop: Callable[[], None] | None, patience_s: float) -> None:
+        self._on_stop = on_stop
+        self._patience_s = patience_s
+        self._number: int | None = None
+        self._asked_s = 0.0
+        self._begun: tuple[asyncio.AbstractEventLoop, asyncio.Task[object], asyncio.Event] | None = None
+        self._last_resort: threading.Timer | None = None
+        self._before: dict[int, Any] = {}
+        self.gave_up = False
+        """Whether the coroutine was cancelled."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell would show of a process that the signal ended."""
+        return 128 + (self._number or 0)
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+
+    def begin(self) -> asyncio.Event:
+        """Called in the task that a signal is to end; returns the event that a signal sets."""
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._begun = asyncio.get_running_loop(), task, asyncio.Event()
+        if self._number is not None:
+            self._stop()
+        return self._begun[2]
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self._number is not None:
+            # timeout(1) and process managers signal a child and then its group: one wish, told twice.
+            if time.monotonic() - self._asked_s > _SAME_WISH_S:
+                os._exit(128 + number)
+            return
+        self._number, self._asked_s = number, time.monotonic()
+        if math.isfinite(self._patience_s):
+            # A thread, because the loop may be blocked, and so may be a thread that the loop's end would wait for.
+            self._last_resort = threading.Timer(self._patience_s + _CLEAN_UP_S, os._exit, (self.exit_code,))
+            self._last_resort.daemon = True
+            self._last_resort.start()
+        if self._begun is not None:
+            loop = self._begun[0]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        assert self._begun is not None
+        loop, _, stop = self._begun
+        stop.set()
+        if self._on_stop is not None:
+            self._on_stop()
+        if self._patience_s <= 0:
+            self._give_up()
+        elif math.isfinite(self._patience_s):
+            loop.call_later(self._patience_s, self._give_up)
+
+    def _give_up(self) -> None:
+        assert self._begun is not None
+        task = self._begun[1]
+        if not task.done():
+            self.gave_up = True
+            task.cancel()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from workers.settings import Settings
 
 __all__: list[str] = []
+
+_GOODBYE_S: Final = 10.0
+"""How long browsers and the Kafka client may take to be let go of."""
 
 TOKEN_VARIABLE = "WORKERS_DASHBOARD_TOKEN"
 
@@ -83,7 +86,7 @@ def dashboard(
     with opened:
         shown = f"[{host}]" if ":" in host else host
         say(f"dashboard: http://{shown}:{opened.getsockname()[1]}/")
-        run_async(lambda stop: _serve(settings, access, opened, stop, max_clients))
+        run_async(lambda stop: _serve(settings, access, opened, stop, max_clients), patience_s=_GOODBYE_S)
 
 
 async def _serve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ def demo(
                 broker.bootstrap_servers, seconds=seconds, rate=rate, say=say, show=lambda line: print(line, flush=True)
             ).run(stop)
 
-        summary = run_async(main, on_stop=lambda: say("demo: cleaning up"))
+        summary = run_async(main, on_stop=lambda: say("demo: cleaning up"), patience_s=math.inf)
     _report(summary)
     if not summary.adds_up:
         sys.exit(1)

@@ -11,6 +11,7 @@ import typer
 
 from workers.commands.common import (
     LOOKING,
+    STOP_PATIENCE_S,
     ApplicationId,
     BootstrapServers,
     ConfigPath,
@@ -67,7 +68,8 @@ def lag(
     exists = True
     with closed_output_is_an_end():
         exists = run_async(
-            lambda stop: _show(settings, stop, as_json=as_json, interval_s=interval_s if watch else None)
+            lambda stop: _show(settings, stop, as_json=as_json, interval_s=interval_s if watch else None),
+            patience_s=STOP_PATIENCE_S if watch else 0.0,
         )
     if not exists:
         sys.exit(ExitCode.FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -464,7 +465,11 @@ def _send(
             )
 
     try:
-        return run_async(main, on_stop=lambda: say("workers: delivering what was read; once more to stop at once"))
+        return run_async(
+            main,
+            on_stop=lambda: say("workers: delivering what was read; press again to exit now"),
+            patience_s=math.inf,
+        )
     except StoppedError as error:
         say("workers: stopped before the cluster answered; nothing was sent")
         raise typer.Exit(ExitCode.INTERRUPTED) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from typing import Annotated
 
 import typer
@@ -68,4 +69,4 @@ def run(
     async def main(stop: asyncio.Event) -> None:
         await run_worker(settings, stop=stop)
 
-    run_async(main, on_stop=lambda: say("workers: finishing; once more to stop at once"))
+    run_async(main, on_stop=lambda: say("workers: finishing; once more to stop at once"), patience_s=math.inf)

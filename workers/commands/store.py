@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -110,7 +111,9 @@ def store(
     chosen = choose_store(settings.store, sqlite=sqlite, postgres=postgres)
     configure_logging(settings.logging, debug=debug)
     run_async(
-        lambda stop: _run(settings, chosen, stop), on_stop=lambda: say("workers: finishing; once more to stop at once")
+        lambda stop: _run(settings, chosen, stop),
+        on_stop=lambda: say("workers: finishing; once more to stop at once"),
+        patience_s=math.inf,
     )
 
 
@@ -147,7 +150,7 @@ def show(
     quiet_clients()
     settings = load(config, sets, None, None)
     chosen = choose_store(settings.store, sqlite=sqlite, postgres=postgres)
-    lines = run_async(lambda stop: _lines(chosen, symbol, limit, rejected=rejected, as_json=as_json))
+    lines = run_async(lambda _stop: _lines(chosen, symbol, limit, rejected=rejected, as_json=as_json))
     with closed_output_is_an_end():
         for line in lines:
             sys.stdout.write(f"{line}\n")

@@ -11,6 +11,7 @@ import typer
 
 from workers.commands.common import (
     LOOKING,
+    STOP_PATIENCE_S,
     ApplicationId,
     BootstrapServers,
     ConfigPath,
@@ -94,7 +95,8 @@ def tail(
                 symbol=symbol,
                 limit=max_messages,
                 idle_ns=idle_ns,
-            )
+            ),
+            patience_s=STOP_PATIENCE_S,
         )
 
 
