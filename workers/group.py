@@ -27,7 +27,7 @@ from workers.settings import client_options
 if TYPE_CHECKING:
     from workers.settings import Settings
 
-__all__ = ["GroupLag", "LagReader", "PartitionLag", "no_group_problem"]
+__all__ = ["GroupLag", "LagReader", "PartitionLag", "lost_records_problem", "no_group_problem"]
 
 _NO_OFFSET: Final = -1
 _COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
@@ -69,6 +69,13 @@ class PartitionLag:
         """Records not yet committed."""
         return max(self.end - self.next_offset, 0)
 
+    @property
+    def lost(self) -> int:
+        """Offsets that the group had not committed when retention deleted them: at most so many records are lost."""
+        if self.committed is None or self.committed > self.end:
+            return 0
+        return max(self.begin - self.committed, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupLag:
@@ -84,6 +91,16 @@ class GroupLag:
     def total(self) -> int:
         """Records not yet committed, over all partitions."""
         return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def lost(self) -> int:
+        """Offsets deleted before they were committed, over all partitions."""
+        return sum(partition.lost for partition in self.partitions)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether the cluster is sure that the group has no members."""
+        return self.state in ("Empty", "Dead")
 
     @property
     def exists(self) -> bool:
@@ -107,6 +124,21 @@ def no_group_problem(found: GroupLag) -> str | None:
     return (
         f"there is no consumer group {found.group!r}: no worker of this application has committed anything, or its "
         "application_id is another"
+    )
+
+
+def lost_records_problem(found: GroupLag) -> str | None:
+    """Says which records retention deleted before the group had committed them; None where there are none."""
+    lost = [item for item in found.partitions if item.lost]
+    if not lost:
+        return None
+    shown = ", ".join(
+        f"{item.partition} (committed {item.committed:,}, the log begins at {item.begin:,})" for item in lost[:10]
+    )
+    more = f" and {len(lost) - 10:,} more" if len(lost) > 10 else ""
+    return (
+        f"up to {found.lost:,} records of {found.topic} are lost to group {found.group}: the topic's retention deleted "
+        f"them before they were committed, on partition{'s' if len(lost) > 1 else ''} {shown}{more}"
     )
 
 

@@ -5,10 +5,11 @@
 | lag | records between the group's committed offsets and the ends of the partitions |
 | waiting | how long the first record that is still to be done has been in the log: now - its Kafka timestamp |
 | event-time lag | event time of the newest tick - event time of the first that is still to be done |
-| drain | what the lag would take at the rate at which the group commits, smoothed over some ten seconds |
+| drain | lag / (rate of commits - rate of arrivals), smoothed over some ten seconds; infinite where it never shrinks |
 
 All come from the broker alone, so they are right while partitions are paused and while no worker runs. Event-time lag
-is between two ticks of one partition, so it means the same for live data and for a replay of last year's.
+is between two ticks of one partition, so it means the same for live data and for a replay of last year's. Records that
+will be dead letters count as records, but their times count for nothing.
 
 A measurement of records is a few requests whatever the number of partitions: one to the group's coordinator, two to
 each broker. The times take reading a record at either end of a partition that lags: at most ``DELAYS_AT_ONCE`` of
@@ -21,7 +22,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -35,8 +36,10 @@ from workers.client import stop_consumer
 from workers.connection import admin_client, connecting
 from workers.errors import BrokerError, WorkersError
 from workers.group import GroupLag, LagReader, PartitionLag
-from workers.produce import event_time_ns, tick_format
+from workers.partitioning import partition_for
+from workers.produce import tick_format
 from workers.settings import client_options
+from workers.ticks import Rejection, tick_decoder
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ _OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 @dataclass(frozen=True, slots=True)
 class PartitionDelay:
-    """A lagging partition in time. ``event_lag_ns`` is None where the ticks' event times can't be read."""
+    """A lagging partition in time. ``event_lag_ns`` is None where none of the records read is a tick."""
 
     partition: int
     waiting_ns: int
@@ -75,6 +78,7 @@ class LagSnapshot:
     group: GroupLag
     measured_ns: int
     committed_per_s: float
+    arriving_per_s: float
     delays: Mapping[int, PartitionDelay]
 
     @property
@@ -94,10 +98,15 @@ class LagSnapshot:
 
     @property
     def drain_s(self) -> float:
-        """Seconds that the lag would take at the group's rate; infinite where nothing is committed."""
+        """Seconds that the lag takes at the present rates: 0 where there is none, infinite where it doesn't shrink.
+
+        That is so where records come as fast as they are committed, as for a group that keeps up, and where the group
+        has no members: what it committed a moment ago says nothing then.
+        """
         if not self.total:
             return 0.0
-        return self.total / self.committed_per_s if self.committed_per_s > 0 else math.inf
+        shrinking_per_s = self.committed_per_s - self.arriving_per_s
+        return self.total / shrinking_per_s if shrinking_per_s > 0 and not self.group.deserted else math.inf
 
     def _longest(self, found: Iterable[int]) -> int | None:
         return max(found, default=None) if self.total else 0
@@ -147,7 +156,9 @@ class LagMonitor:
         self._with_delays = delays
         self._first_seen_ends: dict[int, int] = {}
         self._committed: dict[int, int] = {}
+        self._end_offsets: dict[int, int] = {}
         self._rate = SmoothedRate()
+        self._arrivals = SmoothedRate()
         self._delays: Mapping[int, PartitionDelay] = {}
         self._delays_read_s = -math.inf
         self._task: asyncio.Task[None] | None = None
@@ -222,19 +233,22 @@ class LagMonitor:
     async def _measure(self, reader: LagReader, ends: _Ends) -> None:
         async with asyncio.timeout(_MEASURE_TIMEOUT_S):
             group = await reader.read()
-        rate = self._rate.add(self._advanced(group), time.monotonic_ns())
+        committed, arrived = self._advanced(group)
+        now_ns = time.monotonic_ns()
+        rate, arrivals = self._rate.add(committed, now_ns), self._arrivals.add(arrived, now_ns)
         await self._read_delays(ends, group)
-        self.latest = LagSnapshot(group, time.time_ns(), rate, self._delays)
+        self.latest = LagSnapshot(group, time.time_ns(), rate, arrivals, self._delays)
         self.failure = None
         self._news.set()
         if self._on_snapshot is not None:
             _call(self._on_snapshot, self.latest)
 
-    def _advanced(self, group: GroupLag) -> int:
-        """Records committed since the last measurement."""
-        now = {item.partition: item.next_offset for item in group.partitions}
-        advanced = sum(max(offset - self._committed.get(number, offset), 0) for number, offset in now.items())
-        self._committed = now
+    def _advanced(self, group: GroupLag) -> tuple[int, int]:
+        """Records committed, and records that arrived, since the last measurement."""
+        committed = {item.partition: item.next_offset for item in group.partitions}
+        end_offsets = {item.partition: item.end for item in group.partitions}
+        advanced = _growth(self._committed, committed), _growth(self._end_offsets, end_offsets)
+        self._committed, self._end_offsets = committed, end_offsets
         return advanced
 
     async def _read_delays(self, ends: _Ends, group: GroupLag) -> None:
@@ -244,7 +258,7 @@ class LagMonitor:
             self._delays = {}
         elif now_s - self._delays_read_s >= DELAYS_EVERY_S:
             self._delays_read_s = now_s
-            self._delays = await ends.delays(lagging)
+            self._delays = await ends.delays(lagging, len(group.partitions))
         else:
             numbers = {item.partition for item in group.partitions if item.lag}
             self._delays = {number: delay for number, delay in self._delays.items() if number in numbers}
@@ -263,6 +277,7 @@ class _Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._form = tick_format(settings)
+        self._decode = tick_decoder(self._form)
         self._consumer: AIOKafkaConsumer | None = None
 
     async def close(self) -> None:
@@ -271,8 +286,8 @@ class _Ends:
         if consumer is not None:
             await stop_consumer(consumer)
 
-    async def delays(self, lagging: list[PartitionLag]) -> dict[int, PartitionDelay]:
-        """How late each partition is; one whose records did not come in time is left out."""
+    async def delays(self, lagging: list[PartitionLag], partitions: int) -> dict[int, PartitionDelay]:
+        """How late each partition, of so many, is; one whose records did not come in time is left out."""
         consumer = await self._opened([item.partition for item in lagging])
         now_ns = time.time_ns()
         first = await self._read(consumer, {item.partition: item.next_offset for item in lagging})
@@ -283,15 +298,26 @@ class _Ends:
             number: PartitionDelay(
                 number,
                 max(now_ns - records[0].timestamp * NS_PER_MS, 0),
-                self._between(records[0], [*records, *newest.get(number, ())]),
+                _between(
+                    self._times(records, number, partitions), self._times(newest.get(number, ()), number, partitions)
+                ),
             )
             for number, records in first.items()
         }
 
-    def _between(self, first: ConsumerRecord, others: list[ConsumerRecord]) -> int | None:
-        begin_ns = event_time_ns(first.value or b"", self._form)
-        times = [found for each in others if (found := event_time_ns(each.value or b"", self._form)) is not None]
-        return max(max(times) - begin_ns, 0) if begin_ns is not None and times else None
+    def _times(self, records: Sequence[ConsumerRecord], partition: int, partitions: int) -> list[int]:
+        """The event times of those records that are ticks: no worker goes by the time of one that it rejects."""
+        return [found for each in records if (found := self._time(each, partition, partitions)) is not None]
+
+    def _time(self, record: ConsumerRecord, partition: int, partitions: int) -> int | None:
+        try:
+            decoded = self._decode(record)
+        except Exception:
+            return None  # of no record may the lag be unknown; whatever is wrong with it, the workers tell
+        if isinstance(decoded, Rejection):
+            return None
+        at_home = partition_for(decoded.symbol.encode(), partitions) == partition
+        return decoded.ts_ns if at_home or self._form.on_misrouted == "warn" else None
 
     async def _opened(self, partitions: list[int]) -> AIOKafkaConsumer:
         topic = self._settings.topics.ticks
@@ -325,6 +351,16 @@ class _Ends:
                     found[tp.partition] = records
                     left.discard(tp)
         return found
+
+
+def _between(first: list[int], newest: list[int]) -> int | None:
+    """From the first time still to be done to the greatest; None where there is none."""
+    return max([*first, *newest]) - first[0] if first else None
+
+
+def _growth(before: Mapping[int, int], now: Mapping[int, int]) -> int:
+    """By how much offsets went on, over the partitions known before."""
+    return sum(max(offset - before.get(number, offset), 0) for number, offset in now.items())
 
 
 def _cancelled() -> bool:

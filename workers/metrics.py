@@ -137,9 +137,18 @@ class Metrics:
         self.event_lag_seconds = self._gauge(
             "event_time_lag_seconds", "Event time from the first record not yet committed to the newest", _GROUP
         )
-        self.drain_seconds = self._gauge("drain_seconds", "What the lag takes at the rate of commits", _GROUP)
+        self.drain_seconds = self._gauge(
+            "drain_seconds",
+            "What the lag takes at the rate of commits less that of arrivals; +Inf where it doesn't shrink",
+            _GROUP,
+        )
         self.group_rate = self._gauge("group_committed_records_per_second", "Rate of commits, smoothed", _GROUP)
+        self.arrival_rate = self._gauge("group_arriving_records_per_second", "Rate of arrivals, smoothed", _GROUP)
+        self.lost_records = self._gauge(
+            "lost_records", "At most so many records were deleted by retention before they were committed", _GROUP
+        )
         self._of_group += [self.lag, self.lag_seconds, self.event_lag_seconds, self.drain_seconds, self.group_rate]
+        self._of_group += [self.arrival_rate, self.lost_records]
         self.lag_failures = self._counter("lag_failures", "Measurements of the group's lag that failed", ())
 
     def _pressure(self) -> None:
@@ -187,6 +196,8 @@ class Metrics:
         self.lag.labels(group, topic).set(snapshot.total)
         self.drain_seconds.labels(group, topic).set(snapshot.drain_s)
         self.group_rate.labels(group, topic).set(snapshot.committed_per_s)
+        self.arrival_rate.labels(group, topic).set(snapshot.arriving_per_s)
+        self.lost_records.labels(group, topic).set(snapshot.group.lost)
         if snapshot.waiting_ns is not None:
             self.lag_seconds.labels(group, topic).set(snapshot.waiting_ns / 1e9)
         if snapshot.event_lag_ns is not None:

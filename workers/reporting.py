@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from workers.feedback import FeedbackPublisher, level_policy
+from workers.group import lost_records_problem
 from workers.lag import LagMonitor, LagSnapshot
 from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
@@ -45,6 +46,7 @@ class GroupReporter:
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._disagreeing: Mapping[str, Sequence[int]] = {}
+        self._lost = 0
 
     def owns(self, partitions: set[int]) -> None:
         """Note which partitions this process owns now: begin or end reporting."""
@@ -98,6 +100,9 @@ class GroupReporter:
                 partitions_by_settings={digest: list(numbers) for digest, numbers in found.items()},
             )
         self._disagreeing = found
+        if snapshot.group.lost > self._lost:
+            log.error("records are lost", reason=lost_records_problem(snapshot.group))
+        self._lost = snapshot.group.lost
 
     def _failed(self, _error: Exception) -> None:
         self._metrics.lag_failures.inc()

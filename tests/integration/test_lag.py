@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from pathlib import Path
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import RecordsToDelete
 from aiokafka.client import AIOKafkaClient
 
+from tests.integration.commands import workers
 from tests.integration.groups import commit, create, produce, settings_for, until
 from workers.admin import admin_client
 from workers.broker import Broker
 from workers.errors import BrokerError, TopicError
 from workers.group import LagReader
 from workers.lag import LagMonitor, LagSnapshot
+from workers.partitioning import partition_for
 
 pytestmark = pytest.mark.broker
 
@@ -42,7 +46,74 @@ async def test_lag_is_measured_by_partition_with_no_worker_in_sight(broker: Brok
         assert latest is not None
         assert [item.lag for item in latest.group.partitions] == [6, 7, 0]
         assert latest.committed_per_s > 0
-        assert 0 < latest.drain_s < math.inf
+        assert latest.drain_s == math.inf, "nobody is there to go on"
+
+
+async def test_what_drains_is_what_is_committed_less_what_arrives(broker: Broker, topic_name: str) -> None:
+    settings = settings_for(broker.bootstrap_servers, topic_name)
+    topic, group = settings.topics.ticks, settings.application_id
+    await create(broker.bootstrap_servers, topic)
+    await produce(broker.bootstrap_servers, topic, [tick(i) for i in range(100)])
+    member = AIOKafkaConsumer(
+        topic, bootstrap_servers=broker.bootstrap_servers, group_id=group, enable_auto_commit=False
+    )
+    async with member, LagMonitor(settings) as monitor:
+        await until(lambda: bool(member.assignment()), "a member of the group")
+        await until(lambda: monitor.latest is not None and monitor.latest.group.members == 1, "it is seen")
+        await member.commit({TopicPartition(topic, 0): 60})
+        await until(lambda: monitor.latest is not None and monitor.latest.total == 40, "60 are committed")
+        shrinking = monitor.latest
+        assert shrinking is not None
+        assert 0 < shrinking.drain_s < math.inf
+        await produce(broker.bootstrap_servers, topic, [tick(i) for i in range(200)])
+        await until(lambda: monitor.latest is not None and monitor.latest.total == 240, "200 more have come")
+        growing = monitor.latest
+        assert growing is not None
+        assert growing.committed_per_s > 0
+        assert growing.drain_s == math.inf
+
+
+async def test_the_times_of_records_that_will_be_rejected_count_for_nothing(broker: Broker, topic_name: str) -> None:
+    settings = settings_for(broker.bootstrap_servers, topic_name, tick__on_misrouted="reject")
+    topic = settings.topics.ticks
+    await create(broker.bootstrap_servers, topic, 2)
+    home = partition_for(b"AAPL", 2)
+    now_ms = time.time_ns() // 1_000_000
+    tomorrow, year_ago = tick(now_ms + 86_400_000), now_ms - 365 * 86_400_000
+    no_size = orjson.dumps({"symbol": "AAPL", "ts": year_ago, "price": 1.0})
+    other = orjson.dumps({"symbol": "MSFT", "ts": year_ago, "price": 1.0, "size": 1})  # its key is not its symbol
+    good = [tick(now_ms - 5_000 + 1_000 * second) for second in range(5)]
+    await produce(
+        broker.bootstrap_servers, topic, [no_size, other, *good[:3], tomorrow, *good[3:], tomorrow], partition=home
+    )
+    await produce(broker.bootstrap_servers, topic, [tick(year_ago), tick(now_ms)], partition=1 - home)
+    async with LagMonitor(settings) as monitor:
+        found = await monitor.measured()
+    assert found.total == 11
+    assert found.delays[home].event_lag_ns == 4_000_000_000
+    assert found.delays[1 - home].event_lag_ns is None, "misrouted"
+
+
+async def test_records_deleted_before_they_were_committed_are_told(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    settings = settings_for(broker.bootstrap_servers, topic_name)
+    topic = settings.topics.ticks
+    await create(broker.bootstrap_servers, topic, 2)
+    await produce(broker.bootstrap_servers, topic, [tick(i) for i in range(10)])
+    await commit(broker.bootstrap_servers, settings.application_id, topic, {0: 3})
+    async with admin_client(settings) as admin:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=8)})
+    arguments = ["lag", "--application-id", topic_name, "--set", f"topics.ticks={topic}"]
+    shown = await asyncio.to_thread(workers, broker.bootstrap_servers, *arguments, "--json", cwd=tmp_path)
+    report = orjson.loads(shown.out)
+    assert (shown.code, report["total"], report["lost"]) == (0, 2, 5)
+    assert report["partitions"][0] == {"partition": 0, "begin": 8, "committed": 3, "end": 10, "lag": 2, "lost": 5}
+    assert f"up to 5 records of {topic} are lost" in shown.err
+    async with LagMonitor(settings) as monitor:
+        assert (await monitor.measured()).group.lost == 5
+        await commit(broker.bootstrap_servers, settings.application_id, topic, {0: 8})
+        await until(lambda: monitor.latest is not None and monitor.latest.group.lost == 0, "the group went on")
 
 
 async def test_a_group_that_begins_at_the_end_is_behind_of_what_came_since(broker: Broker, topic_name: str) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.adaptive import Ramp, TokenBucket
-from workers.group import PartitionLag
-from workers.lag import SmoothedRate
+from workers.group import GroupLag, PartitionLag, lost_records_problem
+from workers.lag import LagSnapshot, SmoothedRate
 
 S = 1_000_000_000
 
@@ -148,3 +148,45 @@ def test_records_deleted_by_retention_are_no_lag_any_more() -> None:
 
 def test_a_commit_beyond_the_end_is_of_another_life_of_the_topic() -> None:
     assert PartitionLag(0, begin=0, committed=500, end=100).lag == 100
+
+
+def test_records_that_retention_deleted_before_they_were_committed_are_lost() -> None:
+    assert PartitionLag(0, begin=80, committed=40, end=100).lost == 40
+    assert PartitionLag(0, begin=80, committed=80, end=100).lost == 0
+    assert PartitionLag(0, begin=80, committed=None, end=100).lost == 0, "nobody was to have them"
+    assert PartitionLag(0, begin=80, committed=500, end=100).lost == 0, "of another life of the topic"
+    group = group_of(PartitionLag(0, 80, 40, 100), PartitionLag(1, 0, 0, 5), PartitionLag(2, 1_003, 3, 2_000))
+    told = lost_records_problem(group)
+    assert told is not None
+    assert "up to 1,040 records of t are lost to group g" in told
+    assert "partitions 0 (committed 40, the log begins at 80), 2 (committed 3, the log begins at 1,003)" in told
+    assert lost_records_problem(group_of(PartitionLag(0, 80, 80, 100))) is None
+
+
+# -- how long a lag takes ---------------------------------------------------------------------------------------------
+
+
+def group_of(*partitions: PartitionLag, state: str = "Stable", members: int = 1) -> GroupLag:
+    return GroupLag("g", "t", state, members, partitions)
+
+
+@pytest.mark.parametrize(
+    ("lag", "committed_per_s", "arriving_per_s", "state", "expected_s"),
+    [
+        (1_000, 50, 0, "Stable", 20),
+        (1_000, 50, 40, "Stable", 100),
+        (1_000, 50, 40, "PreparingRebalance", 100),
+        (1_000, 50, 50, "Stable", math.inf),
+        (1_000, 50, 60, "Stable", math.inf),
+        (1_000, 0, 0, "Stable", math.inf),
+        (1_000, 12, 0, "Empty", math.inf),  # what was committed a moment ago, by a worker that is gone
+        (1_000, 12, 0, "Dead", math.inf),
+        (0, 50, 50, "Stable", 0),
+        (0, 0, 0, "Empty", 0),
+    ],
+)
+def test_a_lag_drains_at_the_rate_of_commits_less_that_of_arrivals(
+    lag: int, committed_per_s: float, arriving_per_s: float, state: str, expected_s: float
+) -> None:
+    group = group_of(PartitionLag(0, 0, 0, lag), state=state)
+    assert LagSnapshot(group, 0, committed_per_s, arriving_per_s, {}).drain_s == expected_s

@@ -49,7 +49,9 @@ def lag(
     """Show how many ticks the group has not committed yet, by partition.
 
     Lag counts to the last commit, so while workers run it swings by what one
-    commit interval brings. Exit code 1 where there is no such group.
+    commit interval brings. Records that the topic's retention deleted before
+    the group had committed them are no lag any more; they are told apart, as
+    lost. Exit code 1 where there is no such group.
 
     [bold]Examples[/bold]
 
@@ -78,7 +80,7 @@ def lag(
 async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, interval_s: float | None) -> bool:
     """Whether there is such a group, as far as that was asked once."""
     from workers.admin import admin_client
-    from workers.group import LagReader, no_group_problem
+    from workers.group import LagReader, lost_records_problem, no_group_problem
 
     live = interval_s is not None and not as_json and sys.stdout.isatty()
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
@@ -89,8 +91,9 @@ async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, inter
             sys.stdout.write(_json(found, one_line=interval_s is not None) if as_json else _table(found))
             sys.stdout.flush()
             problem = no_group_problem(found)
-            if problem is not None:
-                say(printable(f"workers: {problem}"))
+            for text in (problem, lost_records_problem(found)):
+                if text is not None:
+                    say(printable(f"workers: {text}"))
             if interval_s is None:
                 return problem is None
             try:
@@ -103,7 +106,14 @@ async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, inter
 
 def _json(found: GroupLag, *, one_line: bool) -> str:
     partitions = [
-        {"partition": item.partition, "committed": item.committed, "end": item.end, "lag": item.lag}
+        {
+            "partition": item.partition,
+            "begin": item.begin,
+            "committed": item.committed,
+            "end": item.end,
+            "lag": item.lag,
+            "lost": item.lost,
+        }
         for item in found.partitions
     ]
     report = {
@@ -112,6 +122,7 @@ def _json(found: GroupLag, *, one_line: bool) -> str:
         "state": found.state,
         "members": found.members,
         "total": found.total,
+        "lost": found.lost,
         "partitions": partitions,
     }
     return json.dumps(report, indent=None if one_line else 2) + "\n"

@@ -441,7 +441,8 @@ function tiles() {
   const { group, sum, hello } = state;
   const newest = state.points.at(-1);
   if (group) {
-    const drain = group.drain_s === null ? (group.lag ? "not draining" : "") : group.lag ? `drains in ${seconds(group.drain_s)}` : "nothing waits";
+    const keepsUp = group.waiting_s !== null && group.waiting_s < 3; // then commits go as fast as arrivals, and the lag stays
+    const drain = !group.lag ? (group.drain_s === null ? "" : "nothing waits") : keepsUp ? "keeps up" : group.drain_s === null ? "not draining" : `drains in ${seconds(group.drain_s)}`;
     tile("lag, records", group.lag === null ? "–" : short(group.lag), group.lag === null ? "not measured" : drain);
     tile("lag, seconds", seconds(group.waiting_s), group.event_lag_s === null ? "in event time –" : `in event time ${seconds(group.event_lag_s)}`);
     tile("level", hello?.soft_lag === null ? "off" : (LEVEL_SIGNS[group.level] ?? group.level), group.pressure ? `told: ${group.pressure[0]} by ${shown(group.pressure[1], 20)}` : "nobody tells producers", `level-${group.level.toLowerCase()}`);
