@@ -7,10 +7,15 @@ What is repaired, in 0.14:
   group ends for good, and the worker stalls without a word. Here it becomes the ``KafkaConnectionError`` that it is.
 - Where a topic it reads is gone, the client asks for metadata again and again without a rest, some thousand times a
   second, for as long as it lives. Here ten requests a second are the most.
+- The client loses sight of connections and leaves them open: of the one that it bootstraps over where that is
+  cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
+  what was written to a peer that reads nothing. Here a client knows every connection that it made, ``close`` closes
+  them all within two seconds, and none is made after that.
 
 What is bounded: ``stop`` of a producer waits for batches that can't be sent, ``stop`` of a consumer for a coordinator
 that does not answer. And ``stop`` cancels the client's own tasks and awaits them, so that a ``CancelledError`` that
-nobody sent can come out of it; it is called in a task of its own for that.
+nobody sent can come out of it, before the connections are closed; it is called in a task of its own for that. Who is
+cancelled while it stops a client passes that on when the client is stopped: nobody else knows of it any more.
 """
 
 from __future__ import annotations
@@ -19,22 +24,26 @@ import asyncio
 import functools
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import ContextVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import client as library
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
-__all__ = ["abandon", "repair_client", "stop_consumer"]
+__all__ = ["abandon", "close_connection", "repair_client", "stop_consumer", "stop_producer"]
 
 log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 3.0
 FORCE_TIMEOUT_S = 1.0
 METADATA_UPDATES_A_SECOND = 10
+
+_connecting: ContextVar[AIOKafkaClient] = ContextVar("the client that makes a connection")
 
 
 def repair_client() -> None:
@@ -65,6 +74,78 @@ def repair_client() -> None:
             raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
 
     AIOKafkaConnection.send = send
+    _repair_connections()
+
+
+def _repair_connections() -> None:
+    create_conn, bootstrap, get_conn = library.create_conn, AIOKafkaClient.bootstrap, AIOKafkaClient._get_conn
+
+    async def create_known(host: str, port: int, **options: object) -> AIOKafkaConnection:
+        client = _connecting.get()
+        connection = await create_conn(host, port, **options)
+        made = _connections(client)
+        made -= {each for each in made if each._closed_fut.done()}
+        made.add(connection)
+        if client.__dict__.get("_ended"):
+            connection.close()
+            raise KafkaConnectionError(f"the client was closed while it connected to {host}:{port}")
+        return connection
+
+    def connects(method: Callable[..., Coroutine[object, object, object]]) -> Callable[..., Awaitable[object]]:
+        @functools.wraps(method)
+        async def connecting(self: AIOKafkaClient, *arguments: object, **options: object) -> object:
+            if self.__dict__.get("_ended"):
+                return None  # no connection; as to a node that can't be reached
+            token = _connecting.set(self)
+            try:
+                return await method(self, *arguments, **options)
+            finally:
+                _connecting.reset(token)
+
+        return connecting
+
+    library.create_conn = create_known
+    AIOKafkaClient.bootstrap = connects(bootstrap)
+    AIOKafkaClient._get_conn = connects(get_conn)
+    AIOKafkaClient.close = _close
+
+
+def _connections(client: AIOKafkaClient) -> set[AIOKafkaConnection]:
+    """Those that a client made, but for some that are closed."""
+    made: set[AIOKafkaConnection] = client.__dict__.setdefault("_made", set())
+    return made
+
+
+async def _close(client: AIOKafkaClient) -> None:
+    """What a client's ``close`` should be: nothing is open after it, and it takes a bounded time."""
+    client.__dict__["_ended"] = True
+    try:
+        synchronizer, client._sync_task = client._sync_task, None
+        await _cancel([synchronizer])
+    finally:
+        made = _connections(client)
+        made.update(client._conns.values())  # of a client that was opened before the repair
+        await _until_closed(made)
+
+
+async def close_connection(connection: AIOKafkaConnection) -> None:
+    """Close a connection that belongs to no client; by force where the peer does not take what was written."""
+    await _until_closed([connection])
+
+
+async def _until_closed(connections: Iterable[AIOKafkaConnection]) -> None:
+    # A connection forgets its transport when it is closed, but the protocol that reads from it doesn't.
+    transports = {connection: connection._protocol._transport for connection in connections if connection._protocol}
+    closing = {connection: connection.close(CloseReason.SHUTDOWN) for connection in transports}
+    try:
+        if closing:
+            await asyncio.wait(closing.values(), timeout=FORCE_TIMEOUT_S)
+    finally:
+        left = [connection for connection, closed in closing.items() if not closed.done()]
+        for connection in left:
+            transports[connection].abort()
+    if left:
+        await asyncio.wait([closing[connection] for connection in left], timeout=FORCE_TIMEOUT_S)
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:
@@ -72,6 +153,10 @@ async def abandon(producer: AIOKafkaProducer) -> None:
 
     Its connections go first, so that requests under way fail instead of being waited for.
     """
+    await _to_the_end(_abandon(producer))
+
+
+async def _abandon(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # there is nothing to flush, which is all that its own stop would do more
     await _close(producer.client)
     await _cancel([producer._sender.sender_task])
@@ -95,14 +180,27 @@ def _read_failures(producer: AIOKafkaProducer) -> None:
             future.exception()
 
 
+async def stop_producer(producer: AIOKafkaProducer, *, within_s: float = STOP_TIMEOUT_S) -> None:
+    """Deliver what is left and close; what isn't delivered ``within_s`` is dropped. Raises nothing."""
+    await _to_the_end(_stop_producer(producer, within_s))
+
+
+async def _stop_producer(producer: AIOKafkaProducer, within_s: float) -> None:
+    stopping = asyncio.ensure_future(producer.stop())
+    await asyncio.wait([stopping], timeout=within_s)
+    await _abandon(producer)
+    await _cancel([stopping])
+
+
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     """Leave the group and close, by force where that takes too long. Raises nothing."""
+    await _to_the_end(_stop_consumer(consumer))
+
+
+async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
     stopping = asyncio.ensure_future(consumer.stop())
-    done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
-    if done:
-        if not stopping.cancelled() and (error := stopping.exception()) is not None:
-            log.debug("consumer stopped with an error", error=repr(error))
-        return
+    await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    # However that ended: an error, or the cancellation of its own tasks, keeps it from closing the connections.
     await _close(consumer._client)
     coordinator, fetcher = consumer._coordinator, consumer._fetcher
     names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
@@ -110,13 +208,14 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     await _cancel([stopping, *tasks, getattr(fetcher, "_fetch_task", None)])
 
 
-async def _close(client: AIOKafkaClient) -> None:
-    closing = asyncio.ensure_future(client.close())
-    done, _ = await asyncio.wait([closing], timeout=FORCE_TIMEOUT_S)
-    if not done:
-        closing.cancel()
-    elif not closing.cancelled() and (error := closing.exception()) is not None:
-        log.debug("client closed with an error", error=repr(error))
+async def _to_the_end(work: Coroutine[object, object, None]) -> None:
+    """Await what takes a bounded time, and pass on a cancellation that comes meanwhile when it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _cancel(tasks: Iterable[asyncio.Future[object] | None]) -> None:

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
+from workers.client import close_connection, repair_client, stop_consumer
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.settings import client_options
 
@@ -61,22 +61,16 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
 
 @asynccontextmanager
 async def connecting(settings: Settings) -> AsyncIterator[None]:
-    """Bounds the start of a client and turns its failure into a ``BrokerError`` that gives the reason."""
+    """Bounds the start of a client and turns its failure into a ``BrokerError`` that gives the reason.
+
+    The client must be stopped after that, too: it may have come far enough to hold connections.
+    """
+    repair_client()
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             yield
     except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
         raise await diagnose_connection_error(error, settings) from error
-
-
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stop a consumer, however briefly it ran.
-
-    aiokafka 0.14 starts a task for a consumer without a group; stopped before that task's first step, the consumer
-    raises the task's ``CancelledError``, which looks as if the caller had been cancelled.
-    """
-    await asyncio.sleep(0)
-    await consumer.stop()
 
 
 async def diagnose_connection_error(error: BaseException, settings: Settings) -> WorkersError:
@@ -164,7 +158,7 @@ async def _first_failure(settings: Settings) -> BaseException | None:
             return await _unreachable(((host, port) for _node, host, port, *_ in found.brokers), options)
         finally:
             if connection is not None:
-                connection.close()
+                await close_connection(connection)
     return failure
 
 
@@ -173,7 +167,7 @@ async def _unreachable(advertised: Iterable[tuple[str, int]], options: Mapping[s
     for host, port in advertised:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                (await create_conn(host, port, **options)).close()
+                await close_connection(await create_conn(host, port, **options))
         except (kafka_errors.KafkaError, OSError, TimeoutError):
             return _NotAsAdvertisedError(f"{host}:{port}")
     return _AnswersNowError()

@@ -8,7 +8,6 @@ is gone (`workers.pressure`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -20,7 +19,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from workers.admin import admin_client, describe_topics
-from workers.client import stop_consumer
+from workers.client import stop_consumer, stop_producer
 from workers.connection import connecting
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.pressure import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
@@ -150,9 +149,7 @@ class FeedbackListener:
                     for record in records:
                         self._take(record.key, record.value)
         finally:
-            with contextlib.suppress(*_OUTAGE):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await stop_consumer(consumer)
+            await stop_consumer(consumer)
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         bad = self.book.bad
@@ -245,14 +242,16 @@ class FeedbackPublisher:
                 if self._settings.topics.feedback not in await describe_topics(admin):
                     raise TopicError(f"there is no topic {self._settings.topics.feedback}")
             producer = AIOKafkaProducer(**client_options(self._settings), acks="all", linger_ms=0)
-            async with connecting(self._settings):
-                await producer.start()
+            try:
+                async with connecting(self._settings):
+                    await producer.start()
+            except BaseException:
+                await stop_producer(producer)
+                raise
             self._producer = producer
         return self._producer
 
     async def _drop(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(*_OUTAGE):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await producer.stop()
+            await stop_producer(producer)

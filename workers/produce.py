@@ -31,6 +31,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeEr
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.admin import admin_client, ensure_topics
+from workers.client import stop_producer
 from workers.compression import use_fast_lz4
 from workers.connection import connecting
 from workers.errors import BrokerError, WorkersError
@@ -616,7 +617,7 @@ async def produce(
         finally:
             watch.cancel()
     finally:
-        await _close(producer)
+        await stop_producer(producer, within_s=_CLOSE_TIMEOUT_S)  # while the cluster is away it would wait for ever
     elapsed_ns = time.monotonic_ns() - began_ns
     return Produced(topic, partitions, sender.added, sender.delivered, elapsed_ns, not ended, sender.ended)
 
@@ -693,12 +694,3 @@ async def _watch(sender: TickSender, settings: Settings, notice: Callable[[str],
         elif silent and waiting < _SILENCE_S / 2:
             silent = False
             notice("the broker answers again")
-
-
-async def _close(producer: AIOKafkaProducer) -> None:
-    """Stop the producer. Idempotent batches never expire, so that while the cluster is away it would wait for ever."""
-    try:
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await producer.stop()
-    except (KafkaError, TimeoutError, OSError):
-        pass

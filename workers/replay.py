@@ -35,6 +35,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from workers.admin import admin_client, describe_topics, ensure_topics
+from workers.client import stop_producer
 from workers.connection import connecting, explain_connection_error
 from workers.errors import ConfigError, TopicError
 from workers.explain import Difference, differences, stored_settings_problem
@@ -553,4 +554,4 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     except (KafkaError, TimeoutError) as error:
         raise explain_connection_error(error, settings) from error
     finally:
-        await producer.stop()
+        await stop_producer(producer)

@@ -1,27 +1,39 @@
-"""What is repaired in aiokafka's client: without it, this fails."""
+"""What is repaired in aiokafka's client: without it, each of these fails."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import psutil
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
+from tests.chaos.link import Link
 from workers.broker import Broker
-from workers.client import METADATA_UPDATES_A_SECOND, repair_client
+from workers.broker.base import free_ports
+from workers.client import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
 
 WATCHED_S = 2.0
+CLOSE_LIMIT_S = 6.0
+
+
+@pytest.fixture(autouse=True)
+def repaired() -> None:
+    repair_client()
 
 
 @pytest.mark.timeout(60)
 async def test_a_client_whose_topic_is_gone_asks_for_it_at_a_bounded_rate(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repair_client()
     topic = f"gone-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     await admin.start()
@@ -48,3 +60,145 @@ async def test_a_client_whose_topic_is_gone_asks_for_it_at_a_bounded_rate(
         await consumer.stop()
         await admin.close()
     assert asked <= METADATA_UPDATES_A_SECOND * (WATCHED_S + 1)
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+def connections(port: int) -> int:
+    """Sockets of this process that are connected to a port, in whatever state."""
+    return sum(bool(each.raddr) and each.raddr.port == port for each in psutil.Process().net_connections(kind="tcp"))
+
+
+def port_of(bootstrap_servers: str) -> int:
+    return int(bootstrap_servers.rpartition(":")[2])
+
+
+@contextlib.asynccontextmanager
+async def answering_once(bootstrap_servers: str) -> AsyncIterator[int]:
+    """The port of a proxy that passes on one request and its answer of each connection, and nothing after that."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port_of(bootstrap_servers))
+        try:
+            for incoming, outgoing in ((reader, their_writer), (their_reader, writer)):
+                size = await incoming.readexactly(4)
+                outgoing.write(size + await incoming.readexactly(int.from_bytes(size, "big")))
+            while await reader.read(65_536):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            for each in (writer, their_writer):
+                each.close()
+                with contextlib.suppress(OSError):
+                    await each.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+@pytest.mark.timeout(60)
+async def test_a_start_that_is_given_up_leaves_no_connection(broker: Broker) -> None:
+    async with answering_once(broker.bootstrap_servers) as port:
+        for make, stop in (
+            (AIOKafkaConsumer, stop_consumer),
+            (AIOKafkaProducer, stop_producer),
+            (AIOKafkaAdminClient, AIOKafkaAdminClient.close),
+        ):
+            client = make(bootstrap_servers=f"127.0.0.1:{port}")
+            with pytest.raises(TimeoutError) as kept:
+                await asyncio.wait_for(client.start(), 0.5)
+            await stop(client)
+            assert connections(port) == 0, make
+            del kept
+
+
+@contextlib.asynccontextmanager
+async def unheard(client: AIOKafkaClient, broker: Broker) -> AsyncIterator[int]:
+    """Connect the client to its broker over a proxy that stops passing anything on, with more written than it takes.
+
+    Yields the proxy's port.
+    """
+    (port,) = free_ports(1)
+    link = Link(port, port_of(broker.bootstrap_servers))
+    await link.start()
+    try:
+        await client.bootstrap()
+        node = client.get_random_node()
+        client.cluster._brokers[node] = client.cluster._brokers[node]._replace(host="127.0.0.1", port=port)
+        assert await client.ready(node)
+        await link.cut("silence")
+        (connection,) = client._conns.values()
+        connection._writer.write(bytes(64 * 1024 * 1024))
+        yield port
+    finally:
+        await link.heal()
+        await link.stop()
+
+
+@pytest.mark.timeout(60)
+async def test_closing_does_not_wait_for_a_peer_that_reads_nothing(broker: Broker) -> None:
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    async with unheard(client, broker) as port:
+        began_s = time.monotonic()
+        await client.close()
+        assert time.monotonic() - began_s < CLOSE_LIMIT_S
+        assert connections(port) == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("stop", [stop_producer, abandon])
+async def test_who_is_cancelled_while_it_stops_a_client_leaves_it_stopped(
+    broker: Broker, stop: Callable[[AIOKafkaProducer], Awaitable[None]]
+) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    async with unheard(producer.client, broker) as port:
+        stopping = asyncio.ensure_future(stop(producer))
+        await asyncio.sleep(0.1)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert connections(port) == 0
+
+
+@pytest.mark.timeout(60)
+async def test_nothing_connects_for_a_client_that_is_closed(broker: Broker, topic_name: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, retry_backoff_ms=1)
+    try:
+        await admin.create_topics([NewTopic(topic_name, 1, 1)])
+        await producer.start()
+        await producer.send_and_wait(topic_name, b"first")
+        before = connections(port_of(broker.bootstrap_servers))
+        node = producer.client.get_random_node()
+        await producer.client.close()
+        connecting = [asyncio.ensure_future(producer.client.ready(node)) for _ in range(3)]
+        assert await asyncio.gather(*connecting) == [False] * 3
+        await abandon(producer)
+        assert connections(port_of(broker.bootstrap_servers)) < before
+    finally:
+        await abandon(producer)
+        await admin.close()
+    assert connections(port_of(broker.bootstrap_servers)) == 0
+
+
+@pytest.mark.timeout(60)
+async def test_a_consumer_whose_stop_is_ended_by_its_own_tasks_is_closed(broker: Broker) -> None:
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers)
+    await consumer.start()
+    # Before its first step, so that it can't catch this: `stop` awaits the task, and ends there with a CancelledError.
+    consumer._coordinator._reset_committed_task.cancel()
+    await stop_consumer(consumer)
+    assert connections(port_of(broker.bootstrap_servers)) == 0

@@ -231,9 +231,7 @@ class Feed:
                 await consumer._client.add_topic(topic)  # an assignment before any metadata were seen can stay idle
             yield consumer
         finally:
-            with contextlib.suppress(*_OUTAGE):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await stop_consumer(consumer)
+            await stop_consumer(consumer)
 
     # -- the changelog's sums -----------------------------------------------------------------------------------------
 
