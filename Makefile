@@ -21,8 +21,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the screen
 	@$(BIN)/workers demo
 
-test: $(READY)  ## the whole suite, on a real broker
-	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY)  ## the whole suite, on a real broker; it ends with what it left out for want of which program
+	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n 2
 
 check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

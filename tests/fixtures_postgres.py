@@ -25,7 +25,7 @@ import pytest
 __all__ = ["PostgresServer", "own_postgres", "postgres", "postgres_dsn", "postgres_server"]
 
 LIMIT_S = 60
-MISSING = "no PostgreSQL server programs (initdb, pg_ctl) here; .ci/install-postgres installs Debian's"
+MISSING = "no PostgreSQL server programs (initdb, pg_ctl) here; .ci/install-programs installs Debian's"
 
 
 def _programs() -> Path | None:
