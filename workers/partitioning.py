@@ -16,6 +16,8 @@ from typing import Final
 __all__ = ["PartitioningSpec", "lane_for", "murmur2", "murmur3", "partition_for"]
 
 _MASK: Final = 0xFFFFFFFF
+REMEMBERED_BYTES: Final = 64
+"""Longer keys are hashed anew each time: a stranger's must not decide how much memory the remembered ones take."""
 
 
 def murmur2(data: bytes) -> int:
@@ -41,10 +43,16 @@ def murmur2(data: bytes) -> int:
     return h ^ (h >> 15)
 
 
-@lru_cache(maxsize=65_536)
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition where Kafka's default partitioner puts ``key`` among ``partitions``."""
+    return (_remembered if len(key) <= REMEMBERED_BYTES else _computed)(key, partitions)
+
+
+def _computed(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+_remembered = lru_cache(maxsize=65_536)(_computed)
 
 
 def _rotl(value: int, bits: int) -> int:

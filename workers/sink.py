@@ -34,8 +34,8 @@ __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", 
 log = structlog.get_logger(__name__)
 
 _NO_HEADERS: list[tuple[str, bytes]] = []
-PACKED_RECORDS = 10_000  # at once
-PACKED_BYTES = 4 * 1024 * 1024
+PACKED_RECORDS = 4_000  # at once
+PACKED_BYTES = 2 * 1024 * 1024
 RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
 
 

@@ -12,8 +12,8 @@ __all__ = ["Portion", "run_through"]
 
 T = TypeVar("T")
 
-UNITS: Final = 4_000
-"""Of some 5 µs each, the time that it takes to read and place one stored window: 20 ms."""
+UNITS: Final = 2_000
+"""Of some 10 µs each, the time that it takes to read and place one stored window: 20 ms."""
 
 
 class Portion:

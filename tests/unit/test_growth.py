@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import corrections, deduplication, sink, steps, worker
+from workers import corrections, deduplication, partitioning, sink, steps, worker
 from workers.corrections import CorrectingEngine, CorrectionRules
 from workers.deduplication import Deduplicate
 from workers.encoding import to_json
@@ -116,6 +116,15 @@ def test_what_waits_or_is_remembered_takes_about_what_it_is_long(name: str) -> N
         return lane
 
     assert bytes_taken(run) / 1_000 < 1_500
+
+
+def test_long_keys_are_not_remembered() -> None:
+    def place_all() -> None:
+        for number in range(10):
+            key = bytes([number]) * 100_000
+            assert partitioning.partition_for(key, 7) == (partitioning.murmur2(key) & 0x7FFFFFFF) % 7
+
+    assert bytes_taken(place_all) < 100_000
 
 
 # -- what is written at a commit --------------------------------------------------------------------------------------
