@@ -39,7 +39,7 @@ from workers.group import GroupLag, LagReader, PartitionLag
 from workers.partitioning import partition_for
 from workers.produce import tick_format
 from workers.settings import client_options
-from workers.ticks import Rejection, tick_decoder
+from workers.ticks import Tick, tick_decoder
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class _Ends:
             decoded = self._decode(record)
         except Exception:
             return None  # of no record may the lag be unknown; whatever is wrong with it, the workers tell
-        if isinstance(decoded, Rejection):
+        if not isinstance(decoded, Tick):
             return None
         at_home = partition_for(decoded.symbol.encode(), partitions) == partition
         return decoded.ts_ns if at_home or self._form.on_misrouted == "warn" else None
