@@ -5,12 +5,13 @@ The lane does its work again, watched (`workers.investigation`), and what it mak
 *Where reading begins.* A tick that is more than ``tick.max_future_skew`` ahead of its record's timestamp is rejected,
 so every accepted tick of a window was sent at ``start - max_future_skew`` or later, and the broker finds the first such
 record. What lies before can't change the answer: none of it belongs to the window, and no clock set by it reaches the
-window's start, so it makes no tick of the window late. (Where gaps are filled, the bar before a gap counts as part of
-the window; and where windows are shorter than the allowed lateness, those that an end of the input can have moved a
-clock by.) This holds for replays of old data (all of it is then read) and wrong clocks alike. Two things escape it:
-ticks rejected because they were further ahead than that, and records without any timestamp, which no current producer
-writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` and ``tick.max_jump`` can have a memory
-of their own, and a session window can have begun at any time before: there reading begins where the log does.
+window's start, so it makes no tick of the window late. An end of the input can set a clock further, by lag and allowed
+lateness from the end of the last window: so the windows that end less than that before count as part of the window, as
+does the bar before a gap where gaps are filled. This holds for replays of old data (all of it is then read) and wrong
+clocks alike. Two things escape it: ticks rejected because they were further ahead than that, and records without any
+timestamp, which no current producer writes; reading from the beginning finds them. Operators of a ``[[pipeline]]`` and
+``tick.max_jump`` can have a memory of their own, and a session window can have begun at any time before: there reading
+begins where the log does.
 
 *Where it ends.* Ticks may come for a window that is over, any time later: they are late, and it is worth saying so. So
 reading goes on for ``read_on_ns`` of the log's own time (its records' timestamps) after the window was over.

@@ -126,11 +126,9 @@ class LaneSpec:
 
     @property
     def end_reach_ns(self) -> int:
-        """How long before a window others must be known for it to come out as it does: an end of the input moves a
-        clock ahead of its ticks by ``lateness_ns``, which closes the next windows where those are shorter."""
-        if not self.lateness_ns or (self.kind == "tumbling" and self.lateness_ns < self.size_ns):
-            return 0
-        return self.lateness_ns + self.assigner().longest_ns
+        """How long before a window the windows begin whose end of the input may set the clock that it begins with: that
+        is ahead of the last window's end by lag and allowed lateness."""
+        return self.lag_ns + self.lateness_ns + self.assigner().longest_ns
 
     def assigner(self) -> Assigner:
         """Which windows a time belongs to. Raises ``ValueError`` for what can't be, `ConfigError` for a calendar that

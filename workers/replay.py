@@ -11,8 +11,9 @@ database on disk, so that memory is bounded by the lanes' state, however long th
 ``warm_up_ns`` it is read from the first record sent ``tick.max_future_skew`` before that time, or later: as a tick
 further ahead of its record is rejected, no tick at ``warm_up_ns`` or later is missed, and none before it belongs to a
 window that starts at ``from_ns >= warm_up_ns``, nor sets a clock that makes one of its ticks late. (Filled gaps
-show an earlier close, so with them that much more is read.) Operators, ``tick.max_jump`` and session windows may
-remember more than that; with them the answer is as good as their warm-up is long.
+show an earlier close, and an end of the input sets clocks ahead, so that much more is read.) Operators,
+``tick.max_jump`` and session windows may remember more than that; with them the answer is as good as their warm-up is
+long.
 
 *Workers may go on meanwhile.* What the group has committed is asked first, the end of the frames next, the end of the
 ticks last: so what should be published is, and what is published has its ticks among those that are read.

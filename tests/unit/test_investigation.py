@@ -194,7 +194,8 @@ stamped = cases.map(lambda case: Case(case.config, [each for each in case.record
 
 @given(stamped, st.sampled_from(SYMBOLS[:3]), st.integers(0, 59))
 def test_what_was_sent_before_the_window_could_be_is_not_needed(case: Case, symbol: str, number: int) -> None:
-    """Why reading may begin at the first record sent max_future_skew before the window, or later."""
+    """Why reading may begin at the first record sent max_future_skew before the window, or later; or before those whose
+    end of the input may have set a clock that reaches it."""
     spec, source = spec_of(case.config), Input("ticks", 0, case.config.partitions or 1)
     records = kafka_records(case.records)
     whole = Investigation(spec, source, symbol, -EVERYTHING, EVERYTHING)
@@ -202,7 +203,7 @@ def test_what_was_sent_before_the_window_could_be_is_not_needed(case: Case, symb
     starts = sorted(whole.windows)
     assume(starts)
     start_ns = starts[number % len(starts)]
-    earliest_ms = (start_ns - spec.tick.max_future_skew_ns) // 10**6
+    earliest_ms = (start_ns - spec.end_reach_ns - spec.tick.max_future_skew_ns) // 10**6
     begin = next((n for n, each in enumerate(records) if each.timestamp >= earliest_ms), len(records))
     part = Investigation(spec, source, symbol, start_ns, start_ns)
     part.take(records[begin:])
