@@ -407,6 +407,9 @@ class Stream(AsyncIterator[T_co]):
 
     To stop early, `aclose` it, or let go of it: either ends the task and closes the source. Not for use by several
     event loops or threads.
+
+    An item costs two turns of the event loop, some 20 µs, because nothing is read before it is asked for. A chain of
+    streams pays that once, and one that ends in `workers.buffer_async`, which reads ahead, hardly at all.
     """
 
     def __init__(self, items: AsyncGenerator[T_co, None], ahead: int = 0) -> None:
