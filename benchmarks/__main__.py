@@ -3,8 +3,9 @@
 usage: python -m benchmarks [--quick] [--out DIR] [PART ...]
 
 Parts: side_by_side (the worker, bare consumers, Flink and Kafka Streams), growth (keys, disorder, payload, partitions),
-kinds (operators and kinds of windows, against plain tumbling ones), freshness (how soon a frame can be read), where (a
-profile). Without parts, all: about 40 minutes. With ``--quick`` two minutes, without growth and where, for a look. What
+kinds (operators and kinds of windows, against plain tumbling ones), stalls (longest steps), memory (over event time),
+freshness (how soon a frame can be read), where (a profile). Without parts, all: about 45 minutes. With ``--quick`` two
+minutes, without growth, stalls, memory and where, for a look. What
 is printed is also in `DIR/report.md`, drawings beside it. Each part is a module with more options:
 `python -m benchmarks.growth -h`.
 """
@@ -23,6 +24,8 @@ PARTS: dict[str, tuple[str, list[str], list[str] | None]] = {
     "side_by_side": ("Side by side", [], ["--quick"]),
     "growth": ("How cost grows", [], None),
     "kinds": ("Operators and kinds of windows", [], ["--quick"]),
+    "stalls": ("Longest steps", [], None),
+    "memory": ("Memory over event time", [], None),
     "freshness": ("Freshness", [], ["--seconds", "30", "--idle-after", "1s"]),
     "where": ("Where the time goes", [], None),
 }
@@ -51,7 +54,7 @@ def run_part(name: str, out: Path, *, quick: bool) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of forty")
+    parser.add_argument("--quick", action="store_true", help="two minutes instead of forty-five")
     parser.add_argument("--out", type=Path, default=Path("bench-report"), metavar="DIR")
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]

@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.memory [--ticks 200000] [--only TEXT]
 
-Each row is a process of its own with one lane, which reads a log of eight hours of event time: fifty symbols at a time,
+Each row is a process of its own with one lane, which reads a log of eight hours of event time (of eight days where
+windows are trading sessions, everything else 24 times as long as well): fifty symbols at a time,
 each of which trades for twenty minutes and then never again, ids that never repeat, a tick in twenty a little out of
 order. State lives as long as ``key_ttl`` (ten minutes) or a ttl (five) says. Changes are taken as a worker takes them,
 and results dropped, as when they are committed. The table has the resident memory at the start and after each quarter
@@ -49,7 +50,7 @@ KINDS = {
     "tumbling, gaps filled": replace(COMMON, fill_gaps_ns=5 * MINUTE),
     "hopping": replace(COMMON, kind="hopping", hop_ns=10 * S),
     "session": replace(COMMON, kind="session", gap_ns=20 * S),
-    "calendar": replace(COMMON, kind="calendar", calendar="XNYS", key_ttl_ns=8 * 60 * MINUTE),
+    "calendar, days": replace(COMMON, kind="calendar", calendar="XNYS", key_ttl_ns=8 * 60 * MINUTE),
 }
 OPERATORS = (
     Deduplicate(("id",), 5 * MINUTE),
@@ -100,12 +101,13 @@ def cases() -> Iterator[Case]:
                 yield Case(name, scope, stages, replace(spec, scope=scope, **options))  # type: ignore[arg-type]
 
 
-def log(ticks: int) -> Iterator[RawRecord]:
-    """The records, in order; one in a hundred is a correction where the lane knows them, else a tick like others."""
-    step_ms = HOURS * 3_600_000 / ticks
+def log(ticks: int, times: int) -> Iterator[RawRecord]:
+    """The records, in order, ``times`` as slow; one in a hundred is a correction where the lane knows them, else a tick
+    like others."""
+    step_ms = times * HOURS * 3_600_000 / ticks
     for number in range(ticks):
         ts = BASE_MS + int(number * step_ms) - (number % 20 == 0) * 1_500
-        symbol = f"S{number % SYMBOLS}-{int(number * step_ms) // SYMBOL_LIVES_MS}"
+        symbol = f"S{number % SYMBOLS}-{int(number * step_ms) // (times * SYMBOL_LIVES_MS)}"
         fields = {"symbol": symbol, "ts": ts, "price": 100 + number % 17 / 4, "size": 1 + number % 9, "id": number}
         if number % 100 == 99:
             fields |= {"kind": "C" if number % 200 == 99 else "X", "id": number - SYMBOLS}
@@ -125,7 +127,7 @@ def measure(case: Case, ticks: int) -> list[float]:
     lane.process([])
     found = [resident_mib()]
     portion: list[RawRecord] = []
-    for number, record in enumerate(log(ticks), 1):
+    for number, record in enumerate(log(ticks, 24 if case.spec.kind == "calendar" else 1), 1):
         portion.append(record)
         if len(portion) == PORTION or number == ticks:
             lane.process([build_batch(portion)] if case.compiled else portion)
