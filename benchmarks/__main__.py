@@ -5,9 +5,8 @@ usage: python -m benchmarks [--quick] [--out DIR] [PART ...]
 Parts: side_by_side (the worker, bare consumers, Flink and Kafka Streams), growth (keys, disorder, payload, partitions),
 kinds (operators and kinds of windows, against plain tumbling ones), stalls (longest steps), memory (over event time),
 freshness (how soon a frame can be read), where (a profile). Without parts, all: about 45 minutes. With ``--quick`` two
-minutes, without growth, stalls, memory and where, for a look. What
-is printed is also in `DIR/report.md`, drawings beside it. Each part is a module with more options:
-`python -m benchmarks.growth -h`.
+minutes, without growth, stalls, memory and where, for a look. What is printed is also in `DIR/report.md`, drawings
+beside it. Each part is a module with more options: `python -m benchmarks.growth -h`.
 """
 
 from __future__ import annotations
