@@ -45,6 +45,9 @@ class App:
             "topics.partitions": self.partitions,
             "metrics.port": "off",
             "logging.format": "console",
+            # A worker that was killed is seen dead soon, and a rebalance is noticed: nobody waits for these here.
+            "kafka.session.timeout.ms": 4_000,
+            "kafka.heartbeat.interval.ms": 1_000,
             **self.settings,
             **{key.replace("__", "."): value for key, value in more.items()},
         }

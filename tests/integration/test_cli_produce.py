@@ -288,7 +288,14 @@ async def test_an_outage_is_waited_out_said_once_and_nothing_is_lost_or_doubled(
             nonlocal seen
             seen = added
 
-        outage = threading.Timer(2.0, lambda: (own.kill(), time.sleep(8), own.start()))
+        def away_until_noticed() -> None:
+            own.kill()
+            limit_s = time.monotonic() + 60
+            while not notices and time.monotonic() < limit_s:
+                time.sleep(0.05)
+            own.start()
+
+        outage = threading.Timer(2.0, away_until_noticed)
         outage.start()
         try:
             from workers.produce import paced, tick_format
@@ -314,10 +321,21 @@ async def test_a_stop_during_an_outage_ends_within_bounds_and_says_what_is_uncon
         settings = settings_for(own.bootstrap_servers, topic_name)
         stop = asyncio.Event()
         source = GeneratedSource(synthetic_ticks(Market(), arrivals(START_NS, 1_000)))
-        sending = asyncio.create_task(produce(settings, source, topic=topic_name, stop=stop))
-        await asyncio.sleep(2)
-        await asyncio.to_thread(own.pause)
-        await asyncio.sleep(1)
+        added = 0
+
+        def progress(number: int) -> None:
+            nonlocal added
+            added = number
+
+        sending = asyncio.create_task(produce(settings, source, topic=topic_name, stop=stop, on_progress=progress))
+        async with asyncio.timeout(60):
+            while not added:
+                await asyncio.sleep(0.02)
+            await asyncio.to_thread(own.pause)
+            seen = -1
+            while seen != added:  # until it holds as much as it may
+                seen = added
+                await asyncio.sleep(0.5)
         stop.set()
         try:
             async with asyncio.timeout(25):

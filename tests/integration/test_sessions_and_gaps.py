@@ -97,8 +97,7 @@ async def test_a_killed_worker_and_its_successors_give_the_oracles_frames(
     broker: Broker, topic_name: str, tmp_path: Path, name: str
 ) -> None:
     kind = KINDS[name]
-    quick = {"kafka.session.timeout.ms": 6_000, "kafka.heartbeat.interval.ms": 1_000}  # to be seen dead soon
-    app = App(broker.bootstrap_servers, topic_name, 2, {"window.allowed_lateness": "15s", **kind.settings, **quick})
+    app = App(broker.bootstrap_servers, topic_name, 2, {"window.allowed_lateness": "15s", **kind.settings})
     records = market(3_000)
     assert app.run_command("topics", "create").returncode == 0
     log = tmp_path / "first.log"

@@ -92,12 +92,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 @pytest.fixture
 def app(broker: Broker, topic_name: str) -> App:
     """An application whose topics are there."""
-    made = App(
-        broker.bootstrap_servers,
-        topic_name[-80:],
-        PARTITIONS,
-        {"kafka.session.timeout.ms": 6_000, "kafka.heartbeat.interval.ms": 1_000},
-    )
+    made = App(broker.bootstrap_servers, topic_name[-80:], PARTITIONS)
     created = made.run_command("topics", "create")
     assert created.returncode == 0, created.stderr
     return made

@@ -113,6 +113,7 @@ def test_a_reason_that_names_no_known_program_is_told_as_it_is() -> None:
 def test_files_stay_together_but_for_unit_tests() -> None:
     scope = FilesTogether._split_scope
     assert scope(None, "tests/load/test_load.py::test_a[x::y]") == "tests/load/test_load.py"
+    assert scope(None, "tests/chaos/test_chaos.py::test_a") == scope(None, "tests/chaos/test_outage.py::test_b")
     assert scope(None, "tests/unit/test_lane.py::test_a[x::y]") == "tests/unit/test_lane.py::test_a[x::y]"
 
 
