@@ -1,4 +1,4 @@
-"""Which tests share a process of ``pytest -n 2``, in what order, and what the run left out for want of what."""
+"""Which tests share a process of ``pytest -n 3``, in what order, and what the run left out for want of what."""
 
 from __future__ import annotations
 
