@@ -19,15 +19,15 @@ import numpy as np
 
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
-from workers.corrections import CorrectionRules
-from workers.deduplication import Deduplicate
-from workers.frames import OutRecord
-from workers.lane import Input, Lane, LaneSpec
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter, Map, OperatorSpec, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
+from workers.core.records import RawBatch
+from workers.core.ticks import Record, Tick
+from workers.core.windows.corrections import CorrectionRules
 from workers.lanes import make_lane, records_of
-from workers.pipeline import Filter, Map, OperatorSpec, Route, Router
-from workers.ratelimit import Conflate, Throttle
-from workers.rawbatch import RawBatch
-from workers.ticks import Record, Tick
 from workers.times import NS_PER_SECOND
 
 RUNS = 3

@@ -30,7 +30,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from workers.broker import find_broker
-from workers.partitioning import partition_for
+from workers.core.partitioning import partition_for
 
 PARTITIONS = 8
 START_MS = 1_700_000_000_000

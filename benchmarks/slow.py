@@ -11,8 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from workers.aggregates import Ohlcv, OhlcvState
-from workers.ticks import Tick
+from workers.core.aggregates import Ohlcv, OhlcvState
+from workers.core.ticks import Tick
 
 __all__ = ["BRAKE", "Braked"]
 

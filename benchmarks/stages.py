@@ -23,10 +23,10 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from workers import batch_lane
 from workers.batches import _BatchRecords, _BatchSlices
-from workers.lane import Input, LaneSpec
+from workers.core.lane import Input, LaneSpec
+from workers.core.partitioning import partition_for
+from workers.core.records import RawBatch
 from workers.lanes import make_lane, records_of
-from workers.partitioning import partition_for
-from workers.rawbatch import RawBatch
 
 PARTITIONS = 4
 SYMBOLS = 1_000

@@ -23,15 +23,15 @@ import orjson
 from benchmarks.stages import _fetched, pack_logs
 from workers import worker
 from workers.commands.run import calm_collector
-from workers.corrections import CorrectionRules
-from workers.deduplication import Deduplicate
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Map
+from workers.core.records import RawBatch, RawRecord
+from workers.core.ticks import Tick
+from workers.core.windows.corrections import CorrectionRules
 from workers.lanes import make_lane
-from workers.pipeline import Map
-from workers.rawbatch import RawBatch, RawRecord
 from workers.sink import _portions
-from workers.ticks import Tick
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -37,7 +37,10 @@ STAGES = (  # the first of which a mark is in the innermost frame that has any
     ("decode into columns", ("BatchLane._take_batches (",)),
     ("windows", ("BatchLane._take_rows (", "BatchLane._settle (")),
     ("frames", ("_take_emissions",)),
-    ("late and rejected records", ("_report_late (", "_decode_flagged (", "BatchLane._reject (", "workers/ledger.py")),
+    (
+        "late and rejected records",
+        ("_report_late (", "_decode_flagged (", "BatchLane._reject (", "workers/core/ledger.py"),
+    ),
     ("commit: changelog records", ("take_changes",)),
     ("commit: pack, compress, send", ("workers/sink.py", "workers/compression.py", "aiokafka/producer")),
     ("fetch: client, protocol, checksums", ("aiokafka/consumer", "workers/batches.py", "workers/source.py")),

@@ -29,13 +29,13 @@ import workers.cli  # every command makes itself known
 from workers import errors
 from workers.admin import planned_topics
 from workers.commands.common import ExitCode, app, exit_code_for
-from workers.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
+from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
+from workers.core.ticks import Reason
 from workers.metrics import CatalogueRow, catalogue
 from workers.pressure import FeedbackEvent, Level
 from workers.settings import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.store.metrics import StoreMetrics
 from workers.testing import TestDriver
-from workers.ticks import Reason
 
 __all__ = ["PARTS", "environment_name", "stage"]
 

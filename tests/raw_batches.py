@@ -9,8 +9,8 @@ from itertools import pairwise
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c as crc32c
 
-from workers.rawbatch import RawBatch, RawRecord
-from workers.ticks import Record
+from workers.core.records import RawBatch, RawRecord
+from workers.core.ticks import Record
 
 __all__ = ["batches", "build_batch", "by_hand", "packed", "varint", "with_header_names"]
 

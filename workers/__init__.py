@@ -7,13 +7,16 @@ that use them.
 
 from typing import TYPE_CHECKING
 
-from workers.aggregates import Aggregation
-from workers.assigners import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
 from workers.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
+from workers.core.aggregates import Aggregation
+from workers.core.frames import WindowFrame
+from workers.core.partitioning import PartitioningSpec
+from workers.core.ticks import Tick
+from workers.core.watermark import EventTimeClock, WatermarkPolicy
+from workers.core.windows.assign import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
+from workers.core.windows.engine import Lateness
 from workers.errors import ChannelClosed, WorkersError
-from workers.frames import WindowFrame
 from workers.operators import Bar, deduplicate, resample_ohlc, router, throttle
-from workers.partitioning import PartitioningSpec
 from workers.streams import (
     WindowStream,
     buffer_async,
@@ -23,9 +26,6 @@ from workers.streams import (
     tumbling_window_event_time,
     window_event_time,
 )
-from workers.ticks import Tick
-from workers.watermark import EventTimeClock, WatermarkPolicy
-from workers.windows import Lateness
 
 if TYPE_CHECKING:
     from workers.adaptive import AdaptiveThrottle

@@ -1,4 +1,4 @@
-"""The lane over record batches: what `workers.lane.Lane` gives, from compiled code, at a fraction of its cost.
+"""The lane over record batches: what `workers.core.lane.Lane` gives, from compiled code, at a fraction of its cost.
 
     RawBatch ─▶ columns.decode ─▶ kernel.run ─▶ kernel.format_frames
                      │ flagged        │ late, misrouted
@@ -25,17 +25,17 @@ import orjson
 from workers import columns as co
 from workers import kernel as ke
 from workers import tables as tb
-from workers.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.ledger import late_record
+from workers.core.records import RawBatch, read_record
+from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
+from workers.core.ticks import EndOfInput, Record, Rejection, Tick
+from workers.core.windows.engine import Lateness
 from workers.digits import FLOAT_BYTES, write_floats
 from workers.errors import BrokerError, StateFormatError
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec
-from workers.ledger import late_record
-from workers.rawbatch import RawBatch, read_record
-from workers.snapshot import META_KEY, LaneMeta, read_state, write_meta
-from workers.ticks import EndOfInput, Record, Rejection, Tick
 from workers.times import MAX_EVENT_TIME_NS
-from workers.windows import Lateness
 
 __all__ = ["BatchLane", "writes_as_orjson"]
 
@@ -726,7 +726,7 @@ def _stored_windows(entries: Sequence[tuple[bytes, bytes]]) -> tuple[Array, Arra
 
 
 def _are_sums(stored: Array, begins: Array) -> bool:
-    """Whether the bytes from each place on are a sum as `workers.decimals.DecimalSum.load` takes it."""
+    """Whether the bytes from each place on are a sum as `workers.core.decimals.DecimalSum.load` takes it."""
     decimals = stored[begins + 16]
     high = stored[begins[:, None] + np.arange(8, 16)].view(np.int64)[:, 0]
     exact = (decimals <= MOST_DECIMALS) & (high >= -LIMIT >> 64) & (high < LIMIT >> 64)

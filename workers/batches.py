@@ -24,8 +24,8 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import ConsumerRecord
 
+from workers.core.records import Payload, RawBatch
 from workers.errors import BrokerError, WorkersError
-from workers.rawbatch import Payload, RawBatch
 
 __all__ = ["HookError", "install"]
 

@@ -35,8 +35,8 @@ from fractions import Fraction
 from types import TracebackType
 from typing import Final, Generic, Literal, TypeVar
 
+from workers.core.partitioning import PartitioningSpec, lane_for
 from workers.errors import ChannelClosed, WorkersError
-from workers.partitioning import PartitioningSpec, lane_for
 
 __all__ = ["Channel", "PartitionedChannel", "Stream", "Watermark", "hash_partition"]
 

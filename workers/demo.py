@@ -25,10 +25,10 @@ from workers.admin import delete_topics, ensure_topics
 from workers.broker.supervisor import Supervisor
 from workers.changelog import read_changelog
 from workers.connection import admin_client
+from workers.core.snapshot import META_KEY, Counts
 from workers.errors import BrokerError, WorkersError
 from workers.group import LagReader
 from workers.settings import Settings, consumer_options, load_settings
-from workers.snapshot import META_KEY, Counts
 from workers.tail import frame_line, tail
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@
     ├── ChannelClosed               a channel was closed and is drained, or was put to after close
     └── CallbackError               a user's callable raised; the original is its ``__cause__``
 
-Bad *records* are never exceptions: they are values (`workers.ticks.Rejection`), because a record must not be able
+Bad *records* are never exceptions: they are values (`workers.core.ticks.Rejection`), because a record must not be able
 to end a worker.
 """
 

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from workers.admin import admin_client, describe_topics
-from workers.assigners import windows_between
+from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.partitioning import partition_for
+from workers.core.snapshot import META_KEY, read_state
+from workers.core.windows.assign import windows_between
 from workers.errors import ConfigError
 from workers.group import LagReader, PartitionLag, no_group_problem
 from workers.investigation import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
-from workers.lane import Input, Lane, LaneSpec
 from workers.logreader import LogReader
-from workers.partitioning import partition_for
-from workers.snapshot import META_KEY, read_state
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
 from workers.worker import lane_spec
 

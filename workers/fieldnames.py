@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
-from workers.ticks import TickFormat
+from workers.core.ticks import TickFormat
 from workers.times import UNIT_NS
 
 __all__ = ["ROLES", "Role", "as_option", "closest", "role_names", "suggested_map"]

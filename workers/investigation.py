@@ -12,17 +12,17 @@ from typing import Final, Literal
 
 import orjson
 
-from workers.assigners import Sessions
-from workers.bars import ChildBar
-from workers.corrections import Changed, Correction, NotFound
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec
-from workers.ledger import REASON_HEADER, UNCORRECTABLE
-from workers.partitioning import partition_for
-from workers.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
-from workers.ticks import Record, Tick
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.partitioning import partition_for
+from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
+from workers.core.ticks import Record, Tick
+from workers.core.windows.assign import Sessions
+from workers.core.windows.corrections import Changed, Correction, NotFound
+from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.resample import ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
-from workers.windows import LONG_AGO
 
 __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]
 

@@ -1,4 +1,4 @@
-"""The window rules of `workers.windows`, compiled, over the tables of `workers.tables`; clocks are per key.
+"""The window rules of `workers.core.windows.engine`, compiled, over the tables of `workers.tables`; clocks are per key.
 
 The work of a tick does not depend on how many keys and windows there are: a hash finds the key, the key's most recent
 window is nearly always the one, `K_DUE` says without looking whether anything closes. What is ordered by time waits in
@@ -560,7 +560,7 @@ def _expired_before(partition_max: int, params: Ints) -> int:
 
 @inlined
 def _fold(row: int, index: int, columns: Ints, values: Floats, windows: Ints, sums: Floats) -> None:
-    """Add the tick of a row to a window, as `workers.aggregates.Ohlcv` does."""
+    """Add the tick of a row to a window, as `workers.core.aggregates.Ohlcv` does."""
     ts, price, amount = columns[index, C_TS], values[index, V_PRICE], values[index, V_SIZE]
     if windows[row, W_COUNT] == 0:
         windows[row, W_FIRST] = windows[row, W_LAST] = windows[row, W_OPENED] = windows[row, W_CLOSED] = ts
@@ -950,7 +950,7 @@ def _sum_of(table: Ints, row: int, at: int) -> float:
 
 @inlined
 def _average(notional: float, volume: float, low: float, high: float) -> float:
-    """As `workers.decimals.average`; NaN where there is none."""
+    """As `workers.core.decimals.average`; NaN where there is none."""
     if volume == 0.0 or not (np.isfinite(notional) and np.isfinite(volume)):
         return np.nan
     found = notional / volume
@@ -974,7 +974,7 @@ def format_frames(
 ) -> int:
     """Write key and frame of each emission from ``begin`` on; where room ended. ``bounds`` gets where each ends.
 
-    Byte for byte what `workers.frames.FrameEncoder` writes.
+    Byte for byte what `workers.core.frames.FrameEncoder` writes.
     """
     position = 0
     bounds[0] = 0
@@ -1011,7 +1011,7 @@ def format_frames(
     return end
 
 
-# -- stored state: the records of `workers.snapshot` ------------------------------------------------------------------
+# -- stored state: the records of `workers.core.snapshot` --------------------------------------------------------------
 
 FORMAT: Final = 1
 STORED_CLOSED, STORED_CHANGED, STORED_OWN_CLOCK, STORED_SETTLED = 1, 2, 4, 64

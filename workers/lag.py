@@ -34,12 +34,12 @@ from aiokafka.structs import TopicPartition
 
 from workers.client import stop_consumer
 from workers.connection import admin_client, connecting
+from workers.core.partitioning import partition_for
+from workers.core.ticks import Tick, tick_decoder
 from workers.errors import BrokerError, WorkersError
 from workers.group import GroupLag, LagReader, PartitionLag
-from workers.partitioning import partition_for
 from workers.produce import tick_format
 from workers.settings import client_options
-from workers.ticks import Tick, tick_decoder
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:

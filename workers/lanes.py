@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 
-from workers.lane import Input, Lane, LaneSpec
-from workers.rawbatch import RawBatch
-from workers.ticks import Record
+from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.records import RawBatch
+from workers.core.ticks import Record
 
 __all__ = ["count_of", "end_of", "is_available", "make_lane", "records_of", "supports", "takes_batches"]
 

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import orjson
 
-from workers.ticks import TickFormat
+from workers.core.ticks import TickFormat
 from workers.times import NS_PER_SECOND
 
 __all__ = ["Market", "arrivals", "symbol_names", "synthetic_ticks"]

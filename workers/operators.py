@@ -17,12 +17,12 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Final, TypeVar
 
-from workers.assigners import TumblingWindowSpec
 from workers.channel import Channel, OwnedSource, Stream, raisable
+from workers.core.watermark import WatermarkPolicy
+from workers.core.windows.assign import TumblingWindowSpec
+from workers.core.windows.engine import Emission, Lateness, WindowEngine
 from workers.streams import _event_time_ns, _value, _warn_late, _window_rules
 from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, timedelta_to_ns
-from workers.watermark import WatermarkPolicy
-from workers.windows import Emission, Lateness, WindowEngine
 
 __all__ = ["Bar", "deduplicate", "resample_ohlc", "router", "throttle"]
 
@@ -237,7 +237,8 @@ def resample_ohlc(
     on_late: Callable[[T, Lateness], object] | None = None,
     key_ttl: timedelta | None = None,
 ) -> Stream[Bar]:
-    """Bars of ``window`` per symbol, by event time (naive datetimes are UTC) and the rules of `workers.windows`.
+    """Bars of ``window`` per symbol, by event time (naive datetimes are UTC) and the rules of
+    `workers.core.windows.engine`.
 
     A bar comes out once its symbol's watermark, the greatest event time less ``watermark_lag``, reaches the bar's end;
     each symbol has its own. When the source ends the rest come out, symbol by symbol in the order of their first items.

@@ -7,7 +7,8 @@
 A record's timestamp is the time of sending, never the event time: Kafka deletes by it, and the guard against wrong
 clocks compares the two. Keys are symbols, placed by murmur2 as every other producer places them.
 
-The end of the input is a control record in each partition (`workers.ticks.EndOfInput`), sent when every tick is in.
+The end of the input is a control record in each partition (`workers.core.ticks.EndOfInput`), sent when every tick is
+in.
 
 Batches are built here rather than record by record in the client, which costs ten times less. What is held in memory
 is bounded by that: when the cluster does not take the batches, nothing more is read.
@@ -34,11 +35,11 @@ from workers.admin import admin_client, ensure_topics
 from workers.client import stop_producer
 from workers.compression import use_fast_lz4
 from workers.connection import connecting
+from workers.core.partitioning import partition_for
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.errors import BrokerError, WorkersError
-from workers.partitioning import partition_for
 from workers.settings import producer_options
 from workers.tickfiles import TickInput
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:

@@ -38,17 +38,17 @@ from aiokafka.errors import KafkaError
 from workers.admin import admin_client, describe_topics, ensure_topics
 from workers.client import stop_producer
 from workers.connection import connecting, explain_connection_error
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.partitioning import partition_for
+from workers.core.snapshot import META_KEY, read_state
+from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
 from workers.explain import Difference, differences, stored_settings_problem
-from workers.frames import OutRecord
 from workers.group import GroupLag, LagReader, PartitionLag
-from workers.lane import Input, Lane, LaneSpec
 from workers.logreader import LogReader
-from workers.partitioning import partition_for
 from workers.produce import prepare_topic
 from workers.settings import producer_options
-from workers.snapshot import META_KEY, read_state
-from workers.ticks import is_end_of_input
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 from workers.worker import lane_spec
 

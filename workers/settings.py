@@ -54,10 +54,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from workers.assigners import Assigner, Hopping, Sessions, check_time_zone, make_tumbling
-from workers.corrections import CorrectionRules
-from workers.errors import ConfigError
-from workers.pipeline import (
+from workers.core.pipeline.pipeline import (
     TO_WINDOWS,
     Conflate,
     Deduplicate,
@@ -68,6 +65,9 @@ from workers.pipeline import (
     Router,
     Throttle,
 )
+from workers.core.windows.assign import Assigner, Hopping, Sessions, check_time_zone, make_tumbling
+from workers.core.windows.corrections import CorrectionRules
+from workers.errors import ConfigError
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_MS,

@@ -22,9 +22,9 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 
 from workers.batches import install
 from workers.client import stop_consumer
+from workers.core.records import RawBatch
+from workers.core.ticks import Record
 from workers.errors import BrokerError, FencedError
-from workers.rawbatch import RawBatch
-from workers.ticks import Record
 
 __all__ = ["Fetched", "Source"]
 

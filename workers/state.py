@@ -18,14 +18,14 @@ from aiokafka.errors import (
 from workers.admin import admin_client, describe_topics, ensure_topics
 from workers.changelog import read_changelog
 from workers.connection import explain_connection_error
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane
+from workers.core.snapshot import LaneMeta
+from workers.core.windows.engine import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
-from workers.frames import OutRecord
 from workers.group import LagReader
-from workers.lane import Input, Lane
 from workers.settings import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, PartitionSink, SinkSpec
-from workers.snapshot import LaneMeta
-from workers.windows import Window
 from workers.worker import DEFAULT_MAX_MESSAGE_BYTES, lane_spec
 
 __all__ = ["PartitionState", "reset_state", "show_state"]

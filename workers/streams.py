@@ -23,10 +23,12 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
-from workers.assigners import Tumbling, TumblingWindowSpec, WindowSpec
 from workers.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
-from workers.engines import make_engine
-from workers.frames import WindowFrame, frame_from_emission
+from workers.core.frames import WindowFrame, frame_from_emission
+from workers.core.watermark import WatermarkPolicy
+from workers.core.windows.assign import Tumbling, TumblingWindowSpec, WindowSpec
+from workers.core.windows.choose import make_engine
+from workers.core.windows.engine import Lateness, Trigger, WindowEngine, WindowRules
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_SECOND,
@@ -37,8 +39,6 @@ from workers.times import (
     format_instant,
     timedelta_to_ns,
 )
-from workers.watermark import WatermarkPolicy
-from workers.windows import Lateness, Trigger, WindowEngine, WindowRules
 
 __all__ = [
     "WindowStream",
@@ -111,7 +111,7 @@ def window_event_time(
     idle_after: timedelta | None = None,
     key_ttl: timedelta | None = None,
 ) -> WindowStream[T]:
-    """Group a stream into event-time windows per key, by the rules of `workers.windows`.
+    """Group a stream into event-time windows per key, by the rules of `workers.core.windows.engine`.
 
     ``spec`` says which windows: `TumblingWindowSpec`, `HoppingWindowSpec`, `SessionWindowSpec` or `CalendarWindowSpec`.
     Each key has its own clock; without ``get_key`` there is one for all, and the frames' key is None. Naive datetimes

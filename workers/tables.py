@@ -264,7 +264,7 @@ def find_key(data: Bytes, position: int, length: int, hash31: int, keys: Ints, n
 
 @inlined
 def murmur2(data: Bytes, position: int, length: int) -> int:
-    """Kafka's murmur2, as `workers.partitioning.murmur2`; always unsigned 32 bits."""
+    """Kafka's murmur2, as `workers.core.partitioning.murmur2`; always unsigned 32 bits."""
     low = U(0xFFFFFFFF)
     mixer = U(0x5BD1E995)
     mixed = (U(0x9747B28C) ^ U(length)) & low

@@ -20,10 +20,10 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from workers.admin import admin_client, describe_topics
 from workers.batches import install
 from workers.connection import connecting, explain_connection_error, stop_consumer
-from workers.frames import RESERVED_FIELDS
-from workers.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.frames import RESERVED_FIELDS
+from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ticks import is_end_of_input
 from workers.settings import client_options
-from workers.ticks import is_end_of_input
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Testing what workers would make of your ticks: no broker, no threads, no waiting.
 
-    from workers.lane import LaneSpec
+    from workers.core.lane import LaneSpec
     from workers.testing import TestDriver
 
     driver = TestDriver(LaneSpec(lag_ns=2_000_000_000, size_ns=5_000_000_000), partitions=2)
@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import orjson
 
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec
-from workers.ledger import REASON_HEADER
-from workers.partitioning import partition_for
-from workers.snapshot import Counts
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.ledger import REASON_HEADER
+from workers.core.partitioning import partition_for
+from workers.core.snapshot import Counts
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
 from workers.times import (
     NS_PER_MS,
     datetime_to_ns,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import orjson
 
-from workers.corrections import Correction, correction_decoder
+from workers.core.partitioning import partition_for
+from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
+from workers.core.windows.corrections import Correction, correction_decoder
 from workers.fieldnames import as_option, suggested_map
-from workers.partitioning import partition_for
 from workers.produce import tick_format
 from workers.tickfiles import Row, TickInput
-from workers.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
 if TYPE_CHECKING:

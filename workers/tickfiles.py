@@ -4,7 +4,7 @@ Parsers are fed blocks of bytes and give back ``(key, value)`` pairs. A JSON lin
 byte for byte; only its symbol is read, since that is the record's key. Whether the rest is a tick is for the worker to
 say, which keeps what it rejects. A line whose symbol can't be read has no key, so it can't be sent: it is *refused*,
 with file and line, and counted. So is a row whose time is wrong by the rows around it, where the file has a guard on
-jumps (`workers.jumps`).
+jumps (`workers.core.jumps`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import msgspec
 import orjson
 import zstandard
 
+from workers.core.jumps import Contradiction, JumpGuard
+from workers.core.ticks import TickFormat
 from workers.errors import ConfigError, WorkersError
 from workers.fieldnames import ROLES, as_option, closest, role_names, suggested_map
-from workers.jumps import Contradiction, JumpGuard
-from workers.ticks import TickFormat
 from workers.times import MAX_EVENT_TIME_NS, format_instant, parse_rfc3339
 
 __all__ = [
@@ -471,7 +471,7 @@ class TickInput:
 
     def guard_jumps(self, max_jump_ns: int, disorder_ns: int = 0) -> None:
         """Hold back each row whose time is further ahead of all before it than this, until the next one of its symbol;
-        where that goes back, the held row is not given out but counted among ``jumps``. See `workers.jumps`."""
+        where that goes back, the held row is not given out but counted among ``jumps``. See `workers.core.jumps`."""
         self._guard = JumpGuard(max_jump_ns, min(disorder_ns, max_jump_ns))
         self._time_of = time_reader(self.form)
 

@@ -1,4 +1,4 @@
-"""Sums of decimals, compiled: the same as those of `workers.decimals`, to the bit of the state.
+"""Sums of decimals, compiled: the same as those of `workers.core.decimals`, to the bit of the state.
 
 A sum is three columns of a window's row: low and high word of a signed integer of 128 bits, and its number of decimals.
 Where that is `IS_FLOAT` the low word is the bits of a float. Terms are magnitudes and a sign.
@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from workers.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
 from workers.digits import shortest
 from workers.jit import bits_of, float_of, inlined, mulhi
 from workers.tables import NONE, W_NOTIONAL, W_VOLUME, Ints, U

@@ -38,8 +38,11 @@ from workers.changelog import read_changelog
 from workers.client import repair_client
 from workers.compression import use_fast_lz4
 from workers.connection import admin_client, connecting
+from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.pipeline.stage import SequenceGap
+from workers.core.snapshot import LaneMeta
+from workers.core.ticks import TickFormat
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
-from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.lanes import make_lane, takes_batches
 from workers.metrics import Metrics
 from workers.pace import ReadingPace
@@ -47,10 +50,7 @@ from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
 from workers.settings import Settings, advice, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
-from workers.snapshot import LaneMeta
 from workers.source import Fetched, Source
-from workers.stages import SequenceGap
-from workers.ticks import TickFormat
 from workers.vitals import serving
 
 __all__ = ["Worker", "lane_spec", "run_worker"]

@@ -7,8 +7,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.broker import Broker
-from workers.frames import OutRecord
-from workers.partitioning import partition_for
+from workers.core.frames import OutRecord
+from workers.core.partitioning import partition_for
 from workers.sink import pack
 
 

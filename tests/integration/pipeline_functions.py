@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.ticks import Tick
+from workers.core.ticks import Tick
 
 __all__ = ["doubled", "is_trade", "raises_on_poison"]
 

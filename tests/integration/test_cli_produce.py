@@ -19,9 +19,9 @@ from aiokafka.structs import ConsumerRecord
 from tests.integration.commands import start, workers
 from workers.admin import admin_client, ensure_topics
 from workers.broker import Broker, find_broker
+from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
 from workers.market import Market, arrivals, synthetic_ticks
-from workers.partitioning import partition_for
 from workers.produce import GeneratedSource, produce
 from workers.settings import Settings, load_settings
 from workers.tail import tail

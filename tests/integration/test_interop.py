@@ -13,8 +13,8 @@ from workers.admin import admin_client, ensure_topics
 from workers.broker import Broker
 from workers.broker.jars import kafka_jars
 from workers.broker.jvm import find_java
+from workers.core.partitioning import partition_for
 from workers.errors import BrokerUnavailableError
-from workers.partitioning import partition_for
 from workers.settings import load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]

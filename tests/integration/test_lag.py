@@ -17,10 +17,10 @@ from tests.integration.commands import workers
 from tests.integration.groups import commit, create, produce, settings_for, until
 from workers.admin import admin_client
 from workers.broker import Broker
+from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, TopicError
 from workers.group import LagReader
 from workers.lag import LagMonitor, LagSnapshot
-from workers.partitioning import partition_for
 
 pytestmark = pytest.mark.broker
 

@@ -28,7 +28,7 @@ from tests.fixtures_postgres import PostgresServer
 from tests.integration.apps import App, Process, wait_until
 from tests.verify import end_offsets, read_topic
 from workers.broker import Broker
-from workers.partitioning import partition_for
+from workers.core.partitioning import partition_for
 
 pytestmark = pytest.mark.broker
 

@@ -18,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workers import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
-from workers.assigners import (
+from workers.core.lane import LaneSpec
+from workers.core.windows.assign import (
     Assigner,
     ExchangeSessions,
     Hopping,
@@ -29,7 +30,6 @@ from workers.assigners import (
     windows_between,
 )
 from workers.errors import ConfigError
-from workers.lane import LaneSpec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_SECOND, datetime_to_ns
 
 S = NS_PER_SECOND
@@ -391,7 +391,7 @@ def test_without_the_package_the_error_names_the_extra() -> None:
     program = (
         "import sys\n"
         "sys.modules['exchange_calendars'] = None\n"
-        "from workers.assigners import ExchangeSessions\n"
+        "from workers.core.windows.assign import ExchangeSessions\n"
         "from workers.errors import ConfigError\n"
         "try:\n"
         "    ExchangeSessions('XNYS')\n"
@@ -405,7 +405,7 @@ def test_without_the_package_the_error_names_the_extra() -> None:
 def test_nothing_is_imported_for_calendars_unless_one_is_used() -> None:
     program = (
         "import sys\n"
-        "from workers.lane import LaneSpec\n"
+        "from workers.core.lane import LaneSpec\n"
         "LaneSpec().rules()\n"
         "assert 'pandas' not in sys.modules and 'exchange_calendars' not in sys.modules\n"
     )

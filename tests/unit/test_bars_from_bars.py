@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from tests.bars_oracle import Bar, Config, Model, summary
 from tests.strategies import cuts
 from tests.unit.test_lane import TOPIC, KafkaRecord, real_frames, reasons
-from workers.bars import BarEngine, Bars, ChildBar, Contents, bar_decoder
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import REASON_HEADER
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
+from workers.core.windows.engine import Lateness, WindowRules
+from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
-from workers.frames import OutRecord
 from workers.investigation import Investigation
-from workers.lane import Input, Lane, LaneSpec, entries_of
 from workers.lanes import supports
-from workers.ledger import REASON_HEADER
 from workers.settings import Settings, TickSettings, load_settings
 from workers.testing import TestDriver
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
-from workers.windows import Lateness, WindowRules
 from workers.worker import lane_spec
 
 MS = 1_000_000

@@ -22,16 +22,16 @@ from tests.strategies import Case, configs, cuts, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
 from workers import batch_lane, tables
 from workers import lanes as lanes_module
-from workers.aggregates import OHLCV_STATE
 from workers.batch_lane import BatchLane
+from workers.core.aggregates import OHLCV_STATE
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.records import RawBatch, RawRecord
+from workers.core.snapshot import _WINDOW
+from workers.core.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
-from workers.frames import OutRecord
 from workers.kernel import WINDOW_VALUE_BYTES
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.lanes import count_of, end_of, make_lane, records_of, supports
-from workers.rawbatch import RawBatch, RawRecord
-from workers.snapshot import _WINDOW
-from workers.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
 
 bar_configs = (
     configs(all_late=False, min_times=True)
@@ -394,7 +394,7 @@ def test_nothing_needs_numba_but_the_compiled_lane() -> None:
     code = (
         "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
         "from workers.lanes import is_available, make_lane\n"
-        "from workers.lane import Input, LaneSpec\n"
+        "from workers.core.lane import Input, LaneSpec\n"
         "assert not is_available()\n"
         "print(type(make_lane(LaneSpec(), Input('t', 0, 1))).__name__)"
     )

@@ -21,7 +21,7 @@ from workers import (
     WorkersError,
     hash_partition,
 )
-from workers.partitioning import lane_for
+from workers.core.partitioning import lane_for
 
 WAIT_S = 5.0
 

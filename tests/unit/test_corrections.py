@@ -19,18 +19,18 @@ from tests import corrections_oracle, oracle
 from tests.strategies import configs, ended
 from tests.sums_oracle import totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
-from workers.aggregates import Aggregation
-from workers.corrections import CorrectionRules
+from workers.core.aggregates import Aggregation
+from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.partitioning import partition_for
+from workers.core.pipeline.pipeline import Deduplicate, Filter
+from workers.core.ticks import Tick, TickFormat
+from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.investigation import Investigation
-from workers.lane import Input, Lane, LaneSpec, entries_of
 from workers.lanes import supports
-from workers.partitioning import partition_for
-from workers.pipeline import Deduplicate, Filter
 from workers.settings import Settings, load_settings
 from workers.tail import late_line
 from workers.testing import TestDriver
-from workers.ticks import Tick, TickFormat
 from workers.worker import lane_spec
 
 MS = 1_000_000

@@ -18,10 +18,10 @@ from tests.strategies import cuts
 from tests.sums_oracle import Total, totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.batch_lane import BatchLane
-from workers.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
+from workers.core.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane, LaneSpec, entries_of
 from workers.errors import StateFormatError
-from workers.frames import OutRecord
-from workers.lane import Input, Lane, LaneSpec, entries_of
 from workers.testing import TestDriver
 
 SPEC = LaneSpec(size_ns=60 * 10**9, lag_ns=10**9)

@@ -17,14 +17,14 @@ from tests import oracle
 from tests.strategies import Case, configs, streams
 from tests.unit.test_lane import real_frames, spec_of
 from workers import testing
-from workers.aggregates import Aggregation
+from workers.core.aggregates import Aggregation
+from workers.core.frames import RESERVED_FIELDS
+from workers.core.lane import LaneSpec
+from workers.core.pipeline.pipeline import Filter, Route, Router
+from workers.core.ticks import Tick, TickFormat
 from workers.errors import CallbackError
-from workers.frames import RESERVED_FIELDS
-from workers.lane import LaneSpec
-from workers.pipeline import Filter, Route, Router
 from workers.settings import load_settings
 from workers.testing import TestDriver
-from workers.ticks import Tick, TickFormat
 
 SECOND_NS = 10**9
 T0 = 1_700_000_000_000  # a window's start

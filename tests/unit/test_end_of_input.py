@@ -13,15 +13,15 @@ import pytest
 from tests.raw_batches import build_batch
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.batch_lane import BatchLane
-from workers.corrections import CorrectionRules
-from workers.frames import OutRecord
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import MESSAGE_HEADER
+from workers.core.pipeline.pipeline import Conflate
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
+from workers.core.windows.corrections import CorrectionRules
 from workers.investigation import Investigation
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.ledger import MESSAGE_HEADER
-from workers.pipeline import Conflate
 from workers.tail import frame_line
 from workers.testing import TestDriver
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT
 
 S = 10**9
 SPEC = LaneSpec(size_ns=5 * S, lag_ns=2 * S)

@@ -11,12 +11,12 @@ from tests.raw_batches import batches
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers import tables
 from workers.batch_lane import BatchLane
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.windows.engine import NEVER
 from workers.errors import ConfigError
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.lanes import make_lane, supports
-from workers.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
 from workers.settings import load_settings
-from workers.windows import NEVER
 from workers.worker import lane_spec
 
 S = 10**9

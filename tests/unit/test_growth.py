@@ -9,17 +9,20 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import corrections, deduplication, partitioning, sink, steps, worker
-from workers.corrections import CorrectingEngine, CorrectionRules
-from workers.deduplication import Deduplicate
-from workers.encoding import to_json
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.pipeline import Map
+from workers import sink, worker
+from workers.core import partitioning, steps
+from workers.core.encoding import to_json
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.pipeline import deduplicate as deduplication
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Map
+from workers.core.snapshot import SEGMENT_BYTES
+from workers.core.ticks import Tick
+from workers.core.windows import corrections
+from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
 from workers.settings import Settings
-from workers.snapshot import SEGMENT_BYTES
 from workers.source import Fetched
-from workers.ticks import Tick
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -23,19 +23,19 @@ import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
 from tests.raw_batches import by_hand, packed
-from workers.aggregates import Aggregation
 from workers.batch_lane import BatchLane
-from workers.corrections import CorrectionRules
+from workers.core.aggregates import Aggregation
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
+from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle
+from workers.core.records import RawRecord
+from workers.core.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat, excerpt, is_deeper
+from workers.core.windows.corrections import CorrectionRules
 from workers.errors import BrokerError, CallbackError
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.lanes import supports
-from workers.ledger import MESSAGE_HEADER, REASON_HEADER
-from workers.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle
-from workers.rawbatch import RawRecord
 from workers.rejections import FailureWatch
 from workers.sink import Commit, OutTopic, SinkSpec, _size, fit
-from workers.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat, excerpt, is_deeper
 
 MS, S, DAY = 10**6, 10**9, 86_400 * 10**9
 NOW_MS = 1_700_000_000_000
@@ -566,9 +566,9 @@ def test_whatever_else_raises_takes_out_that_record_alone(what: str, monkeypatch
     records = [RawRecord(offset, -1, b"A", TICK % ts) for offset, ts in enumerate(times)]
     with monkeypatch.context() as patch:
         if what == "ledger":
-            patch.setattr("workers.lane.late_record", raises)
+            patch.setattr("workers.core.lane.late_record", raises)
         elif what == "stage":
-            patch.setattr("workers.deduplication._value", raises)
+            patch.setattr("workers.core.pipeline.deduplicate._value", raises)
         else:
             patch.setattr(lane._engine, "add", raises)
         effects = lane.process(records)

@@ -16,17 +16,17 @@ from tests.raw_batches import batches
 from tests.strategies import cuts
 from tests.unit.test_lane import TOPIC, KafkaRecord, late_entries, real_frames, reasons
 from workers.batch_lane import BatchLane
-from workers.corrections import CorrectionRules
+from workers.core.frames import OutRecord
+from workers.core.jumps import JumpGuard
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import MESSAGE_HEADER
+from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
+from workers.core.windows.corrections import CorrectionRules
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
-from workers.frames import OutRecord
 from workers.investigation import Investigation
-from workers.jumps import JumpGuard
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.lanes import supports, takes_batches
-from workers.ledger import MESSAGE_HEADER
-from workers.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
 from workers.settings import load_settings
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.worker import lane_spec
 
 S, MS = 10**9, 10**6

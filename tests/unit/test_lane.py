@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.strategies import Case, configs, cuts, streams
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.ledger import REASON_HEADER
-from workers.ticks import TickFormat
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import REASON_HEADER
+from workers.core.ticks import TickFormat
 
 TOPIC = "ticks"
 

@@ -13,14 +13,14 @@ import pytest
 from tests.raw_batches import batches
 from tests.unit.test_bars_from_bars import SPEC as FRAMES
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers.corrections import CorrectionRules
+from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
+from workers.core.pipeline.pipeline import Map
+from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
+from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError
-from workers.lane import Effects, Input, Lane, LaneSpec
 from workers.lanes import make_lane
-from workers.ledger import MESSAGE_HEADER, REASON_HEADER
-from workers.pipeline import Map
 from workers.settings import load_settings
-from workers.ticks import Rejection, Tick, TickFormat, tick_decoder
 from workers.times import parse_instant
 from workers.worker import lane_spec
 

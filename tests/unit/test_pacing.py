@@ -12,11 +12,11 @@ import orjson
 import pytest
 
 from workers.commands.produce import _synthetic_source
+from workers.core.ticks import TickFormat
 from workers.market import Market
 from workers.produce import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
 from workers.settings import load_settings
 from workers.tickfiles import open_ticks
-from workers.ticks import TickFormat
 
 FORM = TickFormat()
 ENDLESS = itertools.repeat((b"A", b'{"symbol":"A","ts":0}'))

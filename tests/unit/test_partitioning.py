@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers import PartitioningSpec
-from workers.partitioning import _pure_murmur3, lane_for, murmur2, murmur3, partition_for
+from workers.core.partitioning import _pure_murmur3, lane_for, murmur2, murmur3, partition_for
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ import sys, warnings
 sys.modules["mmh3"] = None  # what makes an import of it fail
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from workers.partitioning import lane_for
+    from workers.core.partitioning import lane_for
 print([lane_for(symbol, 2) for symbol in ("AAPL", "MSFT", "NVDA")], lane_for("ÜBER-€" * 9, 10**6))
 print([(warning.category.__name__, str(warning.message)) for warning in caught])
 """

@@ -16,12 +16,22 @@ from hypothesis import strategies as st
 from tests import oracle, pipeline_oracle
 from tests.pipeline_oracle import Account, End, Item
 from tests.strategies import cuts
+from workers.core.frames import OutRecord
+from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.ledger import REASON_HEADER
+from workers.core.pipeline.pipeline import (
+    Conflate,
+    Deduplicate,
+    Filter,
+    Map,
+    OperatorSpec,
+    Route,
+    Router,
+    Throttle,
+    describe,
+)
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.frames import OutRecord
-from workers.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.ledger import REASON_HEADER
-from workers.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle, describe
-from workers.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
 
 MS = 1_000_000
 HERE = __name__

@@ -212,7 +212,7 @@ def test_the_examples_run(path: Path) -> None:
 
 def test_the_example_aggregation_is_what_a_worker_would_load(monkeypatch: pytest.MonkeyPatch) -> None:
     from workers import Aggregation
-    from workers.aggregates import load_aggregation
+    from workers.core.aggregates import load_aggregation
 
     (name,) = set(re.findall(r"window\.aggregation=(\S+:\w+)", README.read_text()))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")

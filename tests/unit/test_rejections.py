@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tests.unit.test_lane import KafkaRecord
-from workers.lane import Effects
-from workers.ledger import dead_letter
+from workers.core.lane import Effects
+from workers.core.ledger import dead_letter
+from workers.core.ticks import Reason, Rejection
 from workers.rejections import RejectionWatch
-from workers.ticks import Reason, Rejection
 
 
 def effects(reasons: Iterable[Reason], ticks: int = 0) -> Effects:

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from workers import settings as module
+from workers.core.lane import Input, Lane
+from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
-from workers.lane import Input, Lane
-from workers.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.settings import (
     METRICS_OFF,
     OPERATORS,

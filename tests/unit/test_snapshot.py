@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from workers.aggregates import Ohlcv
+from workers.core.aggregates import Ohlcv
+from workers.core.lane import entries_of
+from workers.core.snapshot import SEGMENT_BYTES, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
+from workers.core.windows.engine import Window, WindowEngine, WindowRules
 from workers.errors import StateMismatchError
-from workers.lane import entries_of
-from workers.snapshot import SEGMENT_BYTES, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
-from workers.windows import Window, WindowEngine, WindowRules
 
 S = 10**9
 OHLCV = Ohlcv()

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from workers.cli import app
+from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
 from workers.settings import load_settings
 from workers.tickcheck import Preview, RowJudge
 from workers.tickfiles import open_ticks
-from workers.ticks import TickFormat
 
 MS = 1_736_000_000_123
 SETTINGS = load_settings(environ={})

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers import EventTimeClock, WatermarkPolicy
-from workers.assigners import Tumbling
+from workers.core.watermark import is_late
+from workers.core.windows.assign import Tumbling
+from workers.core.windows.engine import WindowEngine, WindowRules
 from workers.times import MAX_EVENT_TIME_NS
-from workers.watermark import is_late
-from workers.windows import WindowEngine, WindowRules
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS = 1_000_000_000

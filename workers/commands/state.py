@@ -27,8 +27,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
+    from workers.core.windows.engine import Window
     from workers.state import PartitionState
-    from workers.windows import Window
 
 __all__: list[str] = []
 

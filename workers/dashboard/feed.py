@@ -22,14 +22,14 @@ from workers.admin import admin_client, describe_topics
 from workers.batches import install
 from workers.client import repair_client, stop_consumer
 from workers.connection import connecting
+from workers.core.snapshot import META_KEY
+from workers.core.ticks import is_end_of_input
 from workers.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
 from workers.errors import WorkersError
 from workers.feedback import FeedbackListener, level_policy
 from workers.lag import LagMonitor, LagSnapshot
 from workers.pressure import rate_scale
 from workers.settings import client_options
-from workers.snapshot import META_KEY
-from workers.ticks import is_end_of_input
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from typing import Final, Literal
 import msgspec
 import orjson
 
-from workers.ledger import REASON_HEADER
+from workers.core.ledger import REASON_HEADER
+from workers.core.snapshot import Counts
 from workers.pressure import Level, LevelGauge, LevelPolicy, rate_scale
-from workers.snapshot import Counts
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 __all__ = [

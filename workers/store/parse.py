@@ -11,8 +11,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 import orjson
 
+from workers.core.ticks import Record
 from workers.store.base import FrameRow, RejectedFrame
-from workers.ticks import Record
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 __all__ = ["MALFORMED_JSON", "NOT_A_FRAME", "NO_VALUE", "REFUSED_BY_DATABASE", "parse_frame", "reject"]

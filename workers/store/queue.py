@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from workers.ticks import Record
+from workers.core.ticks import Record
 
 __all__ = ["Chunk", "FrameQueue"]
 

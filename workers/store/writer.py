@@ -35,6 +35,7 @@ from aiokafka.errors import (
 from workers.admin import ensure_topics
 from workers.client import repair_client
 from workers.connection import admin_client, connecting
+from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.health import HealthServer
 from workers.pressure import Level, LevelGauge
@@ -54,7 +55,6 @@ from workers.store.feedback import Coordinator, queue_policy
 from workers.store.metrics import StoreMetrics
 from workers.store.parse import REFUSED_BY_DATABASE, parse_frame, reject
 from workers.store.queue import Chunk, FrameQueue
-from workers.ticks import Record, is_end_of_input
 
 __all__ = ["StoreWriter", "run_store"]
 

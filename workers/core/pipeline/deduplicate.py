@@ -29,12 +29,12 @@ from typing import Final
 import msgspec
 import orjson
 
-from workers.encoding import to_json
-from workers.frames import OutRecord
-from workers.snapshot import SEGMENT_BYTES
-from workers.stages import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
-from workers.steps import Portion
-from workers.ticks import Tick
+from workers.core.encoding import to_json
+from workers.core.frames import OutRecord
+from workers.core.pipeline.stage import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.snapshot import SEGMENT_BYTES
+from workers.core.steps import Portion
+from workers.core.ticks import Tick
 
 __all__ = ["Deduplicate", "Deduplicator"]
 
@@ -49,7 +49,7 @@ LONGEST_IDENTITY_BYTES: Final = 64
 
 FORGOTTEN_AT_ONCE: Final = 5_000  # ids, by one tick
 
-BYTES_OF_UNIT: Final = 200  # of parts read in the time of a unit of `workers.steps`
+BYTES_OF_UNIT: Final = 200  # of parts read in the time of a unit of `workers.core.steps`
 
 PART_IDS: Final = SEGMENT_BYTES // (LONGEST_IDENTITY_BYTES + 16)
 """Ids in one changelog record, each with its time and what MessagePack adds: a record must not be too large for its

@@ -9,10 +9,10 @@ from typing import Final, Generic, TypeVar
 
 import orjson
 
-from workers.encoding import to_json
-from workers.ticks import Tick
+from workers.core.encoding import to_json
+from workers.core.ticks import Tick
+from workers.core.windows.engine import Emission, Status, Trigger
 from workers.times import NS_PER_MS, datetime_from_ns
-from workers.windows import Emission, Status, Trigger
 
 __all__ = ["RESERVED_FIELDS", "FrameEncoder", "OutRecord", "WindowFrame", "frame_from_emission"]
 

@@ -7,9 +7,9 @@
 
 When a tick opens a window later than the key's newest, and the hole between them is not longer than ``fill_gaps``, the
 windows in the hole are made, without ticks. They close, are kept, come out again and are dropped by the rules of all
-windows (`workers.windows`). What they show: the close of the window before as open, high, low and close, no volume, no
-ticks; and that they are ``filled``. A hole that is longer stays one, and so does one that begins where the key's state
-was forgotten.
+windows (`workers.core.windows.engine`). What they show: the close of the window before as open, high, low and close, no
+volume, no ticks; and that they are ``filled``. A hole that is longer stays one, and so does one that begins where the
+key's state was forgotten.
 
 A tick within the allowed lateness that joins an empty window makes it a bar like others, with its next rev. A tick
 that changes a window's close changes the empty ones that follow it: those that came out come out again, with their next
@@ -25,8 +25,19 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
-from workers.steps import Portion
-from workers.windows import LONG_AGO, Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
+from workers.core.steps import Portion
+from workers.core.windows.engine import (
+    LONG_AGO,
+    Folding,
+    K,
+    KeyState,
+    Status,
+    T,
+    Trigger,
+    Window,
+    WindowEngine,
+    WindowRules,
+)
 
 __all__ = ["Filling", "GapBarEngine"]
 

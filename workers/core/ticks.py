@@ -8,7 +8,7 @@ The checks run in the order of `Reason`, so the reason given for a record with s
 2. the four fields are there (``missing_field``) and each has its type (``wrong_type``), no NaN or infinity;
 3. the size is not negative, the record's key is the symbol, the time is in range and not ahead of the record's own.
 
-``processing_failed`` is none of these: something raised that should not have (`workers.failures`).
+``processing_failed`` is none of these: something raised that should not have (`workers.core.failures`).
 
 A record with neither key nor value and the header ``workers.control`` is no tick but a *control record*: an
 `EndOfInput`, which says that the input of its partition has ended.
@@ -109,10 +109,11 @@ class Reason(StrEnum):
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
     FUTURE_TIMESTAMP = "future_timestamp"
     CLOCK_JUMP = "clock_jump"
-    """A tick far ahead that the next of its key did not confirm (`workers.jumps`): it was a tick, and is none now."""
+    """A tick far ahead that the next of its key did not confirm (`workers.core.jumps`): it was a tick, and is none
+    now."""
     MISROUTED = "misrouted"
     WRONG_WINDOW = "wrong_window"
-    """A frame (`workers.bars`) that is not part of one window here."""
+    """A frame (`workers.core.windows.resample`) that is not part of one window here."""
     PROCESSING_FAILED = "processing_failed"
 
 

@@ -7,7 +7,7 @@ finds no token is dropped. Late ticks find the bucket as it is by then.
 being counted from the epoch. Which tick is the latest is known only afterwards, so it is held back until
 
 - a tick of its symbol comes for a later interval, or
-- the input ends (`workers.ticks.EndOfInput`), or
+- the input ends (`workers.core.ticks.EndOfInput`), or
 - partition time, the greatest event time of any symbol here, is ``margin`` past its interval's end: a quiet symbol's
   last tick must not wait for the next one. Should a newer tick of that interval still come, it goes on as well: another
   symbol's progress can add a tick, and never takes one.
@@ -25,11 +25,11 @@ from typing import Final
 import msgspec
 import orjson
 
-from workers.frames import OutRecord
-from workers.stages import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
-from workers.steps import Portion
-from workers.ticks import Tick
-from workers.windows import LONG_AGO
+from workers.core.frames import OutRecord
+from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.steps import Portion
+from workers.core.ticks import Tick
+from workers.core.windows.engine import LONG_AGO
 
 __all__ = [
     "Conflate",

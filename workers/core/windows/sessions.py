@@ -35,8 +35,8 @@ from functools import reduce
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
-from workers.steps import Portion
-from workers.windows import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
+from workers.core.steps import Portion
+from workers.core.windows.engine import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
 
 __all__ = ["Merging", "SessionEngine"]
 
@@ -50,8 +50,8 @@ class Merging(Folding[T_contra], Protocol[T_contra]):
 
 
 class SessionEngine(WindowEngine[K, T]):
-    """The engine for `workers.assigners.Sessions`. A session whose start moves within a ``name_unit_ns`` keeps its
-    name."""
+    """The engine for `workers.core.windows.assign.Sessions`. A session whose start moves within a ``name_unit_ns``
+    keeps its name."""
 
     def __init__(
         self,

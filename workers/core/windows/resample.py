@@ -22,9 +22,9 @@ deduplicated. A child without ticks (all cancelled, or its session was merged in
 what is emitted otherwise is computed as if they had never come. They move no clock and are never late.
 
 *Sums* are made in order of the children's start: of their volumes, and of volume times vwap, both as printed and both
-exact (`workers.decimals`). vwap is the second by the first, and within low and high. A child that can't be revised any
-more is added to the sums so far and not kept by itself; as those after it come later in that order, too, it makes no
-difference when that is done.
+exact (`workers.core.decimals`). vwap is the second by the first, and within low and high. A child that can't be revised
+any more is added to the sums so far and not kept by itself; as those after it come later in that order, too, it makes
+no difference when that is done.
 
 *Filled* children (no ticks, the price before) count only where a parent has nothing else: then it is filled as well.
 """
@@ -41,10 +41,9 @@ from typing import Final, Literal
 import msgspec
 import orjson
 
-from workers.aggregates import Aggregation
-from workers.assigners import Assigner, Hopping, Tumbling
-from workers.decimals import DecimalSum, average
-from workers.ticks import (
+from workers.core.aggregates import Aggregation
+from workers.core.decimals import DecimalSum, average
+from workers.core.ticks import (
     DEEPEST_FRAME,
     EndOfInput,
     Reason,
@@ -56,8 +55,9 @@ from workers.ticks import (
     too_deep,
     without_value,
 )
+from workers.core.windows.assign import Assigner, Hopping, Tumbling
+from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
-from workers.windows import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 
 __all__ = ["BarEngine", "Bars", "Child", "ChildBar", "Contents", "bar_decoder"]
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Generic, Protocol, TypeVar
 
-from workers.frames import OutRecord
-from workers.ledger import dropped_record
-from workers.ticks import Record, Tick
-from workers.windows import LONG_AGO
+from workers.core.frames import OutRecord
+from workers.core.ledger import dropped_record
+from workers.core.ticks import Record, Tick
+from workers.core.windows.engine import LONG_AGO
 
 __all__ = [
     "Departures",
@@ -64,7 +64,7 @@ class SequenceGap:
 
 
 class Departures(Protocol):
-    """Where stages account for what does not go on, and what they noticed; `workers.lane.Effects` is one."""
+    """Where stages account for what does not go on, and what they noticed; `workers.core.lane.Effects` is one."""
 
     late: list[OutRecord]
     routed: dict[str, list[OutRecord]]

@@ -1,6 +1,6 @@
 """Event-time windows per key: which window a tick joins, and when each comes out. The rules, in full.
 
-*Joining.* After the lateness rule (`workers.watermark`) a tick joins ``[start, start + size)``, with
+*Joining.* After the lateness rule (`workers.core.watermark`) a tick joins ``[start, start + size)``, with
 ``start = floor(ts / size) * size`` counted from the epoch; negative times floor too.
 
 *Closing.* A window closes when its clock's watermark reaches its end, and is kept until the watermark reaches
@@ -45,9 +45,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
-from workers.assigners import Assigner
-from workers.steps import Portion, run_through
-from workers.watermark import is_late
+from workers.core.steps import Portion, run_through
+from workers.core.watermark import is_late
+from workers.core.windows.assign import Assigner
 
 __all__ = [
     "Emission",
@@ -88,8 +88,8 @@ class WindowRules:
     key_ttl_ns: int | None = None
     emit: Literal["eager", "final"] = "eager"
     scope: Literal["key", "partition"] = "key"
-    fill_gaps_ns: int = 0  # `workers.gapbars`
-    late_by: Literal["tick", "window"] = "tick"  # window: `workers.bars`, where no lag is needed
+    fill_gaps_ns: int = 0  # `workers.core.windows.gaps`
+    late_by: Literal["tick", "window"] = "tick"  # window: `workers.core.windows.resample`, where no lag is needed
 
     def __post_init__(self) -> None:
         is_nothing = self.lag_ns + self.lateness_ns == 0 and self.late_by == "tick"
@@ -119,7 +119,9 @@ class Window(Generic[K]):
     changed: bool = False  # since it was last emitted, in whatever status
     settled: bool = False  # its input has ended; it is kept for what it knows, and never comes out again
     overdue: bool = False  # partition time has passed end + lag + idle_after, or it came too late to wait for that
-    shown: bool = False  # came out, though only provisionally; kept where windows merge (`workers.sessions`)
+    shown: bool = (
+        False  # came out, though only provisionally; kept where windows merge (`workers.core.windows.sessions`)
+    )
     dropped: bool = False
     due_ns: int = LONG_AGO  # the watermark at which it is looked at next
     stored_items: int = 0  # how many of the items the changelog holds
@@ -135,8 +137,8 @@ class KeyState(Generic[K]):
     max_ns: int
     windows: dict[int, Window[K]] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (watermark that acts, start); key scope only
-    starts: list[int] = field(default_factory=list)  # of the windows, sorted; kept by `workers.sessions`
-    newest_ns: int = LONG_AGO  # start of the newest window; kept by `workers.gapbars`
+    starts: list[int] = field(default_factory=list)  # of the windows, sorted; kept by `workers.core.windows.sessions`
+    newest_ns: int = LONG_AGO  # start of the newest window; kept by `workers.core.windows.gaps`
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class Lateness:
     """Why a tick joined no window, and by how much: ``watermark``: how far its time is below the threshold (0: on it,
     which is late); ``expired``: how much more than ``key_ttl`` the start of its window is behind the partition;
     ``outside_session``: there is no window for its time, whenever it comes, and ``late_by_ns`` is 0; the others are
-    explained in `workers.bars`."""
+    explained in `workers.core.windows.resample`."""
 
     reason: Literal["watermark", "expired", "outside_session", "settled", "overlaps", "repeated"]
     watermark_ns: int

@@ -15,8 +15,8 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Final
 
+from workers.core.ticks import Reason, Record, Rejection
 from workers.errors import WorkersError
-from workers.ticks import Reason, Record, Rejection
 
 __all__ = ["Failure", "raise_unless_of_record", "rejection_of"]
 

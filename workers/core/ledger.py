@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import orjson
 
-from workers.corrections import Correction
-from workers.encoding import to_json
-from workers.frames import OutRecord
-from workers.ticks import Rejection, Tick
+from workers.core.encoding import to_json
+from workers.core.frames import OutRecord
+from workers.core.ticks import Rejection, Tick
+from workers.core.windows.corrections import Correction
+from workers.core.windows.engine import Lateness
 from workers.times import NS_PER_MS
-from workers.windows import Lateness
 
 __all__ = [
     "FRAME_TOO_LARGE",

@@ -14,9 +14,9 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from workers.decimals import SUM, DecimalSum, average
+from workers.core.decimals import SUM, DecimalSum, average
+from workers.core.ticks import Tick
 from workers.errors import ConfigError
-from workers.ticks import Tick
 
 __all__ = ["Aggregation", "Ohlcv", "OhlcvState", "can_merge", "load_aggregation"]
 
@@ -87,7 +87,7 @@ OHLCV_STATE = Struct(f"<qqdddd{SUM.size}s{SUM.size}s")
 class Ohlcv(Aggregation[OhlcvState]):
     """Bars. Open and close go by event time; at equal times the first in the log opens and the last closes.
 
-    Volume, and the notional that vwap is made of, are sums of decimals (`workers.decimals`).
+    Volume, and the notional that vwap is made of, are sums of decimals (`workers.core.decimals`).
     """
 
     name = "ohlcv"
@@ -125,7 +125,8 @@ class Ohlcv(Aggregation[OhlcvState]):
         return state
 
     def empty_after(self, state: OhlcvState) -> OhlcvState:
-        """A bar without ticks that follows one with ``state``: its close, and no volume (`workers.gapbars`)."""
+        """A bar without ticks that follows one with ``state``: its close, and no volume
+        (`workers.core.windows.gaps`)."""
         empty = OhlcvState()
         empty.open = empty.high = empty.low = empty.close = state.close
         return empty

@@ -8,10 +8,10 @@ A message is a *cancel* or a *correct* by what one of its fields says; anything 
 their own symbol by its id. A correct replaces price and size and nothing else: the trade stays at its time, and in its
 place among the others.
 
-*Finding the trade.* It is looked for in the windows of the symbol that are still kept (`workers.windows` says how
-long). Of several with the id, the one that came last is meant. It must not be cancelled already; corrected it may be,
-any number of times. What is not found goes to the late topic with reason ``uncorrectable``. A message is not judged by
-its own time, which it need not have, and moves no clock: the clock stays where a cancelled trade has set it.
+*Finding the trade.* It is looked for in the windows of the symbol that are still kept (`workers.core.windows.engine`
+says how long). Of several with the id, the one that came last is meant. It must not be cancelled already; corrected it
+may be, any number of times. What is not found goes to the late topic with reason ``uncorrectable``. A message is not
+judged by its own time, which it need not have, and moves no clock: the clock stays where a cancelled trade has set it.
 
 *What comes out.* An open window changes silently. A closed one comes out again, whole, with its next rev, ``closed``,
 trigger ``correction``. Where no trade is left, count is 0 and the results are null. A trade in several windows is
@@ -39,13 +39,10 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 import orjson
 
-from workers.aggregates import Aggregation, Ohlcv
-from workers.assigners import Sessions
-from workers.encoding import to_json
-from workers.errors import ConfigError
-from workers.sessions import SessionEngine
-from workers.steps import Portion
-from workers.ticks import (
+from workers.core.aggregates import Aggregation, Ohlcv
+from workers.core.encoding import to_json
+from workers.core.steps import Portion
+from workers.core.ticks import (
     EndOfInput,
     Reason,
     Record,
@@ -56,8 +53,11 @@ from workers.ticks import (
     finite_number,
     tick_decoder,
 )
+from workers.core.windows.assign import Sessions
+from workers.core.windows.engine import KeyState, Lateness, Window, WindowEngine, WindowRules
+from workers.core.windows.sessions import SessionEngine
+from workers.errors import ConfigError
 from workers.times import NS_PER_MS
-from workers.windows import KeyState, Lateness, Window, WindowEngine, WindowRules
 
 __all__ = [
     "Changed",

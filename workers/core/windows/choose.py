@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from workers.aggregates import can_merge
-from workers.assigners import Sessions
+from workers.core.aggregates import can_merge
+from workers.core.windows.assign import Sessions
+from workers.core.windows.engine import Folding, K, T, WindowEngine, WindowRules
+from workers.core.windows.gaps import Filling, GapBarEngine
+from workers.core.windows.sessions import Merging, SessionEngine
 from workers.errors import ConfigError
-from workers.gapbars import Filling, GapBarEngine
-from workers.sessions import Merging, SessionEngine
-from workers.windows import Folding, K, T, WindowEngine, WindowRules
 
 __all__ = ["check_merges", "make_engine"]
 

@@ -1,4 +1,5 @@
-"""Ticks that are held for their time, at work in a lane: `workers.jumps` with records, dead letters and stored state.
+"""Ticks that are held for their time, at work in a lane: `workers.core.jumps` with records, dead letters and stored
+state.
 
 What is held is part of the changelog, so that no crash shows: under ``b"hs"`` and the symbol the tick and its record,
 under ``b"hc"`` the greatest time let through.
@@ -16,13 +17,13 @@ from typing import Final
 import msgspec
 import orjson
 
-from workers.corrections import Correction, trade_id_of
+from workers.core.frames import OutRecord
+from workers.core.jumps import Judged, JumpGuard, Suspect
+from workers.core.pipeline.stage import Passage
+from workers.core.pipeline.throttle import DumpedPassage, dump_passage, load_passage
+from workers.core.ticks import Reason, Record, Rejection, Tick, TickFormat
+from workers.core.windows.corrections import Correction, trade_id_of
 from workers.errors import StateFormatError
-from workers.frames import OutRecord
-from workers.jumps import Judged, JumpGuard, Suspect
-from workers.ratelimit import DumpedPassage, dump_passage, load_passage
-from workers.stages import Passage
-from workers.ticks import Reason, Record, Rejection, Tick, TickFormat
 from workers.times import describe_duration, format_duration, format_time
 
 __all__ = ["SUSPECT", "Quarantine"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from workers.aggregates import Aggregation
-from workers.ticks import Tick
+from workers.core.aggregates import Aggregation
+from workers.core.ticks import Tick
 
 __all__ = ["AggregationRaised", "UsersAggregation"]
 

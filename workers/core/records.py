@@ -18,7 +18,8 @@ Payload = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """A record taken out of a batch: what a `workers.ticks.Record` must have. ``timestamp`` is in ms, -1 for none."""
+    """A record taken out of a batch: what a `workers.core.ticks.Record` must have. ``timestamp`` is in ms, -1 for
+    none."""
 
     offset: int
     timestamp: int

@@ -17,36 +17,16 @@ from typing import Literal, TypeVar
 
 import orjson
 
-from workers.aggregates import Aggregation, Ohlcv, load_aggregation
-from workers.assigners import (
-    Assigner,
-    CalendarSession,
-    ExchangeSessions,
-    Hopping,
-    Sessions,
-    WindowKind,
-    make_tumbling,
-)
-from workers.bars import BarEngine, Bars, bar_decoder
-from workers.callbacks import AggregationRaised, UsersAggregation
-from workers.corrections import (
-    Changed,
-    CorrectingEngine,
-    Correction,
-    CorrectionRules,
-    NotFound,
-    correction_decoder,
-    make_correcting_engine,
-)
-from workers.engines import check_merges, make_engine
-from workers.errors import CallbackError, ConfigError, StateMismatchError
-from workers.failures import Failure, raise_unless_of_record, rejection_of
-from workers.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
-from workers.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
-from workers.partitioning import partition_for
-from workers.pipeline import OperatorSpec, Pipeline, describe
-from workers.quarantine import SUSPECT, Quarantine
-from workers.snapshot import (
+from workers.core.aggregates import Aggregation, Ohlcv, load_aggregation
+from workers.core.callbacks import AggregationRaised, UsersAggregation
+from workers.core.failures import Failure, raise_unless_of_record, rejection_of
+from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
+from workers.core.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
+from workers.core.partitioning import partition_for
+from workers.core.pipeline.pipeline import OperatorSpec, Pipeline, describe
+from workers.core.pipeline.stage import Passage, SequenceGap
+from workers.core.quarantine import SUSPECT, Quarantine
+from workers.core.snapshot import (
     Counts,
     LaneMeta,
     check_fingerprint,
@@ -56,11 +36,31 @@ from workers.snapshot import (
     write_meta,
     write_windows,
 )
-from workers.stages import Passage, SequenceGap
-from workers.steps import run_through
-from workers.ticks import EndOfInput, Reason, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.steps import run_through
+from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.windows.assign import (
+    Assigner,
+    CalendarSession,
+    ExchangeSessions,
+    Hopping,
+    Sessions,
+    WindowKind,
+    make_tumbling,
+)
+from workers.core.windows.choose import check_merges, make_engine
+from workers.core.windows.corrections import (
+    Changed,
+    CorrectingEngine,
+    Correction,
+    CorrectionRules,
+    NotFound,
+    correction_decoder,
+    make_correcting_engine,
+)
+from workers.core.windows.engine import LONG_AGO, Emission, Window, WindowEngine, WindowRules
+from workers.core.windows.resample import BarEngine, Bars, bar_decoder
+from workers.errors import CallbackError, ConfigError, StateMismatchError
 from workers.times import NS_PER_MS, TimestampUnit, format_duration
-from workers.windows import LONG_AGO, Emission, Window, WindowEngine, WindowRules
 
 __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
@@ -76,11 +76,12 @@ _TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered":
 class LaneSpec:
     """What a lane does with its partition; durations in nanoseconds. ``pipeline``: what ticks pass before windows.
 
-    ``format`` frames: the input is a frames topic (`workers.bars`); then ``lag_ns``, ``scope``, ``payload``,
-    ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about trades are told
-    from trades (`workers.corrections`); None: there are none.
+    ``format`` frames: the input is a frames topic (`workers.core.windows.resample`); then ``lag_ns``, ``scope``,
+    ``payload``, ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about
+    trades are told from trades (`workers.core.windows.corrections`); None: there are none.
 
-    ``max_jump_ns``: how far ahead of its partition a tick is believed without a second (`workers.jumps`); 0: any is.
+    ``max_jump_ns``: how far ahead of its partition a tick is believed without a second (`workers.core.jumps`); 0: any
+    is.
 
     ``key_ttl_ns`` None: a key is never forgotten, and other keys' progress takes nothing from it.
 

@@ -6,12 +6,12 @@ A changelog partition holds, compacted,
     b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
     b"w" start symbol           one window: flags, rev, count, times, what flags announce, the aggregation's own bytes
     b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits, or fit
-    b"o" stage ...              state of a pipeline stage (`workers.stages`)
-    b"h" ...                    ticks that are held for being ahead of their time (`workers.quarantine`)
+    b"o" stage ...              state of a pipeline stage (`workers.core.pipeline.stage`)
+    b"h" ...                    ticks that are held for being ahead of their time (`workers.core.quarantine`)
 
 with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
 (tombstone) when the window is dropped, so a commit costs what changed, not what is kept. Keys' clocks need no record of
-their own: `workers.windows` says why.
+their own: `workers.core.windows.engine` says why.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from workers.encoding import to_json
+from workers.core.encoding import to_json
+from workers.core.frames import OutRecord
+from workers.core.steps import Portion, run_through
+from workers.core.windows.engine import Window
 from workers.errors import StateFormatError, StateMismatchError
-from workers.frames import OutRecord
-from workers.steps import Portion, run_through
 from workers.times import format_duration
-from workers.windows import Window
 
 __all__ = [
     "Counts",
@@ -46,7 +46,7 @@ __all__ = [
 FORMAT: Final = 1
 META_KEY: Final = b"m"
 SEGMENT_BYTES: Final = 512 * 1024  # of items in one record; one item may have more
-BYTES_OF_UNIT: Final = 2_048  # of items read in the time of a unit of `workers.steps`
+BYTES_OF_UNIT: Final = 2_048  # of items read in the time of a unit of `workers.core.steps`
 _WINDOW = Struct("<BBIQqqqI")  # version, flags, rev, count, end, first, last, segments
 _START = Struct(">q")
 _SEGMENT = Struct(">qI")
