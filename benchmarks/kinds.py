@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
+from workers.compiled.choose import make_lane, records_of
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -27,7 +28,6 @@ from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawBatch
 from workers.core.ticks import Record, Tick
 from workers.core.windows.corrections import CorrectionRules
-from workers.lanes import make_lane, records_of
 from workers.times import NS_PER_SECOND
 
 RUNS = 3

@@ -24,13 +24,13 @@ import orjson
 import psutil
 
 from tests.raw_batches import build_batch
+from workers.compiled.choose import make_lane
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Conflate, Filter, Map, Route, Router, Throttle
 from workers.core.records import RawRecord
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
-from workers.lanes import make_lane
 
 S = 1_000_000_000
 MS = 1_000_000

@@ -23,6 +23,7 @@ import orjson
 from benchmarks.stages import _fetched, pack_logs
 from workers import worker
 from workers.commands.run import calm_collector
+from workers.compiled.choose import make_lane
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -30,7 +31,6 @@ from workers.core.pipeline.pipeline import Map
 from workers.core.records import RawBatch, RawRecord
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
-from workers.lanes import make_lane
 from workers.sink import _portions
 
 S = 1_000_000_000

@@ -32,7 +32,7 @@ LIMIT_S = 120.0
 DRAINED = '"before": "hard"'  # the worker\'s own log, when the lag is gone
 START = "start: imports, loading compiled code"
 STAGES = (  # the first of which a mark is in the innermost frame that has any
-    (START, ("<frozen importlib", "/numba/", "/llvmlite/", "workers/jit.py", "concurrent/futures/thread.py")),
+    (START, ("<frozen importlib", "/numba/", "/llvmlite/", "workers/compiled/jit.py", "concurrent/futures/thread.py")),
     ("decompress", ("payload (", "lz4_decode (")),
     ("decode into columns", ("BatchLane._take_batches (",)),
     ("windows", ("BatchLane._take_rows (", "BatchLane._settle (")),

@@ -36,6 +36,7 @@ from aiokafka.errors import (
 from workers.admin import ensure_topics
 from workers.changelog import read_changelog
 from workers.client import repair_client
+from workers.compiled.choose import make_lane, takes_batches
 from workers.compression import use_fast_lz4
 from workers.connection import admin_client, connecting
 from workers.core.lane import Effects, Input, Lane, LaneSpec
@@ -43,7 +44,6 @@ from workers.core.pipeline.stage import SequenceGap
 from workers.core.snapshot import LaneMeta
 from workers.core.ticks import TickFormat
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
-from workers.lanes import make_lane, takes_batches
 from workers.metrics import Metrics
 from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch

@@ -21,9 +21,9 @@ from tests.raw_batches import build_batch, packed, with_header_names
 from workers import batches
 from workers.batches import HookError, install
 from workers.broker import Broker
+from workers.compiled.choose import records_of
 from workers.core.records import RawBatch, RawRecord
 from workers.errors import BrokerError
-from workers.lanes import records_of
 
 TP = TopicPartition("ticks", 0)
 HEADERS = [("h", b"1"), ("ü", b""), ("h", b"2")]

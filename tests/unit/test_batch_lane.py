@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from tests.raw_batches import batches, build_batch, varint
 from tests.strategies import Case, configs, cuts, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
-from workers import batch_lane, tables
-from workers import lanes as lanes_module
-from workers.batch_lane import BatchLane
+from workers.compiled import choose as lanes_module
+from workers.compiled import lane as batch_lane
+from workers.compiled import tables
+from workers.compiled.choose import count_of, end_of, make_lane, records_of, supports
+from workers.compiled.lane import BatchLane
+from workers.compiled.windows import WINDOW_VALUE_BYTES
 from workers.core.aggregates import OHLCV_STATE
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
@@ -30,8 +33,6 @@ from workers.core.records import RawBatch, RawRecord
 from workers.core.snapshot import _WINDOW
 from workers.core.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
-from workers.kernel import WINDOW_VALUE_BYTES
-from workers.lanes import count_of, end_of, make_lane, records_of, supports
 
 bar_configs = (
     configs(all_late=False, min_times=True)
@@ -393,7 +394,7 @@ def test_numba_that_cannot_be_used_leaves_the_reference(monkeypatch: pytest.Monk
 def test_nothing_needs_numba_but_the_compiled_lane() -> None:
     code = (
         "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
-        "from workers.lanes import is_available, make_lane\n"
+        "from workers.compiled.choose import is_available, make_lane\n"
         "from workers.core.lane import Input, LaneSpec\n"
         "assert not is_available()\n"
         "print(type(make_lane(LaneSpec(), Input('t', 0, 1))).__name__)"
@@ -514,7 +515,7 @@ def test_ordinary_ticks_never_reach_the_plain_decoder() -> None:
 
 
 def test_floats_are_written_as_orjson_writes_them() -> None:
-    from workers.digits import FLOAT_BYTES, write_floats
+    from workers.compiled.numbers import FLOAT_BYTES, write_floats
 
     rng = np.random.default_rng(7)
     special = [0.0, -0.0, 5e-324, 1e-5, 9.999e-5, 1e-6, 1e15, 1e16, 1e17, 2.0**53, 2.0**60, 1e21, 1e22, 1e23, 0.1 + 0.2]
@@ -534,7 +535,7 @@ def test_floats_are_written_as_orjson_writes_them() -> None:
 
 
 def test_compiled_code_is_kept_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.jit import cache_folder
+    from workers.compiled.jit import cache_folder
 
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

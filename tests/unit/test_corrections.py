@@ -19,6 +19,7 @@ from tests import corrections_oracle, oracle
 from tests.strategies import configs, ended
 from tests.sums_oracle import totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
+from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
 from workers.core.lane import Input, Lane, LaneSpec, entries_of
 from workers.core.partitioning import partition_for
@@ -27,7 +28,6 @@ from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.investigation import Investigation
-from workers.lanes import supports
 from workers.settings import Settings, load_settings
 from workers.tail import late_line
 from workers.testing import TestDriver

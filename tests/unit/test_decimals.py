@@ -17,7 +17,7 @@ from tests.raw_batches import batches
 from tests.strategies import cuts
 from tests.sums_oracle import Total, totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers.batch_lane import BatchLane
+from workers.compiled.lane import BatchLane
 from workers.core.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, LaneSpec, entries_of

@@ -12,7 +12,7 @@ import pytest
 
 from tests.raw_batches import build_batch
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers.batch_lane import BatchLane
+from workers.compiled.lane import BatchLane
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.core.ledger import MESSAGE_HEADER

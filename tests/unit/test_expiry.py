@@ -9,13 +9,13 @@ import pytest
 
 from tests.raw_batches import batches
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import tables
-from workers.batch_lane import BatchLane
+from workers.compiled import tables
+from workers.compiled.choose import make_lane, supports
+from workers.compiled.lane import BatchLane
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
 from workers.core.windows.engine import NEVER
 from workers.errors import ConfigError
-from workers.lanes import make_lane, supports
 from workers.settings import load_settings
 from workers.worker import lane_spec
 

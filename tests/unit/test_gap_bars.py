@@ -16,9 +16,9 @@ from tests.oracle import Record
 from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_gaps
+from workers.compiled.choose import supports
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.errors import ConfigError
-from workers.lanes import supports
 from workers.testing import TestDriver
 
 S = 10**9

@@ -23,7 +23,8 @@ import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
 from tests.raw_batches import by_hand, packed
-from workers.batch_lane import BatchLane
+from workers.compiled.choose import supports
+from workers.compiled.lane import BatchLane
 from workers.core.aggregates import Aggregation
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
@@ -33,7 +34,6 @@ from workers.core.records import RawRecord
 from workers.core.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat, excerpt, is_deeper
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import BrokerError, CallbackError
-from workers.lanes import supports
 from workers.rejections import FailureWatch
 from workers.sink import Commit, OutTopic, SinkSpec, _size, fit
 
@@ -579,7 +579,7 @@ def test_whatever_else_raises_takes_out_that_record_alone(what: str, monkeypatch
     assert "Unforeseen" in told(effects)[0][1]
     if what == "ledger":
         fast = BatchLane(spec, Input("ticks", 0, 1))
-        monkeypatch.setattr("workers.batch_lane.late_record", raises)
+        monkeypatch.setattr("workers.compiled.lane.late_record", raises)
         assert fast.process([by_hand(records, {})]) == effects
     # What came before and after is as if these records had never been.
     lane.process([RawRecord(9, -1, b"A", TICK % (NOW_MS + 11_000))])

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from workers.jit import BYTES, bits_of, compiled, float_of, inlined, mulhi
+from workers.compiled.jit import BYTES, bits_of, compiled, float_of, inlined, mulhi
 
 __all__ = ["FLOAT_BYTES", "put_float", "put_int", "shortest", "write_floats"]
 

@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from workers import columns as co
-from workers import kernel as ke
-from workers import tables as tb
+from workers.compiled import decode as co
+from workers.compiled import tables as tb
+from workers.compiled import windows as ke
+from workers.compiled.numbers import FLOAT_BYTES, write_floats
 from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec
@@ -33,7 +34,6 @@ from workers.core.records import RawBatch, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.ticks import EndOfInput, Record, Rejection, Tick
 from workers.core.windows.engine import Lateness
-from workers.digits import FLOAT_BYTES, write_floats
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS
 
@@ -77,7 +77,7 @@ _scratch = _Scratch()
 
 
 class BatchLane(Lane):
-    """A `Lane` that takes record batches. Made for specs that `workers.lanes.supports` says yes to.
+    """A `Lane` that takes record batches. Made for specs that `workers.compiled.choose.supports` says yes to.
 
     ``process`` takes `RawBatch` objects, or plain records (which it decodes one by one: right, but slow).
     """

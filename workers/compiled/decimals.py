@@ -15,10 +15,10 @@ from typing import Final
 
 import numpy as np
 
+from workers.compiled.jit import bits_of, float_of, inlined, mulhi
+from workers.compiled.numbers import shortest
+from workers.compiled.tables import NONE, W_NOTIONAL, W_VOLUME, Ints, U
 from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
-from workers.digits import shortest
-from workers.jit import bits_of, float_of, inlined, mulhi
-from workers.tables import NONE, W_NOTIONAL, W_VOLUME, Ints, U
 
 __all__ = ["add_tick", "packed", "sum_as_float"]
 

@@ -61,7 +61,7 @@ def _is_usable() -> bool:
     if not all(map(_is_installed, ("numba", "numpy"))):
         return False
     try:
-        from workers.batch_lane import writes_as_orjson
+        from workers.compiled.lane import writes_as_orjson
     except Exception as error:  # whatever a broken or unknown numba raises, the reference lane still works
         problem = f"{type(error).__name__}: {error}"
     else:
@@ -97,7 +97,7 @@ def make_lane(spec: LaneSpec, source: Input, compiled: bool | None = None) -> La
     """A lane for the spec, as `takes_batches` says. A lane that takes batches takes records as well."""
     if not takes_batches(spec, compiled):
         return Lane(spec, source)
-    from workers.batch_lane import BatchLane  # not above: it needs numba, 60 MiB and half a second
+    from workers.compiled.lane import BatchLane  # not above: it needs numba, 60 MiB and half a second
 
     return BatchLane(spec, source)
 

@@ -20,8 +20,9 @@ from typing import Final
 import numpy as np
 from numba import types
 
-from workers.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, compiled, inlined, load64
-from workers.tables import (
+from workers.compiled.decimals import packed
+from workers.compiled.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, compiled, inlined, load64
+from workers.compiled.tables import (
     C_AMOUNT,
     C_BATCH,
     C_KEY,
@@ -53,7 +54,6 @@ from workers.tables import (
     new_key,
     same_bytes,
 )
-from workers.wide import packed
 
 __all__ = ["decode"]
 

@@ -31,7 +31,15 @@ __all__ += ["bits_of", "float_of", "store64"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-COMPILED_SOURCES: Final = ("jit.py", "digits.py", "tables.py", "decimals.py", "wide.py", "columns.py", "kernel.py")
+COMPILED_SOURCES: Final = (
+    "jit.py",
+    "numbers.py",
+    "tables.py",
+    "../core/decimals.py",
+    "decimals.py",
+    "decode.py",
+    "windows.py",
+)
 
 INTS: Final = types.Array(types.int64, 1, "C")
 INTS2: Final = types.Array(types.int64, 2, "C")

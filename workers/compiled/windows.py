@@ -1,4 +1,5 @@
-"""The window rules of `workers.core.windows.engine`, compiled, over the tables of `workers.tables`; clocks are per key.
+"""The window rules of `workers.core.windows.engine`, compiled, over the tables of `workers.compiled.tables`; clocks are
+per key.
 
 The work of a tick does not depend on how many keys and windows there are: a hash finds the key, the key's most recent
 window is nearly always the one, `K_DUE` says without looking whether anything closes. What is ordered by time waits in
@@ -17,9 +18,22 @@ from typing import Final
 import numpy as np
 from numba import types
 
-from workers.digits import FLOAT_BYTES, put_float, put_int
-from workers.jit import BYTES, FLOATS2, INTS, INTS2, READ_BYTES, bits_of, compiled, float_of, inlined, load64, store64
-from workers.tables import (
+from workers.compiled.decimals import add_tick, sum_as_float
+from workers.compiled.jit import (
+    BYTES,
+    FLOATS2,
+    INTS,
+    INTS2,
+    READ_BYTES,
+    bits_of,
+    compiled,
+    float_of,
+    inlined,
+    load64,
+    store64,
+)
+from workers.compiled.numbers import FLOAT_BYTES, put_float, put_int
+from workers.compiled.tables import (
     C_AMOUNT,
     C_KEY,
     C_PRICE,
@@ -143,7 +157,6 @@ from workers.tables import (
     put_row,
     remove_row,
 )
-from workers.wide import add_tick, sum_as_float
 
 __all__ = [
     "KINDS",

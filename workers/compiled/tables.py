@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from workers.jit import BYTES, INTS, INTS2, READ_BYTES, compiled, inlined, load64
+from workers.compiled.jit import BYTES, INTS, INTS2, READ_BYTES, compiled, inlined, load64
 
 # What is in an array's cells is declared by the signature it is compiled for; mypy would see numpy scalars everywhere.
 Ints = npt.NDArray[Any]
@@ -101,7 +101,7 @@ KEY_MISROUTED, KEY_PLAIN, KEY_UNUSED = 1, 2, 4
     W_LAST,
     W_OPENED,  # event time of the open price
     W_CLOSED,  # and of the close price
-    W_VOLUME,  # three columns each: a sum of `workers.wide`
+    W_VOLUME,  # three columns each: a sum of `workers.compiled.decimals`
     _,
     _,
     W_NOTIONAL,
