@@ -7,7 +7,6 @@ that use them.
 
 from typing import TYPE_CHECKING
 
-from workers.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
 from workers.core.aggregates import Aggregation
 from workers.core.frames import WindowFrame
 from workers.core.partitioning import PartitioningSpec
@@ -16,8 +15,9 @@ from workers.core.watermark import EventTimeClock, WatermarkPolicy
 from workers.core.windows.assign import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
 from workers.core.windows.engine import Lateness
 from workers.errors import ChannelClosed, WorkersError
-from workers.operators import Bar, deduplicate, resample_ohlc, router, throttle
-from workers.streams import (
+from workers.streams.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
+from workers.streams.operators import Bar, deduplicate, resample_ohlc, router, throttle
+from workers.streams.windows import (
     WindowStream,
     buffer_async,
     filter_async,

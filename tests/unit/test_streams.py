@@ -33,7 +33,7 @@ from workers import (
     tumbling_window_event_time,
     window_event_time,
 )
-from workers.streams import CLOCK_CHECK_S
+from workers.streams.windows import CLOCK_CHECK_S
 
 T = TypeVar("T")
 R = TypeVar("R")

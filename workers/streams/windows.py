@@ -7,7 +7,7 @@ Every function takes an async iterable and returns an async iterator. The rules 
 * Reading is lazy: nothing is read before the first ``anext``. Streams that also watch the time (said where it is so)
   read at most `READ_AHEAD` items ahead of their reader.
 * A cancelled ``anext``, as by a timeout around it, takes nothing and ends nothing: the next one goes on from there
-  (`workers.channel.Stream`).
+  (`workers.streams.channel.Stream`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
-from workers.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
 from workers.core.frames import WindowFrame, frame_from_emission
 from workers.core.watermark import WatermarkPolicy
 from workers.core.windows.assign import Tumbling, TumblingWindowSpec, WindowSpec
 from workers.core.windows.choose import make_engine
 from workers.core.windows.engine import Lateness, Trigger, WindowEngine, WindowRules
+from workers.streams.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_SECOND,
@@ -434,7 +434,7 @@ async def _pumped(source: AsyncIterable[T], capacity: int, make: Callable[[T], V
     So waiting for an item can end early, as it must to watch the time, without cancelling the source half-way.
     """
     channel: Pipe[V] = Pipe(capacity)
-    pump = asyncio.get_running_loop().create_task(_pump(source, channel, make), name="workers.streams")
+    pump = asyncio.get_running_loop().create_task(_pump(source, channel, make), name="workers.streams.windows")
 
     def on_done(_: asyncio.Task[None]) -> None:
         if not channel.closed:  # cancelled by somebody else before its first step: nobody else would tell the reader

@@ -1,9 +1,9 @@
 """Operators on streams inside one process: drop repeats, slow down, route, and make bars of ticks.
 
-They work on any async iterable, a `workers.Channel` included, under the rules of `workers.streams` (where `map_async`,
-`filter_async` and `buffer_async` are): a failure comes out where the stream is consumed, after everything that was
-complete before it; a stream owns and closes its source; nothing is read before the first ``anext``. ``key_fn``,
-``route_key`` and ``on_late`` may be plain or async.
+They work on any async iterable, a `workers.Channel` included, under the rules of `workers.streams.windows` (where
+`map_async`, `filter_async` and `buffer_async` are): a failure comes out where the stream is consumed, after everything
+that was complete before it; a stream owns and closes its source; nothing is read before the first ``anext``.
+``key_fn``, ``route_key`` and ``on_late`` may be plain or async.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Final, TypeVar
 
-from workers.channel import Channel, OwnedSource, Stream, raisable
 from workers.core.watermark import WatermarkPolicy
 from workers.core.windows.assign import TumblingWindowSpec
 from workers.core.windows.engine import Emission, Lateness, WindowEngine
-from workers.streams import _event_time_ns, _value, _warn_late, _window_rules
+from workers.streams.channel import Channel, OwnedSource, Stream, raisable
+from workers.streams.windows import _event_time_ns, _value, _warn_late, _window_rules
 from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, timedelta_to_ns
 
 __all__ = ["Bar", "deduplicate", "resample_ohlc", "router", "throttle"]

@@ -1,0 +1,1 @@
+"""The library over async iterators, for streams inside one process: channels, windows, operators."""
