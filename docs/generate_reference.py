@@ -33,7 +33,7 @@ from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
 from workers.core.ticks import Reason
 from workers.metrics import CatalogueRow, catalogue
 from workers.pressure import FeedbackEvent, Level
-from workers.settings import ReferenceRow, Settings, load_settings, operator_reference, reference
+from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.store.metrics import StoreMetrics
 from workers.testing import TestDriver
 

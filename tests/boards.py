@@ -13,7 +13,7 @@ from workers.dashboard import DashboardModel
 from workers.dashboard.access import Access
 from workers.dashboard.feed import model_for
 from workers.dashboard.server import Dashboard, listen, serve
-from workers.settings import load_settings
+from workers.settings.all import load_settings
 
 __all__ = ["NOW_MS", "Board", "board", "frame"]
 

@@ -28,7 +28,7 @@ from workers.connection import admin_client, explain_connection_error
 from workers.errors import TopicError
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = [
     "TopicLayout",

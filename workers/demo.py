@@ -28,7 +28,7 @@ from workers.connection import admin_client
 from workers.core.snapshot import META_KEY, Counts
 from workers.errors import BrokerError, WorkersError
 from workers.group import LagReader
-from workers.settings import Settings, consumer_options, load_settings
+from workers.settings.all import Settings, consumer_options, load_settings
 from workers.tail import frame_line, tail
 
 if TYPE_CHECKING:

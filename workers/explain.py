@@ -43,7 +43,7 @@ from workers.worker import lane_spec
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
 
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = [
     "Difference",

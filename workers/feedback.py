@@ -23,10 +23,10 @@ from workers.client import stop_consumer, stop_producer
 from workers.connection import connecting
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.pressure import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
-from workers.settings import client_options
+from workers.settings.all import client_options
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
 

@@ -39,11 +39,11 @@ from workers.core.ticks import Tick, tick_decoder
 from workers.errors import BrokerError, WorkersError
 from workers.group import GroupLag, LagReader, PartitionLag
 from workers.produce import tick_format
-from workers.settings import client_options
+from workers.settings.all import client_options
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["LagMonitor", "LagSnapshot", "PartitionDelay", "SmoothedRate"]
 

@@ -12,12 +12,12 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from workers.batches import install
 from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.errors import BrokerError, DataLossError
-from workers.settings import client_options
+from workers.settings.all import client_options
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
 
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["LogReader"]
 

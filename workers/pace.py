@@ -19,7 +19,7 @@ from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, rate_scale
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
     from workers.source import Source
 
 __all__ = ["ReadingPace"]

@@ -38,12 +38,12 @@ from workers.connection import connecting
 from workers.core.partitioning import partition_for
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.errors import BrokerError, WorkersError
-from workers.settings import producer_options
+from workers.settings.all import producer_options
 from workers.tickfiles import TickInput
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = [
     "FileSource",

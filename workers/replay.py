@@ -48,13 +48,13 @@ from workers.explain import Difference, differences, stored_settings_problem
 from workers.group import GroupLag, LagReader, PartitionLag
 from workers.logreader import LogReader
 from workers.produce import prepare_topic
-from workers.settings import producer_options
+from workers.settings.all import producer_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 from workers.worker import lane_spec
 
 if TYPE_CHECKING:
     from workers.admin import TopicLayout
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
 

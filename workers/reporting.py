@@ -23,10 +23,10 @@ from workers.group import lost_records_problem
 from workers.lag import LagMonitor, LagSnapshot
 from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
-from workers.settings import METRICS_OFF
+from workers.settings.all import METRICS_OFF
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["GroupReporter"]
 

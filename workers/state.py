@@ -24,7 +24,7 @@ from workers.core.snapshot import LaneMeta
 from workers.core.windows.engine import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
 from workers.group import LagReader
-from workers.settings import Settings, consumer_options, producer_options
+from workers.settings.all import Settings, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, PartitionSink, SinkSpec
 from workers.worker import DEFAULT_MAX_MESSAGE_BYTES, lane_spec
 

@@ -23,11 +23,11 @@ from workers.connection import connecting, explain_connection_error, stop_consum
 from workers.core.frames import RESERVED_FIELDS
 from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.core.ticks import is_end_of_input
-from workers.settings import client_options
+from workers.settings.all import client_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 

@@ -22,7 +22,7 @@ from workers.tickfiles import Row, TickInput
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["Check", "Finding", "Preview", "RowJudge"]
 

@@ -48,7 +48,7 @@ from workers.metrics import Metrics
 from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
-from workers.settings import Settings, advice, consumer_options, producer_options
+from workers.settings.all import Settings, advice, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.source import Fetched, Source
 from workers.vitals import serving

@@ -35,7 +35,7 @@ from workers import sink, worker
 from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.logs import configure_logging
-from workers.settings import load_settings
+from workers.settings.all import load_settings
 
 _PR_SET_PDEATHSIG = 1
 

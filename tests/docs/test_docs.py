@@ -31,7 +31,7 @@ from workers.broker import Broker
 from workers.broker.jars import kafka_jars
 from workers.broker.jvm import find_java
 from workers.errors import BrokerUnavailableError, ConfigError
-from workers.settings import load_settings, operator_reference, reference
+from workers.settings.all import load_settings, operator_reference, reference
 
 ALL = {page: blocks(page) for page in PAGES}
 SHELLS = ("console", "sh")

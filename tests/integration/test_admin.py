@@ -25,7 +25,7 @@ from workers.connection import (
 )
 from workers.errors import BrokerError, TopicError
 from workers.group import LagReader
-from workers.settings import Settings, client_options, load_settings
+from workers.settings.all import Settings, client_options, load_settings
 
 pytestmark = pytest.mark.broker
 

@@ -23,7 +23,7 @@ from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
 from workers.market import Market, arrivals, synthetic_ticks
 from workers.produce import GeneratedSource, produce
-from workers.settings import Settings, load_settings
+from workers.settings.all import Settings, load_settings
 from workers.tail import tail
 
 pytestmark = pytest.mark.broker

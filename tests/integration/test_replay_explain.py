@@ -19,7 +19,7 @@ from tests.verify import read_topic
 from workers.broker import Broker
 from workers.errors import ConfigError, TopicError
 from workers.explain import Explanation, explain
-from workers.settings import Settings, load_settings
+from workers.settings.all import Settings, load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

@@ -27,7 +27,7 @@ from workers.core.windows.engine import Lateness, WindowRules
 from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
 from workers.investigation import Investigation
-from workers.settings import Settings, TickSettings, load_settings
+from workers.settings.all import Settings, TickSettings, load_settings
 from workers.testing import TestDriver
 from workers.worker import lane_spec
 

@@ -23,7 +23,7 @@ from workers.cli import app
 from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
 from workers.logs import Sparing, configure_logging
-from workers.settings import LoggingSettings
+from workers.settings.all import LoggingSettings
 
 COMMANDS = ["run", "produce", "tail", "lag", "topics", "config"]
 

@@ -28,7 +28,7 @@ from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.investigation import Investigation
-from workers.settings import Settings, load_settings
+from workers.settings.all import Settings, load_settings
 from workers.tail import late_line
 from workers.testing import TestDriver
 from workers.worker import lane_spec

@@ -21,7 +21,7 @@ from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.ticks import Tick
 from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
-from workers.settings import Settings
+from workers.settings.all import Settings
 from workers.source import Fetched
 
 S = 1_000_000_000

@@ -14,7 +14,7 @@ from workers.errors import ConfigError
 from workers.health import MAX_CONNECTIONS, HealthServer
 from workers.metrics import Metrics
 from workers.pressure import Level
-from workers.settings import METRICS_OFF, MetricsSettings
+from workers.settings.all import METRICS_OFF, MetricsSettings
 
 
 async def ask(port: int | None, request: str) -> tuple[int, dict[str, str], str]:

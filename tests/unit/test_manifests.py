@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from workers.metrics import Metrics
-from workers.settings import Settings, load_settings
+from workers.settings.all import Settings, load_settings
 from workers.store.metrics import StoreMetrics
 from workers.times import parse_duration
 from workers.worker import STOP_TIMEOUT_S

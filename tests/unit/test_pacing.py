@@ -15,7 +15,7 @@ from workers.commands.produce import _synthetic_source
 from workers.core.ticks import TickFormat
 from workers.market import Market
 from workers.produce import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
-from workers.settings import load_settings
+from workers.settings.all import load_settings
 from workers.tickfiles import open_ticks
 
 FORM = TickFormat()

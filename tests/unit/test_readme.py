@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from workers.cli import app
-from workers.settings import load_settings, reference
+from workers.settings.all import load_settings, reference
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -21,11 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from workers import settings as module
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
-from workers.settings import (
+from workers.settings.all import (
     METRICS_OFF,
     OPERATORS,
     KafkaSettings,
@@ -41,6 +40,7 @@ from workers.settings import (
     producer_options,
     reference,
 )
+from workers.settings.all import all as module
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 from workers.worker import lane_spec
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures_postgres import PostgresServer
 from workers.errors import ConfigError, StateFormatError
-from workers.settings import Settings, StoreSettings
+from workers.settings.all import Settings, StoreSettings
 from workers.store import postgres as postgres_module
 from workers.store import sqlite as sqlite_module
 from workers.store.base import (

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from workers.cli import app
 from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
-from workers.settings import load_settings
+from workers.settings.all import load_settings
 from workers.tickcheck import Preview, RowJudge
 from workers.tickfiles import open_ticks
 

@@ -30,7 +30,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.group import GroupLag
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__: list[str] = []
 

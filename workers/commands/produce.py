@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from workers.market import Market
     from workers.produce import Produced, Source
-    from workers.settings import Settings
+    from workers.settings.all import Settings
     from workers.tickfiles import TickInput
 
     MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]

@@ -32,7 +32,7 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.settings import Settings
+    from workers.settings.all import Settings
     from workers.store.base import FrameRow, Store
 
 __all__: list[str] = []

@@ -27,7 +27,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.admin import TopicLayout, TopicPlan, TopicState
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__: list[str] = []
 

@@ -29,13 +29,13 @@ from workers.errors import WorkersError
 from workers.feedback import FeedbackListener, level_policy
 from workers.lag import LagMonitor, LagSnapshot
 from workers.pressure import rate_scale
-from workers.settings import client_options
+from workers.settings.all import client_options
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaAdminClient, ConsumerRecord
 
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["HISTORY_RECORDS", "Feed", "model_for"]
 

@@ -10,7 +10,7 @@ from workers.store.base import Store
 from workers.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from workers.settings import StoreSettings
+    from workers.settings.all import StoreSettings
 
 __all__ = ["choose_store"]
 

@@ -19,7 +19,7 @@ from workers.feedback import FeedbackPublisher
 from workers.pressure import STORE_SOURCE, Level, LevelGauge, LevelPolicy
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings.all import Settings
 
 __all__ = ["Coordinator", "queue_policy"]
 

@@ -39,7 +39,7 @@ from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.health import HealthServer
 from workers.pressure import Level, LevelGauge
-from workers.settings import Settings, consumer_options
+from workers.settings.all import Settings, consumer_options
 from workers.source import Source
 from workers.store.base import (
     Batch,
