@@ -31,10 +31,10 @@ from workers.admin import planned_topics
 from workers.commands.common import ExitCode, app, exit_code_for
 from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
 from workers.core.ticks import Reason
-from workers.metrics import CatalogueRow, catalogue
 from workers.pressure import FeedbackEvent, Level
 from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.store.metrics import StoreMetrics
+from workers.telemetry.metrics import CatalogueRow, catalogue
 from workers.testing import TestDriver
 
 __all__ = ["PARTS", "environment_name", "stage"]

@@ -35,8 +35,8 @@ from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, LevelGauge, Lev
 from workers.times import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.metrics import Metrics
     from workers.settings.all import Settings
+    from workers.telemetry.metrics import Metrics
 
 __all__ = ["AdaptiveThrottle", "Ramp", "ThrottleState", "TokenBucket"]
 

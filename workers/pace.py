@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from workers.feedback import FeedbackListener, level_policy
-from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, rate_scale
+from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from workers.settings.all import Settings

@@ -21,9 +21,9 @@ import structlog
 from workers.feedback import FeedbackPublisher, level_policy
 from workers.group import lost_records_problem
 from workers.lag import LagMonitor, LagSnapshot
-from workers.metrics import Metrics
 from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
 from workers.settings.all import METRICS_OFF
+from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from workers.settings.all import Settings

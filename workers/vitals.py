@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from workers.health import HealthServer
+from workers.telemetry.health import HealthServer
 
 if TYPE_CHECKING:
     from workers.worker import Worker

@@ -44,13 +44,13 @@ from workers.core.pipeline.stage import SequenceGap
 from workers.core.snapshot import LaneMeta
 from workers.core.ticks import TickFormat
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
-from workers.metrics import Metrics
 from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
 from workers.settings.all import Settings, advice, consumer_options, producer_options
 from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.source import Fetched, Source
+from workers.telemetry.metrics import Metrics
 from workers.vitals import serving
 
 __all__ = ["Worker", "lane_spec", "run_worker"]

@@ -34,8 +34,8 @@ from aiokafka import TopicPartition
 from workers import sink, worker
 from workers.commands.common import run_async
 from workers.errors import WorkersError
-from workers.logs import configure_logging
 from workers.settings.all import load_settings
+from workers.telemetry.logs import configure_logging
 
 _PR_SET_PDEATHSIG = 1
 

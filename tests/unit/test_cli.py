@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from workers.cli import app
 from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
-from workers.logs import Sparing, configure_logging
 from workers.settings.all import LoggingSettings
+from workers.telemetry.logs import Sparing, configure_logging
 
 COMMANDS = ["run", "produce", "tail", "lag", "topics", "config"]
 

@@ -11,10 +11,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from workers.errors import ConfigError
-from workers.health import MAX_CONNECTIONS, HealthServer
-from workers.metrics import Metrics
 from workers.pressure import Level
 from workers.settings.all import METRICS_OFF, MetricsSettings
+from workers.telemetry.health import MAX_CONNECTIONS, HealthServer
+from workers.telemetry.metrics import Metrics
 
 
 async def ask(port: int | None, request: str) -> tuple[int, dict[str, str], str]:

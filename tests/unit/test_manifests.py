@@ -20,9 +20,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from workers.metrics import Metrics
 from workers.settings.all import Settings, load_settings
 from workers.store.metrics import StoreMetrics
+from workers.telemetry.metrics import Metrics
 from workers.times import parse_duration
 from workers.worker import STOP_TIMEOUT_S
 

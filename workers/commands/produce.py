@@ -425,10 +425,10 @@ def _send(
     from contextlib import AsyncExitStack
 
     from workers.adaptive import AdaptiveThrottle, ThrottleState
-    from workers.health import HealthServer
-    from workers.metrics import Metrics
     from workers.produce import StoppedError, prepare_topic, unless_stopped
     from workers.produce import produce as send
+    from workers.telemetry.health import HealthServer
+    from workers.telemetry.metrics import Metrics
 
     def show(state: ThrottleState) -> None:
         say(printable(f"workers: {state.level.label}, {state.scale:.0%} of the full pace: {state.reason}"))

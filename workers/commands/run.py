@@ -65,7 +65,7 @@ def run(
 
       workers run -b broker-1:9092,broker-2:9092 --application-id bars-1m --set window.size=1m
     """
-    from workers.logs import configure_logging
+    from workers.telemetry.logs import configure_logging
     from workers.worker import run_worker
 
     create = False if no_create_topics else None

@@ -97,8 +97,8 @@ def store(
         if misplaced:
             raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {context.invoked_subcommand}`")
         return
-    from workers.logs import configure_logging
     from workers.store import choose_store
+    from workers.telemetry.logs import configure_logging
 
     settings = load(
         config,

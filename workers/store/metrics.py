@@ -1,4 +1,4 @@
-"""The store writer's series; they may share a registry with those of `workers.metrics`."""
+"""The store writer's series; they may share a registry with those of `workers.telemetry.metrics`."""
 
 from __future__ import annotations
 

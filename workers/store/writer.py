@@ -37,7 +37,6 @@ from workers.client import repair_client
 from workers.connection import admin_client, connecting
 from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
-from workers.health import HealthServer
 from workers.pressure import Level, LevelGauge
 from workers.settings.all import Settings, consumer_options
 from workers.source import Source
@@ -55,6 +54,7 @@ from workers.store.feedback import Coordinator, queue_policy
 from workers.store.metrics import StoreMetrics
 from workers.store.parse import REFUSED_BY_DATABASE, parse_frame, reject
 from workers.store.queue import Chunk, FrameQueue
+from workers.telemetry.health import HealthServer
 
 __all__ = ["StoreWriter", "run_store"]
 
