@@ -21,12 +21,12 @@ from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from workers.batches import _BatchRecords, _BatchSlices
 from workers.compiled import lane as batch_lane
 from workers.compiled.choose import make_lane, records_of
 from workers.core.lane import Input, LaneSpec
 from workers.core.partitioning import partition_for
 from workers.core.records import RawBatch
+from workers.kafka.fetch_hook import _BatchRecords, _BatchSlices
 
 PARTITIONS = 4
 SYMBOLS = 1_000

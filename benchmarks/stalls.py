@@ -31,7 +31,7 @@ from workers.core.pipeline.pipeline import Map
 from workers.core.records import RawBatch, RawRecord
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
-from workers.sink import _portions
+from workers.kafka.commit import _portions
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -42,8 +42,11 @@ STAGES = (  # the first of which a mark is in the innermost frame that has any
         ("_report_late (", "_decode_flagged (", "BatchLane._reject (", "workers/core/ledger.py"),
     ),
     ("commit: changelog records", ("take_changes",)),
-    ("commit: pack, compress, send", ("workers/sink.py", "workers/compression.py", "aiokafka/producer")),
-    ("fetch: client, protocol, checksums", ("aiokafka/consumer", "workers/batches.py", "workers/source.py")),
+    ("commit: pack, compress, send", ("workers/kafka/commit.py", "workers/kafka/lz4.py", "aiokafka/producer")),
+    (
+        "fetch: client, protocol, checksums",
+        ("aiokafka/consumer", "workers/kafka/fetch_hook.py", "workers/kafka/consumer.py"),
+    ),
     ("sockets and event loop", ("asyncio/", "aiokafka/conn.py", "aiokafka/client.py", "run (")),
     ("worker's loop", ("workers/worker.py",)),
 )

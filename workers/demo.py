@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 import orjson
 from aiokafka.errors import KafkaError
 
-from workers.admin import delete_topics, ensure_topics
 from workers.broker.supervisor import Supervisor
-from workers.changelog import read_changelog
-from workers.connection import admin_client
 from workers.core.snapshot import META_KEY, Counts
 from workers.errors import BrokerError, WorkersError
-from workers.group import LagReader
+from workers.kafka.changelog import read_changelog
+from workers.kafka.connection import admin_client
+from workers.kafka.group_offsets import LagReader
+from workers.kafka.topics import delete_topics, ensure_topics
 from workers.settings.all import Settings, consumer_options, load_settings
 from workers.tail import frame_line, tail
 

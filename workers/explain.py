@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from workers.admin import admin_client, describe_topics
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.windows.assign import windows_between
 from workers.errors import ConfigError
-from workers.group import LagReader, PartitionLag, no_group_problem
 from workers.investigation import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
-from workers.logreader import LogReader
+from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem
+from workers.kafka.log_reader import LogReader
+from workers.kafka.topics import admin_client, describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
 from workers.worker import lane_spec
 

@@ -18,10 +18,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from workers.admin import admin_client, describe_topics
-from workers.client import stop_consumer, stop_producer
-from workers.connection import connecting
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.connection import connecting
+from workers.kafka.repairs import stop_consumer, stop_producer
+from workers.kafka.topics import admin_client, describe_topics
 from workers.pressure import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
 from workers.settings.all import client_options
 

@@ -19,8 +19,8 @@ from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, rate_scale
 from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from workers.kafka.consumer import Source
     from workers.settings.all import Settings
-    from workers.source import Source
 
 __all__ = ["ReadingPace"]
 

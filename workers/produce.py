@@ -31,13 +31,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from workers.admin import admin_client, ensure_topics
-from workers.client import stop_producer
-from workers.compression import use_fast_lz4
-from workers.connection import connecting
 from workers.core.partitioning import partition_for
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.errors import BrokerError, WorkersError
+from workers.kafka.connection import connecting
+from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.repairs import stop_producer
+from workers.kafka.topics import admin_client, ensure_topics
 from workers.settings.all import producer_options
 from workers.tickfiles import TickInput
 from workers.times import NS_PER_SECOND, parse_rfc3339

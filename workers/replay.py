@@ -35,9 +35,6 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from workers.admin import admin_client, describe_topics, ensure_topics
-from workers.client import stop_producer
-from workers.connection import connecting, explain_connection_error
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.partitioning import partition_for
@@ -45,15 +42,18 @@ from workers.core.snapshot import META_KEY, read_state
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
 from workers.explain import Difference, differences, stored_settings_problem
-from workers.group import GroupLag, LagReader, PartitionLag
-from workers.logreader import LogReader
+from workers.kafka.connection import connecting, explain_connection_error
+from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
+from workers.kafka.log_reader import LogReader
+from workers.kafka.repairs import stop_producer
+from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.produce import prepare_topic
 from workers.settings.all import producer_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 from workers.worker import lane_spec
 
 if TYPE_CHECKING:
-    from workers.admin import TopicLayout
+    from workers.kafka.topics import TopicLayout
     from workers.settings.all import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]

@@ -15,17 +15,17 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from workers.admin import admin_client, describe_topics, ensure_topics
-from workers.changelog import read_changelog
-from workers.connection import explain_connection_error
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
 from workers.core.windows.engine import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
-from workers.group import LagReader
+from workers.kafka.changelog import read_changelog
+from workers.kafka.commit import Commit, OutTopic, PartitionSink, SinkSpec
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.group_offsets import LagReader
+from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.settings.all import Settings, consumer_options, producer_options
-from workers.sink import Commit, OutTopic, PartitionSink, SinkSpec
 from workers.worker import DEFAULT_MAX_MESSAGE_BYTES, lane_spec
 
 __all__ = ["PartitionState", "reset_state", "show_state"]

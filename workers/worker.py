@@ -33,23 +33,23 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
-from workers.admin import ensure_topics
-from workers.changelog import read_changelog
-from workers.client import repair_client
 from workers.compiled.choose import make_lane, takes_batches
-from workers.compression import use_fast_lz4
-from workers.connection import admin_client, connecting
 from workers.core.lane import Effects, Input, Lane, LaneSpec
 from workers.core.pipeline.stage import SequenceGap
 from workers.core.snapshot import LaneMeta
 from workers.core.ticks import TickFormat
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
+from workers.kafka.changelog import read_changelog
+from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
+from workers.kafka.connection import admin_client, connecting
+from workers.kafka.consumer import Fetched, Source
+from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.repairs import repair_client
+from workers.kafka.topics import ensure_topics
 from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch
 from workers.reporting import GroupReporter
 from workers.settings.all import Settings, advice, consumer_options, producer_options
-from workers.sink import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
-from workers.source import Fetched, Source
 from workers.telemetry.metrics import Metrics
 from workers.vitals import serving
 

@@ -11,7 +11,7 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from workers.sink import OutTopic, PartitionSink, SinkSpec
+from workers.kafka.commit import OutTopic, PartitionSink, SinkSpec
 
 TOPIC = OutTopic("topic", 1, 1_000_000)
 

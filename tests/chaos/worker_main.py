@@ -31,9 +31,10 @@ from pathlib import Path
 import structlog
 from aiokafka import TopicPartition
 
-from workers import sink, worker
+from workers import worker
 from workers.commands.common import run_async
 from workers.errors import WorkersError
+from workers.kafka import commit as sink
 from workers.settings.all import load_settings
 from workers.telemetry.logs import configure_logging
 

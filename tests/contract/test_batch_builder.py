@@ -1,4 +1,5 @@
-"""What `workers.sink.pack` leans on in aiokafka: a new version that changes it must fail here, not in production."""
+"""What `workers.kafka.commit.pack` leans on in aiokafka: a new version that changes it must fail here, not in
+production."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from workers.broker import Broker
 from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
-from workers.sink import pack
+from workers.kafka.commit import pack
 
 
 def test_the_c_builder_takes_records_and_says_none_when_full() -> None:

@@ -19,7 +19,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from tests.chaos.link import Link
 from workers.broker import Broker
 from workers.broker.base import free_ports
-from workers.client import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
+from workers.kafka.repairs import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
 
 WATCHED_S = 2.0
 CLOSE_LIMIT_S = 6.0

@@ -1,6 +1,6 @@
 """What the fetch hook leans on in aiokafka, and that with it a consumer hands out the same records as without.
 
-Where a new aiokafka fails here, `workers.batches` has to be looked at before anything else is.
+Where a new aiokafka fails here, `workers.kafka.fetch_hook` has to be looked at before anything else is.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from tests.raw_batches import build_batch, packed, with_header_names
-from workers import batches
-from workers.batches import HookError, install
 from workers.broker import Broker
 from workers.compiled.choose import records_of
 from workers.core.records import RawBatch, RawRecord
 from workers.errors import BrokerError
+from workers.kafka import fetch_hook as batches
+from workers.kafka.fetch_hook import HookError, install
 
 TP = TopicPartition("ticks", 0)
 HEADERS = [("h", b"1"), ("ü", b""), ("h", b"2")]
-WHERE = f"aiokafka {aiokafka.__version__}: look at workers/batches.py"
+WHERE = f"aiokafka {aiokafka.__version__}: look at workers/kafka/fetch_hook.py"
 
 
 # -- its insides ------------------------------------------------------------------------------------------------------

@@ -15,16 +15,23 @@ from aiokafka.errors import NodeNotReadyError
 from aiokafka.structs import TopicPartition
 
 from tests.integration.commands import workers
-from workers.admin import TopicLayout, admin_client, delete_topics, describe_topics, ensure_topics, planned_topics
 from workers.broker import Broker, find_broker
-from workers.connection import (
+from workers.errors import BrokerError, TopicError
+from workers.kafka.connection import (
     _NotAsAdvertisedError,
     _unreachable,
     diagnose_connection_error,
     explain_connection_error,
 )
-from workers.errors import BrokerError, TopicError
-from workers.group import LagReader
+from workers.kafka.group_offsets import LagReader
+from workers.kafka.topics import (
+    TopicLayout,
+    admin_client,
+    delete_topics,
+    describe_topics,
+    ensure_topics,
+    planned_topics,
+)
 from workers.settings.all import Settings, client_options, load_settings
 
 pytestmark = pytest.mark.broker

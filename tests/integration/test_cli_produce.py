@@ -17,10 +17,10 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from tests.integration.commands import start, workers
-from workers.admin import admin_client, ensure_topics
 from workers.broker import Broker, find_broker
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
+from workers.kafka.topics import admin_client, ensure_topics
 from workers.market import Market, arrivals, synthetic_ticks
 from workers.produce import GeneratedSource, produce
 from workers.settings.all import Settings, load_settings

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from workers.admin import admin_client, ensure_topics
 from workers.broker import Broker
 from workers.broker.jars import kafka_jars
 from workers.broker.jvm import find_java
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerUnavailableError
+from workers.kafka.topics import admin_client, ensure_topics
 from workers.settings.all import load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.adaptive import Ramp, TokenBucket
-from workers.group import GroupLag, PartitionLag, lost_records_problem
+from workers.kafka.group_offsets import GroupLag, PartitionLag, lost_records_problem
 from workers.lag import LagSnapshot, SmoothedRate
 
 S = 1_000_000_000

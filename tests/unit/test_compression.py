@@ -6,7 +6,7 @@ import cramjam
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from workers.compression import use_fast_lz4
+from workers.kafka.lz4 import use_fast_lz4
 
 LZ4 = 3
 HEADER_BYTES = 61

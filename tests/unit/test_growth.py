@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import sink, worker
+from workers import worker
 from workers.core import partitioning, steps
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
@@ -21,8 +21,9 @@ from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.ticks import Tick
 from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
+from workers.kafka import commit as sink
+from workers.kafka.consumer import Fetched
 from workers.settings.all import Settings
-from workers.source import Fetched
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -32,14 +32,14 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from workers.admin import ensure_topics
-from workers.client import repair_client
-from workers.connection import admin_client, connecting
 from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
+from workers.kafka.connection import admin_client, connecting
+from workers.kafka.consumer import Source
+from workers.kafka.repairs import repair_client
+from workers.kafka.topics import ensure_topics
 from workers.pressure import Level, LevelGauge
 from workers.settings.all import Settings, consumer_options
-from workers.source import Source
 from workers.store.base import (
     Batch,
     FrameRow,

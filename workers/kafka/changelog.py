@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from workers.connection import stop_consumer
+from workers.kafka.connection import stop_consumer
 
 __all__ = ["read_changelog"]
 

@@ -20,11 +20,11 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import IllegalStateError, NoError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 
-from workers.batches import install
-from workers.client import stop_consumer
 from workers.core.records import RawBatch
 from workers.core.ticks import Record
 from workers.errors import BrokerError, FencedError
+from workers.kafka.fetch_hook import install
+from workers.kafka.repairs import stop_consumer
 
 __all__ = ["Fetched", "Source"]
 

@@ -19,9 +19,9 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from workers.admin import describe_topics
-from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.errors import BrokerError, TopicError
+from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
+from workers.kafka.topics import describe_topics
 from workers.settings.all import client_options
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from workers.batches import install
-from workers.connection import connecting, explain_connection_error, stop_consumer
 from workers.errors import BrokerError, DataLossError
+from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
+from workers.kafka.fetch_hook import install
 from workers.settings.all import client_options
 
 if TYPE_CHECKING:

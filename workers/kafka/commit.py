@@ -22,12 +22,12 @@ from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from workers.client import abandon
 from workers.core.frames import OutRecord
 from workers.core.ledger import oversized_routed, shrink_dead_letter, shrink_frame, shrink_late
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, FencedError
-from workers.unfinished import finish, last_decision
+from workers.kafka.hanging import finish, last_decision
+from workers.kafka.repairs import abandon
 
 __all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "reached"]
 

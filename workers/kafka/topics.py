@@ -24,8 +24,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from workers.connection import admin_client, explain_connection_error
 from workers.errors import TopicError
+from workers.kafka.connection import admin_client, explain_connection_error
 
 if TYPE_CHECKING:
     from workers.settings.all import Settings

@@ -18,8 +18,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
-from workers.client import close_connection, repair_client, stop_consumer
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.repairs import close_connection, repair_client, stop_consumer
 from workers.settings.all import client_options
 
 if TYPE_CHECKING:
