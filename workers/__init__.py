@@ -28,7 +28,7 @@ from workers.streams.windows import (
 )
 
 if TYPE_CHECKING:
-    from workers.adaptive import AdaptiveThrottle
+    from workers.backpressure.producer_throttle import AdaptiveThrottle
 
 __all__ = [
     "AdaptiveThrottle",
@@ -70,7 +70,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name == "AdaptiveThrottle":  # it loads the Kafka client
-        from workers.adaptive import AdaptiveThrottle
+        from workers.backpressure.producer_throttle import AdaptiveThrottle
 
         return AdaptiveThrottle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

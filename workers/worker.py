@@ -33,6 +33,8 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
+from workers.backpressure.lag_reporter import GroupReporter
+from workers.backpressure.reading_pace import ReadingPace
 from workers.compiled.choose import make_lane, takes_batches
 from workers.core.lane import Effects, Input, Lane, LaneSpec
 from workers.core.pipeline.stage import SequenceGap
@@ -46,9 +48,7 @@ from workers.kafka.consumer import Fetched, Source
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.pace import ReadingPace
 from workers.rejections import FailureWatch, RejectionWatch
-from workers.reporting import GroupReporter
 from workers.settings.all import Settings, advice, consumer_options, producer_options
 from workers.telemetry.metrics import Metrics
 from workers.vitals import serving

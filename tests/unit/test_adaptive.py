@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.adaptive import Ramp, TokenBucket
+from workers.backpressure.lag import LagSnapshot, SmoothedRate
+from workers.backpressure.producer_throttle import Ramp, TokenBucket
 from workers.kafka.group_offsets import GroupLag, PartitionLag, lost_records_problem
-from workers.lag import LagSnapshot, SmoothedRate
 
 S = 1_000_000_000
 

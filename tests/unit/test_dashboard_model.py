@@ -7,12 +7,12 @@ import math
 import orjson
 import pytest
 
+from workers.backpressure.levels import Level, LevelPolicy
 from workers.core.snapshot import Counts, LaneMeta, write_meta
 from workers.dashboard.access import Access
 from workers.dashboard.model import DashboardModel, LagReading, Limits, Member, PartitionReading, shown_symbol
 from workers.dashboard.views import View, Wish, WishError, read_wish
 from workers.errors import ConfigError
-from workers.pressure import Level, LevelPolicy
 
 SECOND = 1_000_000_000
 WALL = 1_700_000_000 * SECOND

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from workers.backpressure.levels import Level
 from workers.errors import ConfigError
-from workers.pressure import Level
 from workers.settings.all import METRICS_OFF, MetricsSettings
 from workers.telemetry.health import MAX_CONNECTIONS, HealthServer
 from workers.telemetry.metrics import Metrics

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pressure import (
+from workers.backpressure.levels import (
     MAX_COORDINATORS,
     FeedbackBook,
     FeedbackEvent,

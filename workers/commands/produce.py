@@ -424,7 +424,7 @@ def _send(
 ) -> Produced:
     from contextlib import AsyncExitStack
 
-    from workers.adaptive import AdaptiveThrottle, ThrottleState
+    from workers.backpressure.producer_throttle import AdaptiveThrottle, ThrottleState
     from workers.produce import StoppedError, prepare_topic, unless_stopped
     from workers.produce import produce as send
     from workers.telemetry.health import HealthServer

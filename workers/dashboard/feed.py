@@ -18,17 +18,17 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.structs import TopicPartition
 
+from workers.backpressure.feedback import FeedbackListener, level_policy
+from workers.backpressure.lag import LagMonitor, LagSnapshot
+from workers.backpressure.levels import rate_scale
 from workers.core.snapshot import META_KEY
 from workers.core.ticks import is_end_of_input
 from workers.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
 from workers.errors import WorkersError
-from workers.feedback import FeedbackListener, level_policy
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
 from workers.kafka.repairs import repair_client, stop_consumer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.lag import LagMonitor, LagSnapshot
-from workers.pressure import rate_scale
 from workers.settings.all import client_options
 from workers.times import UNIT_NS
 

@@ -26,9 +26,9 @@ from typing import Final, Literal
 import msgspec
 import orjson
 
+from workers.backpressure.levels import Level, LevelGauge, LevelPolicy, rate_scale
 from workers.core.ledger import REASON_HEADER
 from workers.core.snapshot import Counts
-from workers.pressure import Level, LevelGauge, LevelPolicy, rate_scale
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 __all__ = [

@@ -15,8 +15,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from workers.feedback import FeedbackPublisher
-from workers.pressure import STORE_SOURCE, Level, LevelGauge, LevelPolicy
+from workers.backpressure.feedback import FeedbackPublisher
+from workers.backpressure.levels import STORE_SOURCE, Level, LevelGauge, LevelPolicy
 
 if TYPE_CHECKING:
     from workers.settings.all import Settings

@@ -32,13 +32,13 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
+from workers.backpressure.levels import Level, LevelGauge
 from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.consumer import Source
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.pressure import Level, LevelGauge
 from workers.settings.all import Settings, consumer_options
 from workers.store.base import (
     Batch,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 if TYPE_CHECKING:
-    from workers.lag import LagSnapshot
-    from workers.pressure import Level
+    from workers.backpressure.lag import LagSnapshot
+    from workers.backpressure.levels import Level
 
 __all__ = ["CatalogueRow", "Metrics", "catalogue"]
 

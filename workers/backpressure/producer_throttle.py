@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from workers.backpressure.feedback import FeedbackListener, level_policy
+from workers.backpressure.lag import LagMonitor, LagSnapshot
+from workers.backpressure.levels import GROUP_SOURCE, FeedbackEvent, Level, LevelGauge, LevelPolicy, rate_scale
 from workers.errors import BrokerError, TopicError, WorkersError
-from workers.feedback import FeedbackListener, level_policy
-from workers.lag import LagMonitor, LagSnapshot
-from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, LevelGauge, LevelPolicy, rate_scale
 from workers.times import NS_PER_SECOND
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from workers.feedback import FeedbackPublisher, level_policy
+from workers.backpressure.feedback import FeedbackPublisher, level_policy
+from workers.backpressure.lag import LagMonitor, LagSnapshot
+from workers.backpressure.levels import GROUP_SOURCE, Level, LevelGauge, rate_scale
 from workers.kafka.group_offsets import lost_records_problem
-from workers.lag import LagMonitor, LagSnapshot
-from workers.pressure import GROUP_SOURCE, Level, LevelGauge, rate_scale
 from workers.settings.all import METRICS_OFF
 from workers.telemetry.metrics import Metrics
 

@@ -2,7 +2,7 @@
 
 The topic is compacted and keyed by coordinator, so that its few records are the whole present state: a listener reads
 it from the beginning, without a group, and then follows. A publisher repeats its event, because silence means that it
-is gone (`workers.pressure`).
+is gone (`workers.backpressure.levels`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from workers.backpressure.levels import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.repairs import stop_consumer, stop_producer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.pressure import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
 from workers.settings.all import client_options
 
 if TYPE_CHECKING:

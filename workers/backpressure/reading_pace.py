@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from workers.feedback import FeedbackListener, level_policy
-from workers.pressure import GROUP_SOURCE, FeedbackEvent, Level, rate_scale
+from workers.backpressure.feedback import FeedbackListener, level_policy
+from workers.backpressure.levels import GROUP_SOURCE, FeedbackEvent, Level, rate_scale
 from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""From lag to levels, and from levels to slower producers and workers."""
