@@ -21,7 +21,6 @@ import numpy as np
 import orjson
 
 from benchmarks.stages import _fetched, pack_logs
-from workers import worker
 from workers.commands.run import calm_collector
 from workers.compiled.choose import make_lane
 from workers.core.frames import OutRecord
@@ -32,6 +31,7 @@ from workers.core.records import RawBatch, RawRecord
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
 from workers.kafka.commit import _portions
+from workers.worker.worker import worker
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -48,7 +48,7 @@ STAGES = (  # the first of which a mark is in the innermost frame that has any
         ("aiokafka/consumer", "workers/kafka/fetch_hook.py", "workers/kafka/consumer.py"),
     ),
     ("sockets and event loop", ("asyncio/", "aiokafka/conn.py", "aiokafka/client.py", "run (")),
-    ("worker's loop", ("workers/worker.py",)),
+    ("worker's loop", ("workers/worker/worker.py",)),
 )
 
 

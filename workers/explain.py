@@ -38,7 +38,7 @@ from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_proble
 from workers.kafka.log_reader import LogReader
 from workers.kafka.topics import admin_client, describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
-from workers.worker import lane_spec
+from workers.worker.worker import lane_spec
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord

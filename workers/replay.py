@@ -50,7 +50,7 @@ from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.produce import prepare_topic
 from workers.settings.all import producer_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
-from workers.worker import lane_spec
+from workers.worker.worker import lane_spec
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout

@@ -31,12 +31,12 @@ from pathlib import Path
 import structlog
 from aiokafka import TopicPartition
 
-from workers import worker
 from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.kafka import commit as sink
 from workers.settings.all import load_settings
 from workers.telemetry.logs import configure_logging
+from workers.worker.worker import worker
 
 _PR_SET_PDEATHSIG = 1
 

@@ -29,7 +29,7 @@ from workers.errors import ConfigError
 from workers.investigation import Investigation
 from workers.settings.all import Settings, TickSettings, load_settings
 from workers.testing import TestDriver
-from workers.worker import lane_spec
+from workers.worker.worker import lane_spec
 
 MS = 1_000_000
 SECOND_NS = 10**9

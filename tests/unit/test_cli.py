@@ -432,7 +432,7 @@ def test_a_client_that_repeats_itself_is_shown_once_in_a_while_with_the_number_l
 
     assert [sparing.filter(record("aiokafka", 1)) for _ in range(5)] == [True, False, False, False, False]
     assert sparing.filter(record("aiokafka", 2)), "another message is another matter"
-    assert all(sparing.filter(record("workers.worker", 1)) for _ in range(3)), "our own are few, and all shown"
+    assert all(sparing.filter(record("workers.worker.worker", 1)) for _ in range(3)), "our own are few, and all shown"
     now_s = 10.0
     shown = record("aiokafka", 1)
     assert sparing.filter(shown)

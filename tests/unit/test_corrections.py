@@ -31,7 +31,7 @@ from workers.investigation import Investigation
 from workers.settings.all import Settings, load_settings
 from workers.tail import late_line
 from workers.testing import TestDriver
-from workers.worker import lane_spec
+from workers.worker.worker import lane_spec
 
 MS = 1_000_000
 SECOND_NS = 10**9

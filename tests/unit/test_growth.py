@@ -9,7 +9,6 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
-from workers import worker
 from workers.core import partitioning, steps
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
@@ -24,6 +23,7 @@ from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
 from workers.kafka import commit as sink
 from workers.kafka.consumer import Fetched
 from workers.settings.all import Settings
+from workers.worker.worker import worker
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -35,7 +35,7 @@ from workers.core.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import BrokerError, CallbackError
 from workers.kafka.commit import Commit, OutTopic, SinkSpec, _size, fit
-from workers.rejections import FailureWatch
+from workers.worker.all_rejected import FailureWatch
 
 MS, S, DAY = 10**6, 10**9, 86_400 * 10**9
 NOW_MS = 1_700_000_000_000

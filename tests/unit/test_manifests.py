@@ -24,7 +24,7 @@ from workers.settings.all import Settings, load_settings
 from workers.store.metrics import StoreMetrics
 from workers.telemetry.metrics import Metrics
 from workers.times import parse_duration
-from workers.worker import STOP_TIMEOUT_S
+from workers.worker.worker import STOP_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "config" / "k8s"

@@ -8,7 +8,7 @@ from tests.unit.test_lane import KafkaRecord
 from workers.core.lane import Effects
 from workers.core.ledger import dead_letter
 from workers.core.ticks import Reason, Rejection
-from workers.rejections import RejectionWatch
+from workers.worker.all_rejected import RejectionWatch
 
 
 def effects(reasons: Iterable[Reason], ticks: int = 0) -> Effects:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from workers.telemetry.health import HealthServer
 
 if TYPE_CHECKING:
-    from workers.worker import Worker
+    from workers.worker.worker import Worker
 
 __all__ = ["not_alive", "not_ready", "refresh", "serving"]
 
