@@ -45,7 +45,7 @@ soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, with new see
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m soak --timeout=0
 
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
-	@$(BIN)/python -m workers.broker
+	@$(BIN)/python -m workers.apps.broker
 
 readme: $(READY)  ## write the settings' tables into README.md
 	$(BIN)/python docs/update_readme.py

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 __all__: list[str] = []
 

@@ -29,7 +29,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from benchmarks.fill import create_topic, delete_topics
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 PARTITIONS = 4
 WARM_UP_S = 10

@@ -26,7 +26,7 @@ import psutil
 from benchmarks.fill import create_topic, delete_topics, fill
 from benchmarks.measure import measure_windower, worker_argv
 from benchmarks.scale import Row, measure_all, table
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 __all__ = ["PartitionsRow", "draw", "measure_partitions", "partitions_table"]
 

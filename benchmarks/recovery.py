@@ -29,7 +29,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 from workers.core.partitioning import partition_for
 
 PARTITIONS = 8

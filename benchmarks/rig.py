@@ -23,7 +23,7 @@ from tests import oracle
 from tests.fixtures_postgres import PostgresServer
 from tests.integration.apps import App, Process
 from tests.verify import read_topic
-from workers.broker.base import free_ports
+from workers.apps.broker.base import free_ports
 
 __all__ = ["FULL", "RECOVERY_LIMIT_S", "START_LIMIT_S", "Plan", "Report", "Rig", "check_bounds", "check_store", "rig"]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.fill import create_topic, delete_topics, fill
 from benchmarks.measure import Measured, measure_consumer, measure_windower, worker_argv
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 PARTITIONS = 4
 RUN_LIMIT_S = 300.0

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.fill import create_topic, delete_topics, fill
 from benchmarks.measure import worker_argv
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 PARTITIONS = 4
 RATE = 250

@@ -27,13 +27,13 @@ from typer.testing import CliRunner
 import workers
 import workers.cli  # every command makes itself known
 from workers import errors
+from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level
 from workers.commands.common import ExitCode, app, exit_code_for
 from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
 from workers.core.ticks import Reason
 from workers.kafka.topics import planned_topics
 from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
-from workers.store.metrics import StoreMetrics
 from workers.telemetry.metrics import CatalogueRow, catalogue
 from workers.testing import TestDriver
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 IMAGES = Path(__file__).parent / "img"
 FILL_S = 75  # so that there are some bars to see

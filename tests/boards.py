@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from workers.dashboard import DashboardModel
-from workers.dashboard.access import Access
-from workers.dashboard.feed import model_for
-from workers.dashboard.server import Dashboard, listen, serve
+from workers.apps.dashboard import DashboardModel
+from workers.apps.dashboard.access import Access
+from workers.apps.dashboard.feed import model_for
+from workers.apps.dashboard.server import Dashboard, listen, serve
 from workers.settings.all import load_settings
 
 __all__ = ["NOW_MS", "Board", "board", "frame"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.broker import Broker, find_broker
+from workers.apps.broker import Broker, find_broker
 
 __all__ = ["broker", "own_broker", "topic_name"]
 

@@ -21,8 +21,8 @@ from aiokafka.errors import KafkaError
 
 from tests import oracle
 from tests.verify import Findings, Model, Topics, read_topic, straight, verify
-from workers.broker import Broker
-from workers.broker.base import free_ports
+from workers.apps.broker import Broker
+from workers.apps.broker.base import free_ports
 
 __all__ = ["PARTITIONS", "SESSION_S", "Arena", "WorkerProcess", "broker_config"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.arena import Arena, broker_config
-from workers.broker import find_broker
-from workers.broker.jvm import find_java
+from workers.apps.broker import find_broker
+from workers.apps.broker.jvm import find_java
 from workers.errors import BrokerUnavailableError
 
 CHAOS_TIMEOUT_S = 240.0

@@ -11,8 +11,8 @@ import pytest
 
 from tests.chaos.arena import PARTITIONS, Arena, broker_config
 from tests.chaos.feed import Feed, produce
-from workers.broker import find_broker
-from workers.broker.jvm import find_java
+from workers.apps.broker import find_broker
+from workers.apps.broker.jvm import find_java
 from workers.errors import BrokerUnavailableError
 
 DEATH_LIMIT_S = 40.0

@@ -7,7 +7,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from workers.broker import Broker
+from workers.apps.broker import Broker
 from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.kafka.commit import pack

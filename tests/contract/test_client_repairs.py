@@ -17,8 +17,8 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 from tests.chaos.link import Link
-from workers.broker import Broker
-from workers.broker.base import free_ports
+from workers.apps.broker import Broker
+from workers.apps.broker.base import free_ports
 from workers.kafka.repairs import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
 
 WATCHED_S = 2.0

@@ -18,7 +18,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from tests.raw_batches import build_batch, packed, with_header_names
-from workers.broker import Broker
+from workers.apps.broker import Broker
 from workers.compiled.choose import records_of
 from workers.core.records import RawBatch, RawRecord
 from workers.errors import BrokerError

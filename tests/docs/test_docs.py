@@ -26,9 +26,9 @@ import yaml
 
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, misses
 from tests.docs.session import Session
-from workers.broker import Broker
-from workers.broker.jars import kafka_jars
-from workers.broker.jvm import find_java
+from workers.apps.broker import Broker
+from workers.apps.broker.jars import kafka_jars
+from workers.apps.broker.jvm import find_java
 from workers.errors import BrokerUnavailableError, ConfigError
 from workers.kafka.topics import admin_client, delete_topics, describe_topics
 from workers.settings.all import load_settings, operator_reference, reference

@@ -15,7 +15,7 @@ from aiokafka.errors import NodeNotReadyError
 from aiokafka.structs import TopicPartition
 
 from tests.integration.commands import workers
-from workers.broker import Broker, find_broker
+from workers.apps.broker import Broker, find_broker
 from workers.errors import BrokerError, TopicError
 from workers.kafka.connection import (
     _NotAsAdvertisedError,

@@ -17,14 +17,14 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from tests.integration.commands import start, workers
-from workers.broker import Broker, find_broker
+from workers.apps.broker import Broker, find_broker
+from workers.apps.inspect.tail import tail
+from workers.apps.produce.market import Market, arrivals, synthetic_ticks
+from workers.apps.produce.send import GeneratedSource, produce
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
 from workers.kafka.topics import admin_client, ensure_topics
-from workers.market import Market, arrivals, synthetic_ticks
-from workers.produce import GeneratedSource, produce
 from workers.settings.all import Settings, load_settings
-from workers.tail import tail
 
 pytestmark = pytest.mark.broker
 
@@ -298,7 +298,7 @@ async def test_an_outage_is_waited_out_said_once_and_nothing_is_lost_or_doubled(
         outage = threading.Timer(2.0, away_until_noticed)
         outage.start()
         try:
-            from workers.produce import paced, tick_format
+            from workers.apps.produce.send import paced, tick_format
 
             stop = asyncio.Event()
             source = paced(GeneratedSource(market, count=20_000), tick_format(settings), stop, rate=2_000)

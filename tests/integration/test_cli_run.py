@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.commands import start, workers
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = pytest.mark.broker
 

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewTopic
 
 from tests.integration.commands import environment, start, workers
-from workers.broker import Broker
+from workers.apps.broker import Broker
 from workers.kafka.topics import admin_client
 from workers.settings.all import Settings, load_settings
 

@@ -16,7 +16,7 @@ import pytest
 from tests import bars_oracle, corrections_oracle, oracle
 from tests.integration.apps import App, Process, committed_through, send
 from tests.verify import read_topic
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 

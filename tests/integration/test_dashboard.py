@@ -23,8 +23,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.boards import board, frame
 from tests.integration.apps import App, Process, committed_through, send, wait_until
-from workers.broker import Broker
-from workers.dashboard import server
+from workers.apps.broker import Broker
+from workers.apps.dashboard import server
 
 TOKEN = "a-token-of-some-length"
 

@@ -12,7 +12,7 @@ from tests import oracle
 from tests.integration.apps import App, committed_through
 from tests.integration.test_worker import CONFIG, NOW_MS, market
 from tests.verify import Topics, read_topic, verify
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

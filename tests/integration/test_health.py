@@ -12,8 +12,8 @@ import pytest
 from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import http, samples, until
 from tests.verify import read_topic
-from workers.broker import Broker
-from workers.broker.base import free_ports
+from workers.apps.broker import Broker
+from workers.apps.broker.base import free_ports
 
 pytestmark = pytest.mark.broker
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.broker import Broker
-from workers.broker.jars import kafka_jars
-from workers.broker.jvm import find_java
+from workers.apps.broker import Broker
+from workers.apps.broker.jars import kafka_jars
+from workers.apps.broker.jvm import find_java
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerUnavailableError
 from workers.kafka.topics import admin_client, ensure_topics

@@ -15,8 +15,8 @@ from aiokafka.client import AIOKafkaClient
 
 from tests.integration.commands import workers
 from tests.integration.groups import commit, create, produce, settings_for, until
+from workers.apps.broker import Broker
 from workers.backpressure.lag import LagMonitor, LagSnapshot
-from workers.broker import Broker
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, TopicError
 from workers.kafka.group_offsets import LagReader

@@ -15,7 +15,7 @@ from tests import oracle, pipeline_oracle
 from tests.integration.apps import App, Process, committed_through, send
 from tests.pipeline_oracle import Account, Item
 from tests.verify import read_topic
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

@@ -16,9 +16,9 @@ from tests import oracle
 from tests.integration.apps import App, committed_through, send
 from tests.integration.test_worker import market
 from tests.verify import read_topic
-from workers.broker import Broker
+from workers.apps.broker import Broker
+from workers.apps.inspect.explain import Explanation, explain
 from workers.errors import ConfigError, TopicError
-from workers.explain import Explanation, explain
 from workers.settings.all import Settings, load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

@@ -18,7 +18,7 @@ from tests import oracle
 from tests.integration.apps import App, Process, committed_through, send, wait_until
 from tests.verify import end_offsets, read_topic
 from tests.window_oracles import run_gaps, run_sessions
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 

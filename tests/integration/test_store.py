@@ -27,7 +27,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from tests.fixtures_postgres import PostgresServer
 from tests.integration.apps import App, Process, wait_until
 from tests.verify import end_offsets, read_topic
-from workers.broker import Broker
+from workers.apps.broker import Broker
 from workers.core.partitioning import partition_for
 
 pytestmark = pytest.mark.broker

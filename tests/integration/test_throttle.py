@@ -16,11 +16,11 @@ from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import commit, create, http, produce, samples, settings_for, until
 from tests.verify import end_offsets, read_topic
 from workers import AdaptiveThrottle
+from workers.apps.broker import Broker
+from workers.apps.broker.base import free_ports
 from workers.backpressure.feedback import FeedbackListener, FeedbackPublisher
 from workers.backpressure.levels import STORE_SOURCE, FeedbackEvent, Level, LevelPolicy
 from workers.backpressure.producer_throttle import ThrottleState
-from workers.broker import Broker
-from workers.broker.base import free_ports
 from workers.errors import BrokerError
 
 pytestmark = pytest.mark.broker

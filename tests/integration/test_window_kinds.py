@@ -15,7 +15,7 @@ import pytest
 from tests import oracle
 from tests.integration.apps import App, committed_through, send
 from tests.verify import read_topic, verify
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

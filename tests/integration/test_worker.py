@@ -17,7 +17,7 @@ from tests import oracle
 from tests.integration.apps import App, committed_through, send, wait_until
 from tests.raw_batches import packed, with_header_names
 from tests.verify import read_headers, read_topic, verify
-from workers.broker import Broker
+from workers.apps.broker import Broker
 from workers.core.records import RawRecord
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

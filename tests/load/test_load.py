@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.load import Plan, Report, run_scenario
 from tests.fixtures_postgres import PostgresServer, postgres_server
-from workers.broker import Broker
+from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(240)]
 

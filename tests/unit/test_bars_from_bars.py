@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.bars_oracle import Bar, Config, Model, summary
 from tests.strategies import cuts
 from tests.unit.test_lane import TOPIC, KafkaRecord, real_frames, reasons
+from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, LaneSpec, entries_of
@@ -26,7 +27,6 @@ from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.core.windows.engine import Lateness, WindowRules
 from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
-from workers.investigation import Investigation
 from workers.settings.all import Settings, TickSettings, load_settings
 from workers.testing import TestDriver
 from workers.worker.worker import lane_spec

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.broker_checks import eventually, read, round_trip
-from workers.broker import Broker, find_broker
-from workers.broker.container import KAFKA_IMAGE
+from workers.apps.broker import Broker, find_broker
+from workers.apps.broker.container import KAFKA_IMAGE
 from workers.errors import BrokerError, BrokerUnavailableError
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -84,7 +84,7 @@ def test_listeners_of_ones_own_are_not_for_docker() -> None:
 
 
 def test_a_killed_owner_leaves_no_container() -> None:
-    argv = [sys.executable, "-m", "workers.broker", "--way", "docker"]
+    argv = [sys.executable, "-m", "workers.apps.broker", "--way", "docker"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stderr is not None
@@ -97,7 +97,7 @@ def test_a_killed_owner_leaves_no_container() -> None:
 
 
 def test_an_image_that_can_not_be_had_sends_the_search_on_to_java_and_says_why(tmp_path: Path) -> None:
-    code = "from workers.broker import find_broker\nwith find_broker() as started: print(started.way)"
+    code = "from workers.apps.broker import find_broker\nwith find_broker() as started: print(started.way)"
     done = subprocess.run(
         ["env", "TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX=registry.invalid/", sys.executable, "-c", code],
         capture_output=True,

@@ -19,8 +19,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from tests.broker_checks import eventually, gone, read, round_trip
-from workers.broker import Broker, find_broker
-from workers.broker.jvm import JvmBroker, find_java
+from workers.apps.broker import Broker, find_broker
+from workers.apps.broker.jvm import JvmBroker, find_java
 from workers.errors import BrokerError, BrokerUnavailableError
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -209,11 +209,11 @@ def own(request: pytest.FixtureRequest) -> Iterator[Callable[[list[str]], Owner]
         owner.process.stdout.close()
 
 
-COMMAND = [sys.executable, "-m", "workers.broker", "--way", "jvm"]
+COMMAND = [sys.executable, "-m", "workers.apps.broker", "--way", "jvm"]
 
 IN_A_THREAD_THAT_ENDS = """
 import threading, time
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 context = find_broker(way="jvm")
 
@@ -228,7 +228,7 @@ time.sleep(600)
 
 WITH_A_FORKED_CHILD = """
 import os, time
-from workers.broker import find_broker
+from workers.apps.broker import find_broker
 
 with find_broker(way="jvm") as broker:
     if os.fork():

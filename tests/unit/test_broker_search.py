@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from workers.broker import KAFKA_VERSION, find_broker
-from workers.broker.base import GivenBroker, free_ports
-from workers.broker.container import KAFKA_IMAGE
-from workers.broker.jars import POM, kafka_jars
-from workers.broker.jvm import find_java
-from workers.broker.probe import ProbeError, answers, split_address
+from workers.apps.broker import KAFKA_VERSION, find_broker
+from workers.apps.broker.base import GivenBroker, free_ports
+from workers.apps.broker.container import KAFKA_IMAGE
+from workers.apps.broker.jars import POM, kafka_jars
+from workers.apps.broker.jvm import find_java
+from workers.apps.broker.probe import ProbeError, answers, split_address
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError
 
 
@@ -229,7 +229,7 @@ def test_processes_that_need_the_jars_at_the_same_time_fetch_them_once(programs:
         /bin/mkdir -p "$out"; : >"$out/first.jar"; /bin/sleep 0.5; : >"$out/kafka_2.13-{KAFKA_VERSION}.jar"
         /bin/sleep 0.5; : >"$out/last.jar" """,
     )
-    code = "from workers.broker.jars import kafka_jars; print(*sorted(p.name for p in kafka_jars().iterdir()))"
+    code = "from workers.apps.broker.jars import kafka_jars; print(*sorted(p.name for p in kafka_jars().iterdir()))"
     others = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     seen = [other.communicate(timeout=60)[0].split() for other in others]
     assert seen == [["first.jar", f"kafka_2.13-{KAFKA_VERSION}.jar", "last.jar"]] * 3
@@ -276,7 +276,7 @@ def test_ports_lie_where_no_outgoing_connection_can_take_them() -> None:
     ],
 )
 def test_a_config_a_single_node_can_not_have_is_refused(config: dict[str, str], says: str) -> None:
-    from workers.broker.jvm import _Layout
+    from workers.apps.broker.jvm import _Layout
 
     with pytest.raises(ConfigError, match=says):
         _Layout(config, Path("data"))

@@ -19,6 +19,8 @@ from tests import corrections_oracle, oracle
 from tests.strategies import configs, ended
 from tests.sums_oracle import totals_of, vwap_of
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
+from workers.apps.inspect.tail import late_line
+from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
 from workers.core.lane import Input, Lane, LaneSpec, entries_of
@@ -27,9 +29,7 @@ from workers.core.pipeline.pipeline import Deduplicate, Filter
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.investigation import Investigation
 from workers.settings.all import Settings, load_settings
-from workers.tail import late_line
 from workers.testing import TestDriver
 from workers.worker.worker import lane_spec
 

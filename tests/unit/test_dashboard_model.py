@@ -7,11 +7,11 @@ import math
 import orjson
 import pytest
 
+from workers.apps.dashboard.access import Access
+from workers.apps.dashboard.model import DashboardModel, LagReading, Limits, Member, PartitionReading, shown_symbol
+from workers.apps.dashboard.views import View, Wish, WishError, read_wish
 from workers.backpressure.levels import Level, LevelPolicy
 from workers.core.snapshot import Counts, LaneMeta, write_meta
-from workers.dashboard.access import Access
-from workers.dashboard.model import DashboardModel, LagReading, Limits, Member, PartitionReading, shown_symbol
-from workers.dashboard.views import View, Wish, WishError, read_wish
 from workers.errors import ConfigError
 
 SECOND = 1_000_000_000

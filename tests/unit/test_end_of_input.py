@@ -12,6 +12,8 @@ import pytest
 
 from tests.raw_batches import build_batch
 from tests.unit.test_lane import TOPIC, KafkaRecord
+from workers.apps.inspect.tail import frame_line
+from workers.apps.inspect.witness import Investigation
 from workers.compiled.lane import BatchLane
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
@@ -19,8 +21,6 @@ from workers.core.ledger import MESSAGE_HEADER
 from workers.core.pipeline.pipeline import Conflate
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
-from workers.investigation import Investigation
-from workers.tail import frame_line
 from workers.testing import TestDriver
 
 S = 10**9

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.raw_batches import batches
 from tests.strategies import cuts
 from tests.unit.test_lane import TOPIC, KafkaRecord, late_entries, real_frames, reasons
+from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports, takes_batches
 from workers.compiled.lane import BatchLane
 from workers.core.frames import OutRecord
@@ -25,7 +26,6 @@ from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, 
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
-from workers.investigation import Investigation
 from workers.settings.all import load_settings
 from workers.worker.worker import lane_spec
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import orjson
 import pytest
 
+from workers.apps.produce.files import open_ticks
+from workers.apps.produce.market import Market
+from workers.apps.produce.send import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
 from workers.commands.produce import _synthetic_source
 from workers.core.ticks import TickFormat
-from workers.market import Market
-from workers.produce import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
 from workers.settings.all import load_settings
-from workers.tickfiles import open_ticks
 
 FORM = TickFormat()
 ENDLESS = itertools.repeat((b"A", b'{"symbol":"A","ts":0}'))

@@ -18,11 +18,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.fixtures_postgres import PostgresServer
-from workers.errors import ConfigError, StateFormatError
-from workers.settings.all import Settings, StoreSettings
-from workers.store import postgres as postgres_module
-from workers.store import sqlite as sqlite_module
-from workers.store.base import (
+from workers.apps.store import postgres as postgres_module
+from workers.apps.store import sqlite as sqlite_module
+from workers.apps.store.base import (
     Batch,
     FrameRow,
     OffsetMove,
@@ -34,12 +32,14 @@ from workers.store.base import (
     newest,
     precedence,
 )
-from workers.store.choose import choose_store
-from workers.store.feedback import queue_policy
-from workers.store.parse import MALFORMED_JSON, NO_VALUE, NOT_A_FRAME, parse_frame
-from workers.store.postgres import PostgresStore
-from workers.store.queue import Chunk, FrameQueue
-from workers.store.sqlite import SqliteStore
+from workers.apps.store.choose import choose_store
+from workers.apps.store.feedback import queue_policy
+from workers.apps.store.parse import MALFORMED_JSON, NO_VALUE, NOT_A_FRAME, parse_frame
+from workers.apps.store.postgres import PostgresStore
+from workers.apps.store.queue import Chunk, FrameQueue
+from workers.apps.store.sqlite import SqliteStore
+from workers.errors import ConfigError, StateFormatError
+from workers.settings.all import Settings, StoreSettings
 
 TOPIC = "frames"
 
@@ -383,7 +383,7 @@ async def test_a_database_that_is_not_there_is_unavailable_and_says_so_without_t
 async def test_a_locked_sqlite_file_is_unavailable_until_it_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.store.sqlite.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("workers.apps.store.sqlite.BUSY_TIMEOUT_S", 0.05)
     store = SqliteStore(tmp_path / "frames.db")
     await store.open()
     locker = sqlite3.connect(tmp_path / "frames.db", isolation_level=None)

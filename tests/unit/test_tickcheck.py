@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from workers.apps.produce.check import Preview, RowJudge
+from workers.apps.produce.files import open_ticks
 from workers.cli import app
 from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
 from workers.settings.all import load_settings
-from workers.tickcheck import Preview, RowJudge
-from workers.tickfiles import open_ticks
 
 MS = 1_736_000_000_123
 SETTINGS = load_settings(environ={})

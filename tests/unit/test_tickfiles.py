@@ -12,9 +12,17 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.apps.produce.files import (
+    MAX_TICK_BYTES,
+    CsvParser,
+    NdjsonParser,
+    Refused,
+    TickInput,
+    TickParser,
+    open_ticks,
+)
 from workers.core.ticks import Tick, TickFormat, tick_decoder
 from workers.errors import ConfigError, WorkersError
-from workers.tickfiles import MAX_TICK_BYTES, CsvParser, NdjsonParser, Refused, TickInput, TickParser, open_ticks
 
 FORM = TickFormat()
 

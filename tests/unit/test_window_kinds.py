@@ -15,11 +15,11 @@ from tests import oracle
 from tests.strategies import streams
 from tests.unit.test_lane import kafka_records, lane_configs, late_entries, real_frames, run_through, spec_of
 from workers import CalendarWindowSpec, HoppingWindowSpec, TumblingWindowSpec, window_event_time
+from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import make_lane, supports
 from workers.core.lane import Input, Lane, LaneSpec, entries_of
 from workers.core.windows.assign import Assigner, ExchangeSessions, WindowSpec
 from workers.errors import StateMismatchError
-from workers.investigation import Investigation
 from workers.testing import TestDriver
 
 S, MS = 10**9, 10**6

@@ -32,13 +32,13 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from workers.apps.produce.send import tick_format
 from workers.core.partitioning import partition_for
 from workers.core.ticks import Tick, tick_decoder
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.repairs import stop_consumer
-from workers.produce import tick_format
 from workers.settings.all import client_options
 from workers.times import NS_PER_MS, NS_PER_SECOND
 

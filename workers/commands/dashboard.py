@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
-    from workers.dashboard.access import Access
+    from workers.apps.dashboard.access import Access
     from workers.settings.all import Settings
 
 __all__: list[str] = []
@@ -76,8 +76,8 @@ def dashboard(
             raise ConfigError(
                 f"the dashboard needs {module}, which is not installed: pip install 'tick-workers[dashboard]'"
             )
-    from workers.dashboard.access import Access
-    from workers.dashboard.server import listen
+    from workers.apps.dashboard.access import Access
+    from workers.apps.dashboard.server import listen
 
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
@@ -92,8 +92,8 @@ def dashboard(
 async def _serve(
     settings: Settings, access: Access, opened: socket.socket, stop: asyncio.Event, max_clients: int
 ) -> None:
-    from workers.dashboard.feed import Feed, model_for
-    from workers.dashboard.server import Dashboard, serve
+    from workers.apps.dashboard.feed import Feed, model_for
+    from workers.apps.dashboard.server import Dashboard, serve
 
     model = model_for(settings)
     async with Feed(settings, model):

@@ -13,7 +13,7 @@ from workers.commands.common import LOOKING, Debug, app, closed_output_is_an_end
 if TYPE_CHECKING:
     import asyncio
 
-    from workers.demo import DemoSummary
+    from workers.apps.demo import DemoSummary
 
 __all__: list[str] = []
 
@@ -29,8 +29,8 @@ def demo(
     Uses the broker of KAFKA_BOOTSTRAP_SERVERS if that is set, else starts one (Docker, or Java 17 and Maven), and
     leaves nothing behind.
     """
-    from workers.broker import find_broker
-    from workers.demo import Demo
+    from workers.apps.broker import find_broker
+    from workers.apps.demo import Demo
 
     quiet_clients()
     with closed_output_is_an_end(), find_broker() as broker:

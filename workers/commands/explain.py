@@ -30,8 +30,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.explain import Explanation, FrameAccount, WindowAccount
-    from workers.investigation import Clock, TickFate
+    from workers.apps.inspect.explain import Explanation, FrameAccount, WindowAccount
+    from workers.apps.inspect.witness import Clock, TickFate
 
 __all__: list[str] = []
 
@@ -81,8 +81,8 @@ def explain(
 
       workers explain AAPL 13:21:25 --around 10s --json
     """
-    from workers.explain import explain as explained
-    from workers.explain import parse_time
+    from workers.apps.inspect.explain import explain as explained
+    from workers.apps.inspect.explain import parse_time
     from workers.times import parse_duration
 
     quiet_clients()

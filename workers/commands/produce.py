@@ -34,10 +34,10 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     import asyncio
 
-    from workers.market import Market
-    from workers.produce import Produced, Source
+    from workers.apps.produce.files import TickInput
+    from workers.apps.produce.market import Market
+    from workers.apps.produce.send import Produced, Source
     from workers.settings.all import Settings
-    from workers.tickfiles import TickInput
 
     MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]
 
@@ -273,7 +273,7 @@ def _opened(
     if file is None:
         yield None
         return
-    from workers.tickcheck import Preview
+    from workers.apps.produce.check import Preview
 
     def tell(text: str) -> None:
         say(printable(text))
@@ -295,8 +295,8 @@ def _open(
     max_jump_ns: int | None,
     tell: Callable[[str], None],
 ) -> TickInput:
-    from workers.produce import tick_format
-    from workers.tickfiles import open_ticks
+    from workers.apps.produce.files import open_ticks
+    from workers.apps.produce.send import tick_format
 
     chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
     opened = open_ticks(file, tick_format(settings), say=tell, mapping=field_map, kind=chosen)
@@ -311,8 +311,8 @@ def _check(
     file: Path, settings: Settings, field_map: str | None, kind: str | None, max_jump_ns: int | None
 ) -> ExitCode:
     """Say what would become of a file; returns the exit code."""
-    from workers.produce import blocks_of
-    from workers.tickcheck import Check
+    from workers.apps.produce.check import Check
+    from workers.apps.produce.send import blocks_of
 
     if settings.tick.format != "json":
         raise ConfigError(f"--check: tick.format is {settings.tick.format}; expected json, for ticks")
@@ -339,8 +339,8 @@ def _check(
 def _market(
     settings: Settings, symbols: int, seed: int, disorder: str, late_fraction: float, bad_fraction: float
 ) -> Market:
-    from workers.market import Market
-    from workers.produce import tick_format
+    from workers.apps.produce.market import Market
+    from workers.apps.produce.send import tick_format
 
     return Market(
         symbols=symbols,
@@ -362,8 +362,8 @@ def _synthetic_source(
     count: int | None,
     duration: str | None,
 ) -> MakeSource:
-    from workers.market import arrivals, synthetic_ticks
-    from workers.produce import GeneratedSource, paced, tick_format
+    from workers.apps.produce.market import arrivals, synthetic_ticks
+    from workers.apps.produce.send import GeneratedSource, paced, tick_format
     from workers.times import parse_rfc3339
 
     duration_ns = _duration("--duration", duration) if duration is not None else None
@@ -388,7 +388,7 @@ def _synthetic_source(
 
 
 def _file_source(settings: Settings, opened: TickInput, rate: float | None, speed: float | None) -> MakeSource:
-    from workers.produce import FileSource, paced, tick_format
+    from workers.apps.produce.send import FileSource, paced, tick_format
 
     def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
         source = FileSource(opened, stop)
@@ -399,7 +399,7 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
 
 def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
     """No ticks: there is only the end of the input to be told."""
-    from workers.produce import GeneratedSource
+    from workers.apps.produce.send import GeneratedSource
 
     return GeneratedSource(iter(()))
 
@@ -424,9 +424,9 @@ def _send(
 ) -> Produced:
     from contextlib import AsyncExitStack
 
+    from workers.apps.produce.send import StoppedError, prepare_topic, unless_stopped
+    from workers.apps.produce.send import produce as send
     from workers.backpressure.producer_throttle import AdaptiveThrottle, ThrottleState
-    from workers.produce import StoppedError, prepare_topic, unless_stopped
-    from workers.produce import produce as send
     from workers.telemetry.health import HealthServer
     from workers.telemetry.metrics import Metrics
 

@@ -29,7 +29,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.replay import FrameProblem, ReplayResult
+    from workers.apps.inspect.replay import FrameProblem, ReplayResult
     from workers.settings.all import Settings
     from workers.times import TimestampUnit
 
@@ -97,7 +97,7 @@ def replay(
 
 
 def _time(option: str, text: str, unit: TimestampUnit) -> int:
-    from workers.explain import parse_time
+    from workers.apps.inspect.explain import parse_time
 
     try:
         return parse_time(text, now_ns=time.time_ns(), unit=unit)
@@ -134,8 +134,8 @@ async def _replay(
 ) -> ReplayResult:
     from contextlib import AsyncExitStack
 
-    from workers.replay import replay as replayed
-    from workers.replay import writing_to_file, writing_to_topic
+    from workers.apps.inspect.replay import replay as replayed
+    from workers.apps.inspect.replay import writing_to_file, writing_to_topic
 
     async with AsyncExitStack() as stack:
         sink = None

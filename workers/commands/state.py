@@ -27,8 +27,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
+    from workers.apps.inspect.state import PartitionState
     from workers.core.windows.engine import Window
-    from workers.state import PartitionState
 
 __all__: list[str] = []
 
@@ -56,7 +56,7 @@ def show(
 
       workers state show --symbol AAPL
     """
-    from workers.state import show_state
+    from workers.apps.inspect.state import show_state
 
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
@@ -91,7 +91,7 @@ def reset(
 
       workers state reset --application-id bars-1m
     """
-    from workers.state import reset_state
+    from workers.apps.inspect.state import reset_state
 
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)

@@ -32,8 +32,8 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from workers.apps.store.base import FrameRow, Store
     from workers.settings.all import Settings
-    from workers.store.base import FrameRow, Store
 
 __all__: list[str] = []
 
@@ -97,7 +97,7 @@ def store(
         if misplaced:
             raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {context.invoked_subcommand}`")
         return
-    from workers.store import choose_store
+    from workers.apps.store import choose_store
     from workers.telemetry.logs import configure_logging
 
     settings = load(
@@ -118,7 +118,7 @@ def store(
 
 
 async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:
-    from workers.store import run_store
+    from workers.apps.store import run_store
 
     await run_store(settings, chosen, stop=stop)
 
@@ -145,7 +145,7 @@ def show(
 
       workers store show --symbol AAPL --limit 500 --json | jq .close
     """
-    from workers.store import choose_store
+    from workers.apps.store import choose_store
 
     quiet_clients()
     settings = load(config, sets, None, None)

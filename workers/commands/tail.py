@@ -113,7 +113,7 @@ async def _tail(
 ) -> None:
     from contextlib import aclosing
 
-    from workers.tail import tail as records_of
+    from workers.apps.inspect.tail import tail as records_of
 
     topics = settings.topics
     topic = {"frames": topics.frames, "late": topics.late, "dead-letters": topics.dead_letters}[what]
@@ -139,7 +139,7 @@ async def _tail(
 
 
 def _renderer(what: What, settings: Settings, *, as_json: bool) -> Callable[[ConsumerRecord], str]:
-    from workers.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
+    from workers.apps.inspect.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
 
     unit = settings.tick.timestamp_unit
     noticed = False
