@@ -25,7 +25,7 @@ import yaml
 from typer.testing import CliRunner
 
 import workers
-import workers.cli  # every command makes itself known
+import workers.commands.cli  # every command makes itself known
 from workers import errors
 from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level

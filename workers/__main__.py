@@ -1,6 +1,6 @@
 """``python -m workers``: the same as the ``workers`` command."""
 
-from workers.cli import main
+from workers.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from workers.cli import app
+from workers.commands.cli import app
 from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
 from workers.settings.all import LoggingSettings
@@ -61,7 +61,7 @@ def test_help_names_the_commands_and_every_command_shows_examples() -> None:
 
 def test_help_does_not_wait_for_the_kafka_client(tmp_path: Path) -> None:
     code = (
-        "import sys; from workers.cli import app\n"
+        "import sys; from workers.commands.cli import app\n"
         "heavy = {'aiokafka', 'pydantic', 'rich.progress', 'numba', 'structlog'} & set(sys.modules)\n"
         "sys.exit(f'imported at start: {heavy}' if heavy else 0)"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 
-from workers.cli import app
+from workers.commands.cli import app
 from workers.settings.all import load_settings, reference
 
 ROOT = Path(__file__).parents[2]

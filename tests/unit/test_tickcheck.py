@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from workers.apps.produce.check import Preview, RowJudge
 from workers.apps.produce.files import open_ticks
-from workers.cli import app
+from workers.commands.cli import app
 from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
 from workers.settings.all import load_settings

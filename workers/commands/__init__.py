@@ -1,1 +1,1 @@
-"""The commands, one module a family; `workers.cli` imports each of them, and that registers it."""
+"""The commands, one module a family; `workers.commands.cli` imports each of them, and that registers it."""
