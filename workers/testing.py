@@ -176,7 +176,7 @@ class TestDriver:
         spec = what if isinstance(what, LaneSpec) else LaneSpec()
         found: tuple[int, Guarantee, int, int] = (1, "exactly_once", 100 * NS_PER_MS, 250 * NS_PER_MS)
         if what is not None and not isinstance(what, LaneSpec):
-            from workers.worker.worker import lane_spec  # brings the Kafka client along
+            from workers.settings.lane import lane_spec  # brings the Kafka client along
 
             spec, topic = lane_spec(what), what.topics.ticks
             found = (

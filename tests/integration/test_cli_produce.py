@@ -298,7 +298,8 @@ async def test_an_outage_is_waited_out_said_once_and_nothing_is_lost_or_doubled(
         outage = threading.Timer(2.0, away_until_noticed)
         outage.start()
         try:
-            from workers.apps.produce.send import paced, tick_format
+            from workers.apps.produce.send import paced
+            from workers.settings.lane import tick_format
 
             stop = asyncio.Event()
             source = paced(GeneratedSource(market, count=20_000), tick_format(settings), stop, rate=2_000)

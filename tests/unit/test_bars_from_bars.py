@@ -28,8 +28,8 @@ from workers.core.windows.engine import Lateness, WindowRules
 from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
 from workers.settings.all import Settings, TickSettings, load_settings
+from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
-from workers.worker.worker import lane_spec
 
 MS = 1_000_000
 SECOND_NS = 10**9

@@ -30,8 +30,8 @@ from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.settings.all import Settings, load_settings
+from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
-from workers.worker.worker import lane_spec
 
 MS = 1_000_000
 SECOND_NS = 10**9

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from workers.settings.all import load_settings
-from workers.worker.worker import lane_spec
+from workers.settings.lane import lane_spec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "docs" / "windows.md", ROOT / "docs" / "operators.md")

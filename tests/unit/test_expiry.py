@@ -17,7 +17,7 @@ from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, 
 from workers.core.windows.engine import NEVER
 from workers.errors import ConfigError
 from workers.settings.all import load_settings
-from workers.worker.worker import lane_spec
+from workers.settings.lane import lane_spec
 
 S = 10**9
 DAY = 86_400 * S

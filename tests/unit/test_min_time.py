@@ -21,8 +21,8 @@ from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError
 from workers.settings.all import load_settings
+from workers.settings.lane import lane_spec
 from workers.times import parse_instant
-from workers.worker.worker import lane_spec
 
 SENT_MS = 1_767_225_600_000  # the day the files are sent: 2026-01-01
 IN_SECONDS = "ts\n1736000000\n1736003600\n1736007200\n1736099999\n"

@@ -41,8 +41,8 @@ from workers.settings.all import (
     reference,
 )
 from workers.settings.all import all as module
+from workers.settings.lane import lane_spec
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
-from workers.worker.worker import lane_spec
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SECRET = "correct-horse-battery"

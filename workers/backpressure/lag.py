@@ -32,7 +32,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from workers.apps.produce.send import tick_format
 from workers.core.partitioning import partition_for
 from workers.core.ticks import Tick, tick_decoder
 from workers.errors import BrokerError, WorkersError
@@ -40,6 +39,7 @@ from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.repairs import stop_consumer
 from workers.settings.all import client_options
+from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ def check(
       workers config check --config production.toml
     """
     from workers.settings.all import advice, client_options
-    from workers.worker.worker import lane_spec
+    from workers.settings.lane import lane_spec
 
     settings = load(config, sets, bootstrap_servers, application_id)
     client_options(settings)  # reads the certificates

@@ -296,7 +296,7 @@ def _open(
     tell: Callable[[str], None],
 ) -> TickInput:
     from workers.apps.produce.files import open_ticks
-    from workers.apps.produce.send import tick_format
+    from workers.settings.lane import tick_format
 
     chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
     opened = open_ticks(file, tick_format(settings), say=tell, mapping=field_map, kind=chosen)
@@ -340,7 +340,7 @@ def _market(
     settings: Settings, symbols: int, seed: int, disorder: str, late_fraction: float, bad_fraction: float
 ) -> Market:
     from workers.apps.produce.market import Market
-    from workers.apps.produce.send import tick_format
+    from workers.settings.lane import tick_format
 
     return Market(
         symbols=symbols,
@@ -363,7 +363,8 @@ def _synthetic_source(
     duration: str | None,
 ) -> MakeSource:
     from workers.apps.produce.market import arrivals, synthetic_ticks
-    from workers.apps.produce.send import GeneratedSource, paced, tick_format
+    from workers.apps.produce.send import GeneratedSource, paced
+    from workers.settings.lane import tick_format
     from workers.times import parse_rfc3339
 
     duration_ns = _duration("--duration", duration) if duration is not None else None
@@ -388,7 +389,8 @@ def _synthetic_source(
 
 
 def _file_source(settings: Settings, opened: TickInput, rate: float | None, speed: float | None) -> MakeSource:
-    from workers.apps.produce.send import FileSource, paced, tick_format
+    from workers.apps.produce.send import FileSource, paced
+    from workers.settings.lane import tick_format
 
     def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
         source = FileSource(opened, stop)

@@ -36,10 +36,9 @@ from aiokafka.errors import (
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.compiled.choose import make_lane, takes_batches
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Effects, Input, Lane
 from workers.core.pipeline.stage import SequenceGap
 from workers.core.snapshot import LaneMeta
-from workers.core.ticks import TickFormat
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
@@ -49,11 +48,12 @@ from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 from workers.settings.all import Settings, advice, consumer_options, producer_options
+from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.vitals import serving
 
-__all__ = ["Worker", "lane_spec", "run_worker"]
+__all__ = ["Worker", "run_worker"]
 
 log = structlog.get_logger(__name__)
 
@@ -78,46 +78,6 @@ LEAST_RECORDS = 50  # at once, whatever they cost
 GAPS_LOGGED_AT_ONCE = 5  # of one batch; all are counted
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
-
-
-def lane_spec(settings: Settings) -> LaneSpec:
-    """What the settings ask of a lane."""
-    tick, window = settings.tick, settings.window
-    return LaneSpec(
-        tick=TickFormat(
-            tick.symbol,
-            tick.ts,
-            tick.price,
-            tick.size,
-            tick.timestamp_unit,
-            tick.max_future_skew,
-            tick.on_misrouted,
-            tick.min_time,
-        ),
-        size_ns=window.size,
-        lag_ns=window.lag,
-        lateness_ns=window.allowed_lateness,
-        idle_after_ns=window.idle_after,
-        key_ttl_ns=window.key_ttl,
-        emit=window.emit,
-        emit_partial=window.emit_partial,
-        payload=window.payload,
-        scope=window.watermark_scope,
-        aggregation=window.aggregation,
-        pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
-        kind=window.kind,
-        hop_ns=window.hop,
-        offset_ns=window.offset,
-        time_zone=window.time_zone,
-        gap_ns=window.gap,
-        fill_gaps_ns=window.fill_gaps,
-        calendar=window.calendar,
-        session=window.session,
-        close_grace_ns=window.close_grace,
-        format=tick.format,
-        corrections=settings.corrections.rules(),
-        max_jump_ns=tick.max_jump,
-    )
 
 
 def _size_of(effects: Effects) -> int:

@@ -38,8 +38,8 @@ from workers.errors import ConfigError
 from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem
 from workers.kafka.log_reader import LogReader
 from workers.kafka.topics import admin_client, describe_topics
+from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
-from workers.worker.worker import lane_spec
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord

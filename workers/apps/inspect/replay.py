@@ -49,8 +49,8 @@ from workers.kafka.log_reader import LogReader
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.settings.all import producer_options
+from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
-from workers.worker.worker import lane_spec
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout

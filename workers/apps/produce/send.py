@@ -60,7 +60,6 @@ __all__ = [
     "paced",
     "prepare_topic",
     "produce",
-    "tick_format",
     "unless_stopped",
 ]
 
@@ -78,21 +77,6 @@ _OPEN_BYTES: Final = 64 * 1024 * 1024
 _SILENCE_S: Final = 5.0
 _GRACE_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-
-
-def tick_format(settings: Settings) -> TickFormat:
-    """How the settings say that a tick is written."""
-    tick = settings.tick
-    return TickFormat(
-        tick.symbol,
-        tick.ts,
-        tick.price,
-        tick.size,
-        tick.timestamp_unit,
-        tick.max_future_skew,
-        tick.on_misrouted,
-        tick.min_time,
-    )
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
