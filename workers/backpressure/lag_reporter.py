@@ -28,12 +28,38 @@ from workers.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from workers.settings.all import Settings
 
-__all__ = ["GroupReporter"]
+__all__ = ["GroupReporter", "show_lag"]
 
 log = structlog.get_logger(__name__)
 
 REPORTING_PARTITION: Final = 0
 _CLOSE_TIMEOUT_S: Final = 10.0
+
+
+def show_lag(metrics: Metrics, snapshot: LagSnapshot) -> None:
+    """Export a measurement of the group's lag."""
+    group, topic = snapshot.group.group, snapshot.group.topic
+    for item in snapshot.group.partitions:
+        labels = (group, topic, str(item.partition))
+        metrics.group_lag.labels(*labels).set(item.lag)
+        if item.committed is not None:
+            metrics.group_offset.labels(*labels).set(item.committed)
+        delay = snapshot.delays.get(item.partition)
+        if not item.lag:
+            metrics.group_lag_seconds.labels(*labels).set(0)
+        elif delay is not None:
+            metrics.group_lag_seconds.labels(*labels).set(delay.waiting_ns / 1e9)
+    metrics.group_lag_sum.labels(group, topic).set(snapshot.total)
+    metrics.group_members.labels(group).set(snapshot.group.members)
+    metrics.lag.labels(group, topic).set(snapshot.total)
+    metrics.drain_seconds.labels(group, topic).set(snapshot.drain_s)
+    metrics.group_rate.labels(group, topic).set(snapshot.committed_per_s)
+    metrics.arrival_rate.labels(group, topic).set(snapshot.arriving_per_s)
+    metrics.lost_records.labels(group, topic).set(snapshot.group.lost)
+    if snapshot.waiting_ns is not None:
+        metrics.lag_seconds.labels(group, topic).set(snapshot.waiting_ns / 1e9)
+    if snapshot.event_lag_ns is not None:
+        metrics.event_lag_seconds.labels(group, topic).set(snapshot.event_lag_ns / 1e9)
 
 
 class GroupReporter:
@@ -89,7 +115,7 @@ class GroupReporter:
             await asyncio.Event().wait()
 
     def _show(self, snapshot: LagSnapshot) -> None:
-        self._metrics.show_lag(snapshot)
+        show_lag(self._metrics, snapshot)
         found = snapshot.group.by_settings
         if len(found) > 1 and found != self._disagreeing:
             log.error(

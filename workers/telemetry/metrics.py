@@ -15,13 +15,9 @@ from __future__ import annotations
 import contextlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-
-if TYPE_CHECKING:
-    from workers.backpressure.lag import LagSnapshot
-    from workers.backpressure.levels import Level
 
 __all__ = ["CatalogueRow", "Metrics", "catalogue"]
 
@@ -178,39 +174,15 @@ class Metrics:
             with contextlib.suppress(KeyError):
                 gauge.remove(topic, str(partition))
 
-    def show_lag(self, snapshot: LagSnapshot) -> None:
-        """Export a measurement of the group's lag."""
-        group, topic = snapshot.group.group, snapshot.group.topic
-        for item in snapshot.group.partitions:
-            labels = (group, topic, str(item.partition))
-            self.group_lag.labels(*labels).set(item.lag)
-            if item.committed is not None:
-                self.group_offset.labels(*labels).set(item.committed)
-            delay = snapshot.delays.get(item.partition)
-            if not item.lag:
-                self.group_lag_seconds.labels(*labels).set(0)
-            elif delay is not None:
-                self.group_lag_seconds.labels(*labels).set(delay.waiting_ns / 1e9)
-        self.group_lag_sum.labels(group, topic).set(snapshot.total)
-        self.group_members.labels(group).set(snapshot.group.members)
-        self.lag.labels(group, topic).set(snapshot.total)
-        self.drain_seconds.labels(group, topic).set(snapshot.drain_s)
-        self.group_rate.labels(group, topic).set(snapshot.committed_per_s)
-        self.arrival_rate.labels(group, topic).set(snapshot.arriving_per_s)
-        self.lost_records.labels(group, topic).set(snapshot.group.lost)
-        if snapshot.waiting_ns is not None:
-            self.lag_seconds.labels(group, topic).set(snapshot.waiting_ns / 1e9)
-        if snapshot.event_lag_ns is not None:
-            self.event_lag_seconds.labels(group, topic).set(snapshot.event_lag_ns / 1e9)
-
     def forget_lag(self) -> None:
         """Drop the group's series: another process exports them now, or nobody knows them."""
         for gauge in self._of_group:
             gauge.clear()
 
-    def show_pressure(self, provider: str, level: Level, scale: float) -> None:
-        """Export what a provider (``producer``, ``worker``, ``group``) does about backpressure."""
-        self.backpressure_state.labels(provider).set(int(level))
+    def show_pressure(self, provider: str, level: int, scale: float) -> None:
+        """Export what a provider (``producer``, ``worker``, ``group``) does about backpressure; ``level``: 0 OK, 1
+        SOFT, 2 HARD."""
+        self.backpressure_state.labels(provider).set(level)
         self.rate_scale.labels(provider).set(scale)
 
     # -- making -------------------------------------------------------------------------------------------------------
