@@ -30,8 +30,7 @@ from workers import errors
 from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level
 from workers.commands.common import ExitCode, app, exit_code_for
-from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
-from workers.core.ticks import Reason
+from workers.core.reasons import Ledger, Reason
 from workers.kafka.topics import planned_topics
 from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.telemetry.metrics import CatalogueRow, catalogue
@@ -49,21 +48,6 @@ ALERT: Final = re.compile(r"\[([A-Z][A-Za-z]+)\]\((\S*alerts\.md)\)")  # its hea
 HELP_WIDTH: Final = 100
 
 KEPT: Final = {"-1": "for ever"}
-REASONS: Final = {
-    Reason.MALFORMED_JSON: "It is not JSON, is nested deeper than 60 levels, or has no value.",
-    Reason.MISSING_FIELD: "It lacks one of the four fields.",
-    Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
-    Reason.NEGATIVE_SIZE: "Its size is below 0.",
-    Reason.KEY_MISMATCH: "The record's key is not its symbol.",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time is before `tick.min_time`, or does not fit 64-bit nanoseconds.",
-    Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
-    Reason.CLOCK_JUMP: "It was further ahead than `tick.max_jump`, and its symbol's next tick went back.",
-    Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
-    Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
-    Reason.PROCESSING_FAILED: "It made the worker raise where it should not: a bug, whose traceback is in the log.",
-    FRAME_TOO_LARGE: "It is a frame, without its items, that its topic would refuse.",
-    ROUTED_TOO_LARGE: "It is a tick that the topic it was routed to would refuse.",
-}
 EXIT_CODES: Final = {
     ExitCode.OK: "Done; for `workers run`, also stopped on request.",
     ExitCode.FAILED: "Failed: one of the errors below, or a check that found a difference.",
@@ -248,10 +232,8 @@ def _feedback() -> str:
 
 
 def _reasons() -> str:
-    known = {str(reason) for reason in Reason} | {FRAME_TOO_LARGE, ROUTED_TOO_LARGE}
-    if missing := known ^ {str(reason) for reason in REASONS}:
-        raise RuntimeError(f"generate_reference.py and the code disagree about the reasons {sorted(missing)}")
-    return _table(("`workers.reason`", "the record"), ((_code(str(key)), text) for key, text in REASONS.items()))
+    letters = (reason for reason in Reason if reason.ledger is Ledger.DEAD_LETTERS)
+    return _table(("`workers.reason`", "the record"), ((_code(reason), reason.text) for reason in letters))
 
 
 # -- metrics, alerts, errors, library ---------------------------------------------------------------------------------
