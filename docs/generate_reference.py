@@ -33,7 +33,8 @@ from workers import errors
 from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level
 from workers.commands.common import ExitCode, app, exit_code_for
-from workers.core.reasons import Ledger, Reason
+from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason
+from workers.kafka.acls import needed_acls
 from workers.kafka.topics import planned_topics
 from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.telemetry.metrics import CatalogueRow, catalogue
@@ -236,9 +237,40 @@ def _feedback() -> str:
     return _record(event.coordinator_id.encode(), event.encode(), "the time of sending", ())
 
 
-def _reasons() -> str:
-    letters = (reason for reason in Reason if reason.ledger is Ledger.DEAD_LETTERS)
-    return _table(("`workers.reason`", "the record"), ((_code(reason), reason.text) for reason in letters))
+def _dead_letter_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.DEAD_LETTERS)
+
+
+def _late_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.LATE)
+
+
+def _reason_rows(reasons: Iterable[Reason]) -> str:
+    cells = ((_code(reason), reason.text, _code(reason.counter)) for reason in reasons)
+    return _table(("`workers.reason`", "why", "counted by"), cells)
+
+
+def _statuses() -> str:
+    return _table(("`status`", "meaning"), ((_code(status), text) for status, text in STATUSES.items()))
+
+
+def _triggers() -> str:
+    cells = ((_code(name), ", ".join(map(_code, row.statuses)), row.text) for name, row in TRIGGERS.items())
+    return _table(("`trigger`", "`status`", "what brought the frame out"), cells)
+
+
+def _accounts() -> str:
+    return _table(("counted by", "what"), ((_code(account.metric), account.text) for account in Account))
+
+
+def _acls() -> str:
+    settings = load_settings(None, environ={"WORKERS_CONFIG": os.devnull}, overrides={"application_id": "bars-5s"})
+    rows: list[tuple[str, str, str]] = []
+    before = ""
+    for who, resource, operations in needed_acls(settings):
+        rows.append(("" if who == before else who, resource, ", ".join(operations)))
+        before = who
+    return _table(("who", "resource", "operation"), rows)
 
 
 # -- metrics, alerts, errors, library ---------------------------------------------------------------------------------
@@ -356,7 +388,12 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "record-late": lambda: _records("late"),
     "record-dead-letters": lambda: _records("dead_letters"),
     "record-feedback": _feedback,
-    "reasons": _reasons,
+    "statuses": _statuses,
+    "triggers": _triggers,
+    "late-reasons": _late_reasons,
+    "dead-letter-reasons": _dead_letter_reasons,
+    "accounts": _accounts,
+    "acls": _acls,
     "metrics": lambda: _metric_rows(catalogue()),
     "store-metrics": _store_metrics,
     "alerts": _alerts,

@@ -252,7 +252,7 @@ class Reason(StrEnum):
         "filtered",
         Account.FILTERED,
         Ledger.LATE,
-        "`filter`: your function said no.",
+        "`filter`: the function returned something false.",
     )
 
 
