@@ -12,7 +12,7 @@ import pytest
 from workers.apps.dashboard.model import STATUSES as SHOWN_STATUSES
 from workers.core.ledger import REASON_HEADER
 from workers.core.pipeline.pipeline import Deduplicate, Filter, Throttle
-from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason, Status, Trigger
+from workers.core.reasons import STATUSES, TRIGGERS, Account, LateReason, Ledger, Reason, Status, Trigger
 from workers.core.snapshot import Counts
 from workers.core.ticks import DEEPEST_TICK
 from workers.settings.all import Settings
@@ -102,6 +102,11 @@ def test_what_operators_drop_has_a_counter_by_stage() -> None:
 
 def test_the_depth_told_is_the_depth_taken() -> None:
     assert f"more than {DEEPEST_TICK} levels" in Reason.MALFORMED_JSON.text
+
+
+def test_the_reasons_of_windows_are_in_the_catalogue() -> None:
+    of_windows = [reason for reason in Reason if reason.account is Account.LATE or reason is Reason.REPEATED]
+    assert {*get_args(LateReason), Reason.UNCORRECTABLE} == set(of_windows)
 
 
 def test_every_status_and_trigger_has_its_row() -> None:
