@@ -38,6 +38,7 @@ from workers.core.ledger import REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import Counts
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
+from workers.core.windows.corrections import CorrectionRules
 from workers.times import (
     NS_PER_MS,
     datetime_to_ns,
@@ -50,7 +51,7 @@ from workers.times import (
 if TYPE_CHECKING:
     from workers.settings.all import Settings
 
-__all__ = ["LogRecord", "Sent", "TestDriver"]
+__all__ = ["CorrectionRules", "LaneSpec", "LogRecord", "Sent", "TestDriver", "parse_duration"]
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
