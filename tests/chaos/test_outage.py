@@ -13,8 +13,9 @@ from aiokafka.errors import KafkaError
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
 from workers.kafka.consumer import Source
+from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
-from workers.settings.all import consumer_options, load_settings
+from workers.settings.all import load_settings
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB

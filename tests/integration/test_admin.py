@@ -24,6 +24,7 @@ from workers.kafka.connection import (
     explain_connection_error,
 )
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import client_options
 from workers.kafka.topics import (
     TopicLayout,
     admin_client,
@@ -32,7 +33,7 @@ from workers.kafka.topics import (
     ensure_topics,
     planned_topics,
 )
-from workers.settings.all import Settings, client_options, load_settings
+from workers.settings.all import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 

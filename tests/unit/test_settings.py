@@ -24,6 +24,8 @@ from pydantic import ValidationError
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
+from workers.kafka.options import client_options, consumer_options, producer_options
+from workers.settings import all as module
 from workers.settings.all import (
     METRICS_OFF,
     OPERATORS,
@@ -32,15 +34,11 @@ from workers.settings.all import (
     Settings,
     TopicsSettings,
     WindowSettings,
-    client_options,
-    consumer_options,
     describe_settings,
     load_settings,
     operator_reference,
-    producer_options,
     reference,
 )
-from workers.settings.all import all as module
 from workers.settings.lane import lane_spec
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 

@@ -81,7 +81,8 @@ def check(
 
       workers config check --config production.toml
     """
-    from workers.settings.all import advice, client_options
+    from workers.kafka.options import client_options
+    from workers.settings.all import advice
     from workers.settings.lane import lane_spec
 
     settings = load(config, sets, bootstrap_servers, application_id)

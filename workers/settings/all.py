@@ -28,7 +28,6 @@ import json
 import math
 import os
 import re
-import ssl
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +67,7 @@ from workers.core.pipeline.pipeline import (
 from workers.core.windows.assign import Assigner, Hopping, Sessions, check_time_zone, make_tumbling
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import ConfigError
+from workers.settings.jaas import parse_jaas
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_MS,
@@ -108,12 +108,9 @@ __all__ = [
     "TopicsSettings",
     "WindowSettings",
     "advice",
-    "client_options",
-    "consumer_options",
     "describe_settings",
     "load_settings",
     "operator_reference",
-    "producer_options",
     "reference",
 ]
 
@@ -241,11 +238,11 @@ def _host_check(value: object) -> object:
 
 def _pem_path(value: object) -> object:
     if isinstance(value, str) and value.lower().endswith((".jks", ".p12", ".pfx", ".pkcs12")):
-        raise ValueError(_NO_KEYSTORE)
+        raise ValueError(NO_KEYSTORE)
     return value
 
 
-_NO_KEYSTORE: Final = (
+NO_KEYSTORE: Final = (
     "Java keystores (JKS, PKCS12) can't be read here; convert it to PEM, "
     "with keytool -importkeystore -deststoretype PKCS12 and then openssl pkcs12 -nodes"
 )
@@ -254,7 +251,7 @@ _NO_KEYSTORE: Final = (
 def _pem_type(value: object) -> object:
     kind = _upper(value)
     if kind in ("JKS", "PKCS12"):
-        raise ValueError(_NO_KEYSTORE)
+        raise ValueError(NO_KEYSTORE)
     return kind
 
 
@@ -850,7 +847,7 @@ def _operator(position: int, table: object) -> Operator:
     if not isinstance(table, Mapping) or not isinstance(name, str) or name not in OPERATORS:
         known = " | ".join(sorted(OPERATORS))
         hint = _like(name, OPERATORS) if isinstance(name, str) else ""
-        raise ValueError(f"entry {position}: no operator of that name ({_quoted(name)}){hint}; known: {known}")
+        raise ValueError(f"entry {position}: no operator of that name ({quoted(name)}){hint}; known: {known}")
     try:
         return OPERATORS[name].model_validate({key: item for key, item in table.items() if key != "operator"})
     except ValidationError as error:
@@ -986,6 +983,16 @@ class KafkaSettings(_Section):
         description="Producer: age at which the broker aborts a transaction that its worker left open.",
     )
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security_protocol in ("SSL", "SASL_SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether clients log in."""
+        return self.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL")
+
 
 _SYNONYMS: Final = {
     "ssl.cafile": "ssl.ca.location",
@@ -1007,8 +1014,8 @@ _MANAGED: Final = {
     "partition.assignment.strategy": "how partitions move is part of how state moves",
     "partitioner": "frames go where murmur2 of their key says",
     "partitioner.class": "frames go where murmur2 of their key says",
-    "ssl.truststore.password": f"PEM certificates have none. {_NO_KEYSTORE}",
-    "ssl.keystore.password": f"the passphrase of a PEM key is ssl.key.password. {_NO_KEYSTORE}",
+    "ssl.truststore.password": f"PEM certificates have none. {NO_KEYSTORE}",
+    "ssl.keystore.password": f"the passphrase of a PEM key is ssl.key.password. {NO_KEYSTORE}",
 }
 """Kafka's names that can't be set here, and why: each would break a promise, or is set elsewhere."""
 
@@ -1077,6 +1084,10 @@ class Settings(_Section):
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def source_of(self, key: str) -> str:
+        """Where a setting's value came from: ``default``, ``file <path>``, ``env <NAME>`` or ``flag``."""
+        return self._sources.get(key, "default")
 
     def __eq__(self, other: object) -> bool:
         """Equal values; where they came from does not count."""
@@ -1336,7 +1347,7 @@ def _tls_conflicts(settings: Settings) -> Iterator[_Conflict]:
         )
         if value is not None
     ]
-    if not _uses_tls(kafka):
+    if not kafka.uses_tls:
         for key in given:
             why = "has no effect: the connection would not be encrypted; expected SSL or SASL_SSL"
             yield _Conflict((f"kafka.{key}", "kafka.security.protocol"), why)
@@ -1350,7 +1361,7 @@ def _login_conflicts(settings: Settings) -> Iterator[_Conflict]:
     jaas = kafka.sasl_jaas_config
     pairs = {"kafka.sasl.username": kafka.sasl_username, "kafka.sasl.password": kafka.sasl_password}
     given = [key for key, value in (*pairs.items(), ("kafka.sasl.jaas.config", jaas)) if value is not None]
-    if not _uses_sasl(kafka):
+    if not kafka.uses_sasl:
         for key in given:
             why = "has no effect: nobody would log in; expected SASL_SSL or SASL_PLAINTEXT"
             yield _Conflict((key, "kafka.security.protocol"), why)
@@ -1363,7 +1374,7 @@ def _login_conflicts(settings: Settings) -> Iterator[_Conflict]:
     if len(given) > 1:
         yield _Conflict(tuple(given), "the login is given twice; use either the JAAS text or name and password")
     try:
-        module = _parse_jaas(jaas.get_secret_value()).module
+        module = parse_jaas(jaas.get_secret_value()).module
     except ValueError as error:
         yield _Conflict(("kafka.sasl.jaas.config",), str(error))
         return
@@ -1596,7 +1607,7 @@ def _did_you_mean(spelled: str) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as an error shows it, cut to a line's length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
@@ -1702,13 +1713,13 @@ def _read_secret_files(entries: dict[str, _Entry], problems: list[str]) -> set[s
         if entry is None:
             continue
         if not isinstance(entry.value, str):
-            problems.append(f"{entry.where}: {entry.spelled} = {_quoted(entry.value)}: expected a path")
+            problems.append(f"{entry.where}: {entry.spelled} = {quoted(entry.value)}: expected a path")
             unread.add(secret)
             continue
         try:
             text = Path(entry.value).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{entry.where}: {entry.spelled} = {_quoted(entry.value)}: can't be read: {_reason(error)}")
+            problems.append(f"{entry.where}: {entry.spelled} = {quoted(entry.value)}: can't be read: {_reason(error)}")
             unread.add(secret)
             continue
         source = f"{entry.source}, read from {entry.value}"
@@ -1801,7 +1812,7 @@ def _nested(entries: Mapping[str, _Entry]) -> dict[str, object]:
 def _explain(entry: _Entry, key: _Key, kind: str, message: str) -> str:
     """One line about one wrong value."""
     hidden = key.is_secret or (key.name == "bootstrap_servers" and "@" in str(entry.value))
-    shown = _MASK if hidden else _quoted(entry.value)
+    shown = _MASK if hidden else quoted(entry.value)
     why = f"{message.removeprefix('Value error, ')}; " if kind == "value_error" else ""
     if key.name == "pipeline":
         return f"{entry.where}: pipeline: {why.removesuffix('; ')}"
@@ -1871,8 +1882,7 @@ def describe_settings(settings: Settings) -> list[SettingRow]:
 
     Secrets are stars when set; a setting without a value is empty text.
     """
-    sources = settings._sources
-    return [SettingRow(name, key.show(key.read(settings)), sources.get(name, "default")) for name, key in _KEYS.items()]
+    return [SettingRow(name, key.show(key.read(settings)), settings.source_of(name)) for name, key in _KEYS.items()]
 
 
 def reference() -> list[ReferenceRow]:
@@ -1903,176 +1913,3 @@ def advice(settings: Settings) -> list[str]:
         f"{format_duration(tick.max_future_skew - waited)} of its symbol's honest ticks late; a smaller skew, or more "
         "lag, costs less"
     ]
-
-
-# -- for aiokafka -----------------------------------------------------------------------------------------------------
-
-
-def client_options(settings: Settings) -> dict[str, object]:
-    """Keyword arguments that aiokafka's client and admin client take; certificates and keys are read here.
-
-    Raises ``ConfigError`` where a certificate or key can't be read or used.
-    """
-    kafka = settings.kafka
-    options: dict[str, object] = {
-        "bootstrap_servers": settings.bootstrap_servers,
-        "client_id": kafka.client_id or settings.application_id,
-        "request_timeout_ms": kafka.request_timeout_ms,
-        "metadata_max_age_ms": kafka.metadata_max_age_ms,
-        "retry_backoff_ms": kafka.retry_backoff_ms,
-        "connections_max_idle_ms": kafka.connections_max_idle_ms,
-        "security_protocol": kafka.security_protocol,
-    }
-    if _uses_tls(kafka):
-        options["ssl_context"] = _ssl_context(settings)
-    if _uses_sasl(kafka):
-        username, password = _login(kafka)
-        options["sasl_mechanism"] = kafka.sasl_mechanism
-        options["sasl_plain_username"] = username
-        options["sasl_plain_password"] = password
-    return options
-
-
-def consumer_options(settings: Settings) -> dict[str, object]:
-    """Keyword arguments for an aiokafka consumer in the application's group; offsets are never committed by itself.
-
-    Raises ``ConfigError`` as ``client_options`` does.
-    """
-    kafka = settings.kafka
-    return client_options(settings) | {
-        "group_id": settings.application_id,
-        "group_instance_id": kafka.group_instance_id,
-        "client_rack": kafka.client_rack,
-        "enable_auto_commit": False,
-        "auto_offset_reset": kafka.auto_offset_reset,
-        "isolation_level": kafka.isolation_level,
-        "session_timeout_ms": kafka.session_timeout_ms,
-        "heartbeat_interval_ms": kafka.heartbeat_interval_ms,
-        "rebalance_timeout_ms": kafka.rebalance_timeout_ms,
-        "max_poll_interval_ms": kafka.max_poll_interval_ms,
-        "fetch_min_bytes": kafka.fetch_min_bytes,
-        "fetch_max_wait_ms": kafka.fetch_max_wait_ms,
-        "fetch_max_bytes": kafka.fetch_max_bytes,
-        "max_partition_fetch_bytes": kafka.max_partition_fetch_bytes,
-    }
-
-
-def producer_options(settings: Settings) -> dict[str, object]:
-    """Keyword arguments for an aiokafka producer; idempotent where ``acks`` is ``all``.
-
-    ``transactional_id`` is for the caller to add: it is one per input partition. ``transaction_timeout_ms`` has no
-    effect without it. Raises ``ConfigError`` as ``client_options`` does.
-    """
-    kafka = settings.kafka
-    return client_options(settings) | {
-        "acks": kafka.acks if kafka.acks == "all" else int(kafka.acks),
-        "enable_idempotence": kafka.acks == "all",
-        "compression_type": None if kafka.compression_type == "none" else kafka.compression_type,
-        "linger_ms": kafka.linger_ms,
-        "max_batch_size": kafka.batch_size,
-        "max_request_size": kafka.max_request_size,
-        "transaction_timeout_ms": kafka.transaction_timeout_ms,
-    }
-
-
-def _uses_tls(kafka: KafkaSettings) -> bool:
-    return kafka.security_protocol in ("SSL", "SASL_SSL")
-
-
-def _uses_sasl(kafka: KafkaSettings) -> bool:
-    return kafka.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL")
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    """What to trust and how to identify this client, from PEM files. Raises ``ConfigError``."""
-    kafka = settings.kafka
-    for key in ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location"):
-        _require_pem(settings, f"kafka.{key}")
-    try:
-        context = ssl.create_default_context(cafile=kafka.ssl_ca_location)
-    except ssl.SSLError as error:
-        raise _file_error(settings, "kafka.ssl.ca.location", f"no usable certificate: {error.reason}") from None
-    context.check_hostname = kafka.ssl_endpoint_identification_algorithm == "https"
-    if kafka.ssl_certificate_location is None:
-        return context
-    secret = kafka.ssl_key_password
-    key = "kafka.ssl.key.location" if kafka.ssl_key_location else "kafka.ssl.certificate.location"
-
-    def passphrase() -> str:
-        if secret is None:  # without this OpenSSL would ask the terminal, and a service would hang
-            raise _file_error(settings, key, "the key is encrypted; set ssl.key.password")
-        return secret.get_secret_value()
-
-    try:
-        context.load_cert_chain(kafka.ssl_certificate_location, kafka.ssl_key_location, passphrase)
-    except ssl.SSLError as error:
-        why = f"certificate and key can't be used together, or the passphrase is wrong: {error.reason}"
-        raise _file_error(settings, key, why) from None
-    return context
-
-
-def _require_pem(settings: Settings, key: str) -> None:
-    path = _KEYS[key].read(settings)
-    if not isinstance(path, str):
-        return
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise _file_error(settings, key, f"can't be read: {_reason(error)}") from None
-    if b"-----BEGIN " not in content:
-        raise _file_error(settings, key, f"not a PEM file. {_NO_KEYSTORE}")
-
-
-def _file_error(settings: Settings, key: str, why: str) -> ConfigError:
-    source = settings._sources.get(key, "default")
-    return ConfigError(f"{key} = {_quoted(_KEYS[key].read(settings))} ({source}): {why}")
-
-
-def _login(kafka: KafkaSettings) -> tuple[str, str]:
-    """Name and password; that there are some was checked when the settings were made."""
-    if kafka.sasl_jaas_config is not None:
-        jaas = _parse_jaas(kafka.sasl_jaas_config.get_secret_value())
-        return jaas.username, jaas.password
-    if kafka.sasl_username is None or kafka.sasl_password is None:
-        raise ConfigError("kafka.sasl.username and kafka.sasl.password are not both set; a login needs them")
-    return kafka.sasl_username, kafka.sasl_password.get_secret_value()
-
-
-class _Jaas:
-    """A login out of JAAS text; ``module`` is ``PLAIN`` or ``SCRAM``. It has no repr, because it holds a password."""
-
-    __slots__ = ("module", "password", "username")
-
-    def __init__(self, module: str, username: str, password: str) -> None:
-        self.module = module
-        self.username = username
-        self.password = password
-
-
-_JAAS_MODULES: Final = {"PlainLoginModule": "PLAIN", "ScramLoginModule": "SCRAM"}
-_JAAS_HEAD = re.compile(r"\s*(?:[\w$]+\.)*(\w+)\s+(?:required|requisite|sufficient|optional)\b", re.IGNORECASE)
-_JAAS_OPTION = re.compile(r"\s*([\w.]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\s;\"']+))", re.DOTALL)
-_JAAS_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t"}
-
-
-def _parse_jaas(text: str) -> _Jaas:
-    """Name and password out of ``…PlainLoginModule required username="…" password="…";``.
-
-    Raises ``ValueError``, whose message repeats nothing of the text.
-    """
-    head = _JAAS_HEAD.match(text)
-    if head is None or head[1] not in _JAAS_MODULES:
-        raise ValueError("expected one PlainLoginModule or ScramLoginModule, followed by required")
-    options, position = {}, head.end()
-    while option := _JAAS_OPTION.match(text, position):
-        name, double, single, bare = option.groups()
-        value = next(part for part in (double, single, bare) if part is not None)
-        if bare is None:
-            value = re.sub(r"\\(.)", lambda escape: _JAAS_ESCAPES.get(escape[1], escape[1]), value, flags=re.DOTALL)
-        options[name] = value
-        position = option.end()
-    if text[position:].strip() not in ("", ";"):
-        raise ValueError('expected only options like name="value" after required, and one semicolon at the end')
-    if not options.get("username") or not options.get("password"):
-        raise ValueError("expected the options username and password")
-    return _Jaas(_JAAS_MODULES[head[1]], options["username"], options["password"])

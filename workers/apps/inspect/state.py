@@ -24,8 +24,9 @@ from workers.kafka.changelog import read_changelog
 from workers.kafka.commit import Commit, OutTopic, PartitionSink, SinkSpec
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.topics import admin_client, describe_topics, ensure_topics
-from workers.settings.all import Settings, consumer_options, producer_options
+from workers.settings.all import Settings
 from workers.settings.lane import lane_spec
 from workers.worker.worker import DEFAULT_MAX_MESSAGE_BYTES
 
