@@ -23,7 +23,8 @@ from workers.apps.produce.market import Market, arrivals, synthetic_ticks
 from workers.apps.produce.send import GeneratedSource, produce
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
-from workers.kafka.topics import admin_client, ensure_topics
+from workers.kafka.clients import admin_client
+from workers.kafka.topics import ensure_topics
 from workers.settings.all import Settings, load_settings
 
 pytestmark = pytest.mark.broker

@@ -305,7 +305,9 @@ def quiet_clients() -> None:
     if _debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         return
-    logger = logging.getLogger("aiokafka")
+    from workers.telemetry.logs import CLIENT_LOGGER
+
+    logger = logging.getLogger(CLIENT_LOGGER)
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
 

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
     from workers.apps.produce.files import TickInput
     from workers.apps.produce.market import Market
-    from workers.apps.produce.send import Produced, Source
+    from workers.apps.produce.send import Produced, TickSource
     from workers.settings.all import Settings
 
-    MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]
+    MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], TickSource]
 
 __all__: list[str] = []
 
@@ -381,7 +381,7 @@ def _synthetic_source(
         # another time are sent as fast as possible, as with --speed 0.
         limit = rate or None if speed is None else None
 
-    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
         source = GeneratedSource(synthetic_ticks(market, times), count=count, duration_ns=duration_ns)
         return paced(source, tick_format(settings), stop, rate=limit, speed=speed or None, scale=scale)
 
@@ -392,14 +392,14 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
     from workers.apps.produce.send import FileSource, paced
     from workers.settings.lane import tick_format
 
-    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
         source = FileSource(opened, stop)
         return paced(source, tick_format(settings), stop, rate=rate or None, speed=speed or None, scale=scale)
 
     return make
 
 
-def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
     """No ticks: there is only the end of the input to be told."""
     from workers.apps.produce.send import GeneratedSource
 

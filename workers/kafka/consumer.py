@@ -17,20 +17,19 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, NoError, for_code
-from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.errors import IllegalStateError
 
 from workers.core.records import RawBatch
 from workers.core.ticks import Record
 from workers.errors import BrokerError, FencedError
 from workers.kafka.fetch_hook import install
+from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
 from workers.kafka.repairs import stop_consumer
 
-__all__ = ["Fetched", "Source"]
+__all__ = ["Fetched", "GroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
-NO_OFFSET = -1
 NO_PARTITION = 2**31 - 1
 
 PartitionsCallback = Callable[[set[int]], Awaitable[None]]
@@ -64,8 +63,8 @@ class Fetched:
         return Fetched(self.items[:taken]), Fetched(rest) if rest else None
 
 
-class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """The input topic as this member of the group sees it; partitions are plain numbers."""
+class GroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """A topic as this member of the group sees it; partitions are plain numbers."""
 
     def __init__(
         self,
@@ -127,17 +126,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     def check(self) -> None:
         """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
         one of its tasks has ended, without which it would stand still for ever and say nothing."""
-        coordinator = self._consumer._coordinator
-        for what, task in (
-            ("membership", coordinator._coordination_task),
-            ("heartbeats", coordinator._heartbeat_task),
-            ("offsets", coordinator._commit_refresh_task),
-            ("fetching", self._consumer._fetcher._fetch_task),
-            ("metadata", self._consumer._client._sync_task),
-        ):
-            if task is not None and task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
-        coordinator.check_errors()
+        for what, error in failed_tasks(self._consumer):
+            raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
+        raise_coordinator_errors(self._consumer)
 
     async def confirm_membership(self, partition: int) -> None:
         """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
@@ -145,7 +136,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
         that fences whoever has it now.
         """
-        if not await self._consumer._coordinator._do_heartbeat() or not self.owns(partition):
+        if not await confirm_heartbeat(self._consumer) or not self.owns(partition):
             raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
 
     def start_reading(self, partition: int, offset: int) -> None:
@@ -190,20 +181,13 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         }
 
     async def committed(self, partition: int) -> int | None:
-        """The group's committed offset; None where it has none.
+        """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator
+        loads."""
+        return await committed_offset(self._consumer, self._topic, partition)
 
-        Asked for here and not by the client's ``committed``, which overlooks the error of an answer as a whole: it
-        says None while the coordinator loads, too. Raises ``KafkaError``, then as well.
-        """
-        coordinator = self._consumer._coordinator
-        request = OffsetFetchRequest(coordinator.group_id, [(self._topic, [partition])])
-        response = await coordinator._send_req(request)
-        ((_, ((_, offset, _, code),)),) = response.topics or ((None, ((None, NO_OFFSET, None, 0),)),)
-        for found in (getattr(response, "error_code", 0), code):
-            error = for_code(found)
-            if error is not NoError:
-                raise error(f"the committed offset of {self._topic}[{partition}]")
-        return None if offset == NO_OFFSET else int(offset)
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commit offsets to the group, by partition, outside a transaction. Raises ``KafkaError``."""
+        await self._consumer.commit({self._tp(partition): offset for partition, offset in offsets.items()})
 
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""

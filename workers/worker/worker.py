@@ -25,13 +25,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from enum import Enum
 
 import structlog
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-)
 
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
@@ -41,9 +34,18 @@ from workers.core.pipeline.stage import SequenceGap
 from workers.core.snapshot import LaneMeta
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
+from workers.kafka.clients import admin_client
 from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
-from workers.kafka.connection import admin_client, connecting
-from workers.kafka.consumer import Fetched, Source
+from workers.kafka.connection import connecting
+from workers.kafka.consumer import Fetched
+from workers.kafka.consumer import GroupConsumer as Source
+from workers.kafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.repairs import repair_client

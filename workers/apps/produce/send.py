@@ -27,19 +27,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import orjson
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.apps.produce.files import TickInput
 from workers.core.partitioning import partition_for
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.errors import BrokerError, WorkersError
-from workers.kafka.connection import connecting
+from workers.kafka.clients import Producer, RecordBatch, admin_client, start_producer
+from workers.kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.options import producer_options
 from workers.kafka.repairs import stop_producer
-from workers.kafka.topics import admin_client, ensure_topics
+from workers.kafka.topics import ensure_topics
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
@@ -52,9 +50,9 @@ __all__ = [
     "RateLimited",
     "Replayed",
     "Slowed",
-    "Source",
     "StoppedError",
     "TickSender",
+    "TickSource",
     "blocks_of",
     "event_time_ns",
     "paced",
@@ -82,7 +80,7 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-class Source(Protocol):
+class TickSource(Protocol):
     """Where ticks come from, at the pace at which they are to be sent."""
 
     async def take(self, limit: int) -> Ticks:
@@ -106,7 +104,7 @@ class GeneratedSource:
         self._deadline_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`. The duration begins at the first call."""
+        """See `TickSource`. The duration begins at the first call."""
         if self._duration_ns is not None:
             self._deadline_ns = self._deadline_ns or time.monotonic_ns() + self._duration_ns
             if time.monotonic_ns() >= self._deadline_ns:
@@ -131,7 +129,7 @@ class FileSource:
         self._pipe = _PipeReader(file) if file.size is None else None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`. Raises ``WorkersError`` where the file is damaged."""
+        """See `TickSource`. Raises ``WorkersError`` where the file is damaged."""
         while self._taken >= len(self._held) and not self._ended:
             block = await self._pipe.next(self._stop) if self._pipe else self._file.read_block()
             if block is None:
@@ -214,7 +212,7 @@ class RateLimited:
     was in trouble must not meet a flood when it recovers.
     """
 
-    def __init__(self, source: Source, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
+    def __init__(self, source: TickSource, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
         if not rate > 0:
             raise ValueError(f"rate is {rate}; expected more than 0 ticks a second")
         self._source, self._rate, self._stop, self._scale = source, rate, stop, scale
@@ -222,7 +220,7 @@ class RateLimited:
         self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         while not self._stop.is_set():
             self._refill()
             if self._allowance >= 1:
@@ -262,7 +260,7 @@ class Replayed:
 
     def __init__(
         self,
-        source: Source,
+        source: TickSource,
         form: TickFormat,
         speed: float,
         stop: asyncio.Event,
@@ -280,7 +278,7 @@ class Replayed:
         self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         if self._taken >= len(self._held):
             await self._next(limit)
         if not self._held:
@@ -336,12 +334,12 @@ class Replayed:
 class Slowed:
     """A source that goes as fast as it can, but only for the share of the time that ``scale`` (0 to 1) allows."""
 
-    def __init__(self, source: Source, stop: asyncio.Event, scale: Callable[[], float]) -> None:
+    def __init__(self, source: TickSource, stop: asyncio.Event, scale: Callable[[], float]) -> None:
         self._source, self._stop, self._scale = source, stop, scale
         self._taken_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         worked_ns = 0 if self._taken_ns is None else time.monotonic_ns() - self._taken_ns
         while (share := self._scale()) <= 0 and not self._stop.is_set():
             await _sleep(NS_PER_SECOND // 10, self._stop)
@@ -357,14 +355,14 @@ class Slowed:
 
 
 def paced(
-    source: Source,
+    source: TickSource,
     form: TickFormat,
     stop: asyncio.Event,
     *,
     rate: float | None = None,
     speed: float | None = None,
     scale: Callable[[], float] | None = None,
-) -> Source:
+) -> TickSource:
     """A source at a pace: ``rate`` ticks a second, ``speed`` times the speed at which they happened, or neither.
 
     ``scale`` (0 to 1) is asked again and again for the share of its pace that the group leaves to this producer.
@@ -416,12 +414,12 @@ class TickSender:
     one before is under way, and `send` waits for that.
     """
 
-    def __init__(self, producer: AIOKafkaProducer, topic: str, partitions: int) -> None:
+    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
         self._producer = producer
         self._topic = topic
         self._partitions = partitions
-        self._open: list[BatchBuilder] = [producer.create_batch() for _ in range(partitions)]
-        self._full: deque[tuple[int, BatchBuilder]] = deque()
+        self._open: list[RecordBatch] = [producer.create_batch() for _ in range(partitions)]
+        self._full: deque[tuple[int, RecordBatch]] = deque()
         self._under_way: dict[asyncio.Future[object], tuple[int, float]] = {}
         self._failure: BaseException | None = None
         self.added = 0
@@ -491,7 +489,7 @@ class TickSender:
         oldest = min((sent_s for _count, sent_s in self._under_way.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
-    async def _hand_over(self, partition: int, batch: BatchBuilder, *, ticks: int) -> None:
+    async def _hand_over(self, partition: int, batch: RecordBatch, *, ticks: int) -> None:
         self._raise_failure()
         while True:
             try:
@@ -567,7 +565,7 @@ class Produced:
 
 async def produce(
     settings: Settings,
-    source: Source,
+    source: TickSource,
     *,
     topic: str,
     stop: asyncio.Event,
@@ -589,11 +587,9 @@ async def produce(
     """
     partitions = await unless_stopped(prepare_topic(settings, topic), stop)
     use_fast_lz4()
-    producer = AIOKafkaProducer(**_options(settings, partitions))
     began_ns = time.monotonic_ns()
+    producer = await unless_stopped(start_producer(settings, _options(settings, partitions)), stop)
     try:
-        async with connecting(settings):
-            await unless_stopped(producer.start(), stop)
         sender = TickSender(producer, topic, partitions)
         watch = asyncio.create_task(_watch(sender, settings, on_notice))
         pump = asyncio.create_task(_pump(source, sender, stop, on_progress, may_end_input))
@@ -624,7 +620,7 @@ def _options(settings: Settings, partitions: int) -> dict[str, object]:
 
 
 async def _pump(
-    source: Source,
+    source: TickSource,
     sender: TickSender,
     stop: asyncio.Event,
     progress: Callable[[int], None],
