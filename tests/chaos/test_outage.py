@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
-from workers.kafka.consumer import GroupConsumer
+from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
 from workers.settings.all import load_settings
@@ -113,7 +113,7 @@ async def test_a_committed_offset_is_never_taken_for_missing_while_the_coordinat
     repair_client()
     settings = load_settings(overrides=arena.settings, environ={})
     options = consumer_options(settings)
-    source = GroupConsumer(
+    source = KafkaGroupConsumer(
         arena.topics.ticks, arena.application_id, options, on_revoked=on_revoked, on_assigned=on_assigned
     )
     await source.start()

@@ -26,7 +26,7 @@ from workers.kafka.fetch_hook import install
 from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
 from workers.kafka.repairs import stop_consumer
 
-__all__ = ["Fetched", "GroupConsumer"]
+__all__ = ["Fetched", "KafkaGroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Fetched:
         return Fetched(self.items[:taken]), Fetched(rest) if rest else None
 
 
-class GroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """A topic as this member of the group sees it; partitions are plain numbers."""
 
     def __init__(

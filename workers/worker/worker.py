@@ -38,7 +38,7 @@ from workers.kafka.clients import admin_client
 from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
 from workers.kafka.connection import connecting
 from workers.kafka.consumer import Fetched
-from workers.kafka.consumer import GroupConsumer as Source
+from workers.kafka.consumer import KafkaGroupConsumer as Source
 from workers.kafka.errors import (
     GroupAuthorizationFailedError,
     KafkaError,

@@ -44,7 +44,7 @@ from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.kafka.clients import admin_client
 from workers.kafka.connection import connecting
-from workers.kafka.consumer import GroupConsumer
+from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.errors import (
     GroupAuthorizationFailedError,
     KafkaError,
@@ -103,7 +103,7 @@ class StoreWriter:
         self.group_id = f"{settings.application_id}-store"
         self.queue: FrameQueue[StoredPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
         self.gauge = LevelGauge(queue_policy(settings, min_dwell_ns=0))
-        self.source = GroupConsumer(
+        self.source = KafkaGroupConsumer(
             self.topic,
             self.group_id,
             # Frames of a transaction that is aborted were never there, whatever is read of ticks.
