@@ -31,6 +31,7 @@ import orjson
 from workers.apps.produce.files import TickInput
 from workers.core.partitioning import partition_for
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
+from workers.core.token_bucket import PS_PER_NS, TokenBucket
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.clients import Producer, RecordBatch, admin_client, start_producer
 from workers.kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
@@ -213,19 +214,20 @@ class RateLimited:
     """
 
     def __init__(self, source: TickSource, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}; expected more than 0 ticks a second")
-        self._source, self._rate, self._stop, self._scale = source, rate, stop, scale
-        self._allowance = 1.0
+        self._source, self._stop, self._scale = source, stop, scale
+        self._bucket = TokenBucket.per_second(rate)
+        self._clock = 0  # picoseconds of the full rate: it goes slower by the scale
+        self._full_at = self._bucket.depth - self._bucket.spacing  # it begins with one
         self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
         """See `TickSource`."""
         while not self._stop.is_set():
             self._refill()
-            if self._allowance >= 1:
-                ticks = await self._source.take(min(limit, int(self._allowance)))
-                self._allowance -= len(ticks)
+            allowed = self._bucket.held(self._full_at, self._clock)
+            if allowed >= 1:
+                ticks = await self._source.take(min(limit, allowed))
+                self._full_at = self._bucket.taken(self._full_at, self._clock, len(ticks))
                 return ticks
             await _sleep(self._wait_ns(), self._stop)
         return []
@@ -233,19 +235,19 @@ class RateLimited:
     @property
     def idle(self) -> bool:
         """True once what is due has been taken."""
-        return self._allowance < 1 or self._source.idle
+        return self._bucket.held(self._full_at, self._clock) < 1 or self._source.idle
 
     def _refill(self) -> None:
         now_ns = time.monotonic_ns()
         passed_ns = now_ns - (self._seen_ns if self._seen_ns is not None else now_ns)
         self._seen_ns = now_ns
-        burst = max(self._rate * _BURST_NS / NS_PER_SECOND, 1.0)
-        self._allowance = min(self._allowance + passed_ns * self._rate * self._scale() / NS_PER_SECOND, burst)
+        self._clock += int(passed_ns * PS_PER_NS * self._scale())
 
     def _wait_ns(self) -> int:
         """Until the next tick is due, but long enough for a few, and short enough to notice a changed scale."""
-        rate = self._rate * self._scale()
-        due_ns = int((1 - self._allowance) * NS_PER_SECOND / rate) if rate > 0 else _BURST_NS
+        scale = self._scale()
+        wait = self._bucket.wait(self._full_at, self._clock)
+        due_ns = int(wait / scale) // PS_PER_NS if scale > 0 else _BURST_NS
         return min(max(due_ns, _STEP_NS), _LOOK_NS)
 
 
