@@ -36,7 +36,7 @@ from workers.errors import WorkersError
 from workers.kafka import commit as sink
 from workers.settings.all import load_settings
 from workers.telemetry.logs import configure_logging
-from workers.worker.worker import worker
+from workers.worker import worker
 
 _PR_SET_PDEATHSIG = 1
 
