@@ -12,55 +12,24 @@ what is done about it here:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
 
-from workers.core.records import RawBatch
-from workers.core.ticks import Record
-from workers.errors import BrokerError, FencedError
+from workers.errors import BrokerError, DataLossError, FencedError
 from workers.kafka.fetch_hook import install
 from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
+from workers.kafka.ports import Fetched, PartitionsCallback
 from workers.kafka.repairs import stop_consumer
 
-__all__ = ["Fetched", "KafkaGroupConsumer"]
+__all__ = ["KafkaGroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
 NO_PARTITION = 2**31 - 1
-
-PartitionsCallback = Callable[[set[int]], Awaitable[None]]
-
-
-class Fetched:
-    """Records of one partition in log order, or whole batches of them; not empty."""
-
-    __slots__ = ("items", "records")
-
-    def __init__(self, items: Sequence[Record] | Sequence[RawBatch]) -> None:
-        self.items = items
-        self.records = sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
-
-    @property
-    def next_offset(self) -> int:
-        """The offset after the last record."""
-        last = self.items[-1]
-        return last.next_offset if isinstance(last, RawBatch) else last.offset + 1
-
-    def split(self, limit: int) -> tuple[Fetched, Fetched | None]:
-        """The first ``limit`` records, and the rest; a batch is not divided, so it may be more."""
-        if self.records <= limit:
-            return self, None
-        taken = count = 0
-        while count < limit:
-            item = self.items[taken]
-            count += len(item) if isinstance(item, RawBatch) else 1
-            taken += 1
-        rest = self.items[taken:]
-        return Fetched(self.items[:taken]), Fetched(rest) if rest else None
 
 
 class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -75,11 +44,14 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
         batches: bool = False,
+        if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
+        "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers."""
+        names of their headers. ``if_lost`` ends the error that says that the log no longer has them."""
         self._topic = topic
         self._batches = batches
+        self._if_lost = if_lost
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
@@ -170,12 +142,17 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
         ``max_records`` counts batches where those are handed out.
 
-        Raises ``OffsetOutOfRangeError`` where the log no longer has the position, ``KafkaError`` otherwise.
+        Raises `DataLossError` where the log no longer has the position, ``KafkaError`` otherwise.
         """
         tps = [self._tp(partition) for partition in partitions if partition in self._reading]
         if not tps:
             return {}
-        found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+        try:
+            found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+        except OffsetOutOfRangeError as error:
+            raise DataLossError(
+                f"{self._topic} no longer holds the records that were to be read next ({error}); {self._if_lost}"
+            ) from error
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }

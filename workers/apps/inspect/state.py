@@ -15,15 +15,15 @@ from workers.core.windows.engine import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client
-from workers.kafka.commit import Commit, OutTopic, PartitionSink, SinkSpec
+from workers.kafka.commit import PartitionSink, SinkSpec
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.errors import NEW_TOPIC, KafkaError
 from workers.kafka.group_offsets import LagReader
 from workers.kafka.options import consumer_options, producer_options
+from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, OutTopic
 from workers.kafka.topics import describe_topics, ensure_topics
 from workers.settings.all import Settings
 from workers.settings.lane import lane_spec
-from workers.worker.worker import DEFAULT_MAX_MESSAGE_BYTES
 
 __all__ = ["PartitionState", "reset_state", "show_state"]
 

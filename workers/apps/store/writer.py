@@ -48,7 +48,6 @@ from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.errors import (
     GroupAuthorizationFailedError,
     KafkaError,
-    OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
 )
 from workers.kafka.options import consumer_options
@@ -110,6 +109,7 @@ class StoreWriter:
             {**consumer_options(settings), "isolation_level": "read_committed"},
             on_revoked=self._revoked,
             on_assigned=self._assigned,
+            if_lost="its retention is shorter than the time that they waited for the database",
         )
         self.coordinator = Coordinator(settings, self.group_id) if settings.store.feedback else None
         self._partitions: dict[int, StoredPartition] = {}
@@ -331,11 +331,6 @@ class StoreWriter:
                 fetched = await self.source.poll(
                     ready, timeout_ms=POLL_TIMEOUT_MS, max_records=min(room, FETCH_RECORDS)
                 )
-            except OffsetOutOfRangeError as error:
-                raise DataLossError(
-                    f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
-                    "shorter than the time that they waited for the database"
-                ) from error
             except _FATAL:
                 raise
             except KafkaError as error:
