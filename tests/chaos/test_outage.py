@@ -14,7 +14,8 @@ from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
 from workers.kafka.consumer import Source
 from workers.kafka.repairs import repair_client
-from workers.settings.all import consumer_options, load_settings
+from workers.settings import load_settings
+from workers.settings.options import consumer_options
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB

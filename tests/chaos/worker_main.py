@@ -34,7 +34,7 @@ from aiokafka import TopicPartition
 from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.kafka import commit as sink
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
 from workers.worker.worker import worker
 

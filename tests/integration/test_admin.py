@@ -32,7 +32,8 @@ from workers.kafka.topics import (
     ensure_topics,
     planned_topics,
 )
-from workers.settings.all import Settings, client_options, load_settings
+from workers.settings import Settings, load_settings
+from workers.settings.options import client_options
 
 pytestmark = pytest.mark.broker
 

@@ -24,7 +24,7 @@ from workers.apps.produce.send import GeneratedSource, produce
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
 from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 

@@ -39,7 +39,7 @@ from workers.apps.store.postgres import PostgresStore
 from workers.apps.store.queue import Chunk, FrameQueue
 from workers.apps.store.sqlite import SqliteStore
 from workers.errors import ConfigError, StateFormatError
-from workers.settings.all import Settings, StoreSettings
+from workers.settings import Settings, StoreSettings
 
 TOPIC = "frames"
 

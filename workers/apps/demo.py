@@ -29,7 +29,8 @@ from workers.kafka.changelog import read_changelog
 from workers.kafka.connection import admin_client
 from workers.kafka.group_offsets import LagReader
 from workers.kafka.topics import delete_topics, ensure_topics
-from workers.settings.all import Settings, consumer_options, load_settings
+from workers.settings import Settings, load_settings
+from workers.settings.options import consumer_options
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord

@@ -23,10 +23,10 @@ from workers.errors import BrokerError, TopicError, WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.repairs import stop_consumer, stop_producer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.settings.options import client_options
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
 

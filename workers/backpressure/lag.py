@@ -38,12 +38,12 @@ from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.repairs import stop_consumer
-from workers.settings.all import client_options
 from workers.settings.lane import tick_format
+from workers.settings.options import client_options
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LagMonitor", "LagSnapshot", "PartitionDelay", "SmoothedRate"]
 

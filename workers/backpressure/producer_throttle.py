@@ -35,7 +35,7 @@ from workers.errors import BrokerError, TopicError, WorkersError
 from workers.times import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
     from workers.telemetry.metrics import Metrics
 
 __all__ = ["AdaptiveThrottle", "Ramp", "ThrottleState", "TokenBucket"]
@@ -324,7 +324,7 @@ def _settings(
     feedback_topic: str | None,
     kafka: Mapping[str, object],
 ) -> Settings:
-    from workers.settings.all import load_settings
+    from workers.settings import load_settings
 
     given: dict[str, object] = {
         "bootstrap_servers": bootstrap_servers,

@@ -20,7 +20,7 @@ from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from workers.kafka.consumer import Source
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["ReadingPace"]
 

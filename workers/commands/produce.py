@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from workers.apps.produce.files import TickInput
     from workers.apps.produce.market import Market
     from workers.apps.produce.send import Produced, Source
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
     MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]
 

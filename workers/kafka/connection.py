@@ -20,10 +20,10 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.kafka.repairs import close_connection, repair_client, stop_consumer
-from workers.settings.all import client_options
+from workers.settings.options import client_options
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["admin_client", "connecting", "diagnose_connection_error", "explain_connection_error", "stop_consumer"]
 

@@ -22,10 +22,10 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from workers.errors import BrokerError, TopicError
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.topics import describe_topics
-from workers.settings.all import client_options
+from workers.settings.options import client_options
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["GroupLag", "LagReader", "PartitionLag", "lost_records_problem", "no_group_problem"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workers.core.lane import LaneSpec
 from workers.core.ticks import TickFormat
-from workers.settings.all import Settings
+from workers.settings.model import Settings
 
 __all__ = ["lane_spec", "tick_format"]
 

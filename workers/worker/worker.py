@@ -47,8 +47,9 @@ from workers.kafka.consumer import Fetched, Source
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings, advice, consumer_options, producer_options
+from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
+from workers.settings.options import consumer_options, producer_options
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.vitals import serving

@@ -29,13 +29,13 @@ from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
 from workers.kafka.repairs import repair_client, stop_consumer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.settings.options import client_options
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaAdminClient, ConsumerRecord
 
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["HISTORY_RECORDS", "Feed", "model_for"]
 

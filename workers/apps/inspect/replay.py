@@ -48,13 +48,13 @@ from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, describe_topics, ensure_topics
-from workers.settings.all import producer_options
 from workers.settings.lane import lane_spec
+from workers.settings.options import producer_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
 

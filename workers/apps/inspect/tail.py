@@ -23,11 +23,11 @@ from workers.core.ticks import is_end_of_input
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.fetch_hook import install
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.settings.options import client_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 

@@ -22,7 +22,7 @@ from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Check", "Finding", "Preview", "RowJudge"]
 

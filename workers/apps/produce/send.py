@@ -39,11 +39,11 @@ from workers.kafka.connection import connecting
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.all import producer_options
+from workers.settings.options import producer_options
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "FileSource",

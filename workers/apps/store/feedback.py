@@ -19,7 +19,7 @@ from workers.backpressure.feedback import FeedbackPublisher
 from workers.backpressure.levels import STORE_SOURCE, Level, LevelGauge, LevelPolicy
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Coordinator", "queue_policy"]
 

@@ -53,7 +53,8 @@ from workers.kafka.connection import admin_client, connecting
 from workers.kafka.consumer import Source
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings, consumer_options
+from workers.settings import Settings
+from workers.settings.options import consumer_options
 from workers.telemetry.health import HealthServer
 
 __all__ = ["StoreWriter", "run_store"]
