@@ -13,9 +13,9 @@ from aiokafka.errors import KafkaError
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
 from workers.kafka.consumer import Source
+from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
 from workers.settings import load_settings
-from workers.settings.options import consumer_options
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB

@@ -24,6 +24,7 @@ from workers.kafka.connection import (
     explain_connection_error,
 )
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import client_options
 from workers.kafka.topics import (
     TopicLayout,
     admin_client,
@@ -33,7 +34,6 @@ from workers.kafka.topics import (
     planned_topics,
 )
 from workers.settings import Settings, load_settings
-from workers.settings.options import client_options
 
 pytestmark = pytest.mark.broker
 

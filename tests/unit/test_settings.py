@@ -25,6 +25,7 @@ import workers.settings as module
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
+from workers.kafka.options import client_options, consumer_options, producer_options
 from workers.settings import (
     METRICS_OFF,
     OPERATORS,
@@ -37,7 +38,6 @@ from workers.settings import (
 )
 from workers.settings.kafka import MANAGED
 from workers.settings.lane import lane_spec
-from workers.settings.options import client_options, consumer_options, producer_options
 from workers.settings.reference import ReferenceRow, describe_settings, operator_reference, reference
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 

@@ -28,9 +28,9 @@ from workers.errors import BrokerError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.connection import admin_client
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import consumer_options
 from workers.kafka.topics import delete_topics, ensure_topics
 from workers.settings import Settings, load_settings
-from workers.settings.options import consumer_options
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord

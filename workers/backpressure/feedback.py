@@ -21,9 +21,9 @@ from aiokafka.structs import TopicPartition
 from workers.backpressure.levels import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.kafka.connection import connecting
+from workers.kafka.options import client_options
 from workers.kafka.repairs import stop_consumer, stop_producer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.options import client_options
 
 if TYPE_CHECKING:
     from workers.settings import Settings

@@ -37,9 +37,9 @@ from workers.core.ticks import Tick, tick_decoder
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
+from workers.kafka.options import client_options
 from workers.kafka.repairs import stop_consumer
 from workers.settings.lane import tick_format
-from workers.settings.options import client_options
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:

@@ -81,9 +81,9 @@ def check(
 
       workers config check --config production.toml
     """
+    from workers.kafka.options import client_options
     from workers.settings import advice
     from workers.settings.lane import lane_spec
-    from workers.settings.options import client_options
 
     settings = load(config, sets, bootstrap_servers, application_id)
     client_options(settings)  # reads the certificates

@@ -19,8 +19,8 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.options import client_options
 from workers.kafka.repairs import close_connection, repair_client, stop_consumer
-from workers.settings.options import client_options
 
 if TYPE_CHECKING:
     from workers.settings import Settings

@@ -21,8 +21,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from workers.errors import BrokerError, TopicError
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
+from workers.kafka.options import client_options
 from workers.kafka.topics import describe_topics
-from workers.settings.options import client_options
 
 if TYPE_CHECKING:
     from workers.settings import Settings

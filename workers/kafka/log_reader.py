@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from workers.errors import BrokerError, DataLossError
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.fetch_hook import install
-from workers.settings.options import client_options
+from workers.kafka.options import client_options
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord

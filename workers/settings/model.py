@@ -71,7 +71,7 @@ class Settings(Section):
         """Equal values; where they came from does not count."""
         return isinstance(other, Settings) and self.__dict__ == other.__dict__
 
-    def came_from(self, key: str) -> str:
+    def source_of(self, key: str) -> str:
         """Where a key's value came from: ``default``, ``file <path>``, ``env <NAME>`` or ``flag``."""
         return self._sources.get(key, "default")
 

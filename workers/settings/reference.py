@@ -34,7 +34,7 @@ def describe_settings(settings: Settings) -> list[SettingRow]:
 
     Secrets are stars when set; a setting without a value is empty text.
     """
-    return [SettingRow(name, key.show(key.read(settings)), settings.came_from(name)) for name, key in KEYS.items()]
+    return [SettingRow(name, key.show(key.read(settings)), settings.source_of(name)) for name, key in KEYS.items()]
 
 
 def reference() -> list[ReferenceRow]:

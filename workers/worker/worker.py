@@ -45,11 +45,11 @@ from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.consumer import Fetched, Source
 from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
-from workers.settings.options import consumer_options, producer_options
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.vitals import serving

@@ -27,9 +27,9 @@ from workers.core.ticks import is_end_of_input
 from workers.errors import WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
+from workers.kafka.options import client_options
 from workers.kafka.repairs import repair_client, stop_consumer
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.options import client_options
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:

@@ -46,10 +46,10 @@ from workers.errors import ConfigError, TopicError
 from workers.kafka.connection import connecting, explain_connection_error
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
+from workers.kafka.options import producer_options
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.settings.lane import lane_spec
-from workers.settings.options import producer_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from workers.kafka.changelog import read_changelog
 from workers.kafka.commit import Commit, OutTopic, PartitionSink, SinkSpec
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.topics import admin_client, describe_topics, ensure_topics
 from workers.settings import Settings
 from workers.settings.lane import lane_spec
-from workers.settings.options import consumer_options, producer_options
 from workers.worker.worker import DEFAULT_MAX_MESSAGE_BYTES
 
 __all__ = ["PartitionState", "reset_state", "show_state"]

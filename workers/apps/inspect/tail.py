@@ -22,8 +22,8 @@ from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.core.ticks import is_end_of_input
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.fetch_hook import install
+from workers.kafka.options import client_options
 from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.options import client_options
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:

@@ -37,9 +37,9 @@ from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.options import producer_options
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.options import producer_options
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:

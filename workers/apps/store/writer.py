@@ -51,10 +51,10 @@ from workers.core.ticks import Record, is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.consumer import Source
+from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 from workers.settings import Settings
-from workers.settings.options import consumer_options
 from workers.telemetry.health import HealthServer
 
 __all__ = ["StoreWriter", "run_store"]

@@ -1,16 +1,21 @@
-"""The settings as aiokafka takes them; certificates and keys are read here."""
+"""What the Kafka client is given: the settings as its keyword arguments, with certificates and logins read.
+
+The client itself is not imported here: ``workers config check`` reads the certificates and needs nothing else.
+"""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workers.errors import ConfigError
 from workers.settings.jaas import parse_jaas
-from workers.settings.kafka import NO_KEYSTORE, KafkaSettings
-from workers.settings.keys import KEYS
-from workers.settings.model import Settings
-from workers.settings.wording import quoted, why_unreadable
+from workers.settings.kafka import NO_KEYSTORE
+from workers.settings.wording import quoted
+
+if TYPE_CHECKING:
+    from workers.settings import KafkaSettings, Settings
 
 __all__ = ["client_options", "consumer_options", "producer_options"]
 
@@ -85,45 +90,55 @@ def producer_options(settings: Settings) -> dict[str, object]:
 def _ssl_context(settings: Settings) -> ssl.SSLContext:
     """What to trust and how to identify this client, from PEM files. Raises ``ConfigError``."""
     kafka = settings.kafka
-    for key in ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location"):
-        _require_pem(settings, f"kafka.{key}")
+    ca = _PemFile(settings, "kafka.ssl.ca.location", kafka.ssl_ca_location)
+    certificate = _PemFile(settings, "kafka.ssl.certificate.location", kafka.ssl_certificate_location)
+    own_key = _PemFile(settings, "kafka.ssl.key.location", kafka.ssl_key_location)
+    for file in (ca, certificate, own_key):
+        file.check()
     try:
-        context = ssl.create_default_context(cafile=kafka.ssl_ca_location)
+        context = ssl.create_default_context(cafile=ca.path)
     except ssl.SSLError as error:
-        raise _file_error(settings, "kafka.ssl.ca.location", f"no usable certificate: {error.reason}") from None
+        raise ca.error(f"no usable certificate: {error.reason}") from None
     context.check_hostname = kafka.ssl_endpoint_identification_algorithm == "https"
-    if kafka.ssl_certificate_location is None:
+    if certificate.path is None:
         return context
     secret = kafka.ssl_key_password
-    key = "kafka.ssl.key.location" if kafka.ssl_key_location else "kafka.ssl.certificate.location"
+    key = own_key if own_key.path else certificate
 
     def passphrase() -> str:
         if secret is None:  # without this OpenSSL would ask the terminal, and a service would hang
-            raise _file_error(settings, key, "the key is encrypted; set ssl.key.password")
+            raise key.error("the key is encrypted; set ssl.key.password")
         return secret.get_secret_value()
 
     try:
-        context.load_cert_chain(kafka.ssl_certificate_location, kafka.ssl_key_location, passphrase)
+        context.load_cert_chain(certificate.path, own_key.path, passphrase)
     except ssl.SSLError as error:
         why = f"certificate and key can't be used together, or the passphrase is wrong: {error.reason}"
-        raise _file_error(settings, key, why) from None
+        raise key.error(why) from None
     return context
 
 
-def _require_pem(settings: Settings, key: str) -> None:
-    path = KEYS[key].read(settings)
-    if not isinstance(path, str):
-        return
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise _file_error(settings, key, f"can't be read: {why_unreadable(error)}") from None
-    if b"-----BEGIN " not in content:
-        raise _file_error(settings, key, f"not a PEM file. {NO_KEYSTORE}")
+class _PemFile:
+    """A file that a setting names, or doesn't: ``path`` is then None."""
 
+    def __init__(self, settings: Settings, key: str, path: str | None) -> None:
+        self.path = path
+        self._key, self._source = key, settings.source_of(key)
 
-def _file_error(settings: Settings, key: str, why: str) -> ConfigError:
-    return ConfigError(f"{key} = {quoted(KEYS[key].read(settings))} ({settings.came_from(key)}): {why}")
+    def check(self) -> None:
+        """Raises ``ConfigError`` where it can't be read, or is not PEM."""
+        if self.path is None:
+            return
+        try:
+            content = Path(self.path).read_bytes()
+        except OSError as error:
+            raise self.error(f"can't be read: {error.strerror or type(error).__name__}") from None
+        if b"-----BEGIN " not in content:
+            raise self.error(f"not a PEM file. {NO_KEYSTORE}")
+
+    def error(self, why: str) -> ConfigError:
+        """What to raise: the setting, its value, where that came from, and why it won't do."""
+        return ConfigError(f"{self._key} = {quoted(self.path)} ({self._source}): {why}")
 
 
 def _login(kafka: KafkaSettings) -> tuple[str, str]:
