@@ -26,7 +26,7 @@ from workers.kafka.repairs import stop_consumer, stop_producer
 from workers.kafka.topics import admin_client, describe_topics
 
 if TYPE_CHECKING:
-    from workers.settings import Settings
+    from workers.settings import BackpressureSettings, Settings
 
 __all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
 
@@ -42,9 +42,8 @@ _MAX_BACKOFF_S: Final = 2.0
 _OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 
-def level_policy(settings: Settings) -> LevelPolicy:
+def level_policy(pressure: BackpressureSettings) -> LevelPolicy:
     """The thresholds of the group's lag that the settings ask for."""
-    pressure = settings.backpressure
     return LevelPolicy(
         soft=pressure.soft_lag,
         hard=pressure.hard_lag,

@@ -276,7 +276,7 @@ class _Ends:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._form = tick_format(settings)
+        self._form = tick_format(settings.tick)
         self._decode = tick_decoder(self._form)
         self._consumer: AIOKafkaConsumer | None = None
 

@@ -68,7 +68,7 @@ class GroupReporter:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._disagreeing: Mapping[str, Sequence[int]] = {}

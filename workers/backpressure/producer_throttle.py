@@ -162,7 +162,7 @@ class AdaptiveThrottle:
         ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
-        self._policy = policy if policy is not None else level_policy(self._settings)
+        self._policy = policy if policy is not None else level_policy(self._settings.backpressure)
         self._gauge = LevelGauge(self._policy)
         self._ramp = Ramp()
         self._bucket = TokenBucket(rate, self._ramp) if rate is not None else None

@@ -58,7 +58,7 @@ Take = Callable[["ConsumerRecord", bool], None]
 
 def model_for(settings: Settings) -> DashboardModel:
     """An empty model with the application's own unit, lag and thresholds."""
-    policy = level_policy(settings) if settings.backpressure.enabled else None
+    policy = level_policy(settings.backpressure) if settings.backpressure.enabled else None
     return DashboardModel(unit_ns=UNIT_NS[settings.tick.timestamp_unit], lag_ns=settings.window.lag, policy=policy)
 
 
@@ -71,7 +71,7 @@ class Feed:
 
     def __init__(self, settings: Settings, model: DashboardModel, *, history: int = HISTORY_RECORDS) -> None:
         self._settings, self._model, self._history = settings, model, history
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = contextlib.AsyncExitStack()
 

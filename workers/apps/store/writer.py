@@ -115,7 +115,7 @@ class StoreWriter:
         self.topic = settings.topics.frames
         self.group_id = f"{settings.application_id}-store"
         self.queue: FrameQueue[OwnedPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
-        self.gauge = LevelGauge(queue_policy(settings, min_dwell_ns=0))
+        self.gauge = LevelGauge(queue_policy(settings.store, settings.backpressure, min_dwell_ns=0))
         self.source = FramesSource(
             self.topic,
             self.group_id,
