@@ -48,7 +48,7 @@ from workers.times import (
 )
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LogRecord", "Sent", "TestDriver"]
 

@@ -15,7 +15,7 @@ from tests.chaos.feed import Feed, produce
 from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB

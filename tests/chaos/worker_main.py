@@ -35,7 +35,7 @@ from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.kafka import commit as sink
 from workers.kafka.ports import Commit
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
 from workers.worker import worker
 

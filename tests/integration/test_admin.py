@@ -27,7 +27,7 @@ from workers.kafka.connection import (
 from workers.kafka.group_offsets import LagReader
 from workers.kafka.options import client_options
 from workers.kafka.topics import TopicLayout, delete_topics, describe_topics, ensure_topics, planned_topics
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 

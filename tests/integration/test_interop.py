@@ -16,7 +16,7 @@ from workers.core.partitioning import partition_for
 from workers.errors import BrokerUnavailableError
 from workers.kafka.clients import admin_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 

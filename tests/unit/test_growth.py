@@ -22,7 +22,7 @@ from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
 from workers.kafka import commit as sink
 from workers.kafka.ports import Fetched
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.worker import worker
 
 S = 1_000_000_000

@@ -30,7 +30,7 @@ from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import LagReader
 from workers.kafka.options import consumer_options
 from workers.kafka.topics import delete_topics, ensure_topics
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from workers.kafka.reading import KafkaRecord

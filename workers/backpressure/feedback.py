@@ -25,7 +25,7 @@ from workers.kafka.reconnecting import ReconnectingTask
 from workers.kafka.topics import describe_topics
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import BackpressureSettings, Settings
 
 __all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
 
@@ -37,9 +37,8 @@ _TOPIC_CHECK_S: Final = 5.0
 _SEND_TIMEOUT_S: Final = 10.0
 
 
-def level_policy(settings: Settings) -> LevelPolicy:
+def level_policy(pressure: BackpressureSettings) -> LevelPolicy:
     """The thresholds of the group's lag that the settings ask for."""
-    pressure = settings.backpressure
     return LevelPolicy(
         soft=pressure.soft_lag,
         hard=pressure.hard_lag,

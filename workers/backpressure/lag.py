@@ -41,7 +41,7 @@ from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LagMonitor", "LagSnapshot", "PartitionDelay", "SmoothedRate"]
 
@@ -260,7 +260,7 @@ class _Ends:
     def __init__(self, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
-        self._form = tick_format(settings)
+        self._form = tick_format(settings.tick)
         self._decode = tick_decoder(self._form)
         self._reader: TopicReader | None = None
 

@@ -36,7 +36,7 @@ from workers.errors import BrokerError, TopicError, WorkersError
 from workers.times import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
     from workers.telemetry.metrics import Metrics
 
 __all__ = ["AdaptiveThrottle", "Ramp", "RampedBucket", "ThrottleState"]
@@ -157,7 +157,7 @@ class AdaptiveThrottle:
         ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
-        self._policy = policy if policy is not None else level_policy(self._settings)
+        self._policy = policy if policy is not None else level_policy(self._settings.backpressure)
         self._gauge = LevelGauge(self._policy)
         self._ramp = Ramp()
         self._bucket = RampedBucket(rate, self._ramp) if rate is not None else None
@@ -319,7 +319,7 @@ def _settings(
     feedback_topic: str | None,
     kafka: Mapping[str, object],
 ) -> Settings:
-    from workers.settings.all import load_settings
+    from workers.settings import load_settings
 
     given: dict[str, object] = {
         "bootstrap_servers": bootstrap_servers,

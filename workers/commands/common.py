@@ -27,7 +27,7 @@ from workers.errors import BrokerError, ConfigError, TopicError, WorkersError
 if TYPE_CHECKING:
     import asyncio
 
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "LOOKING",
@@ -160,7 +160,7 @@ def load(
 
     Raises ``ConfigError``.
     """
-    from workers.settings.all import load_settings
+    from workers.settings import load_settings
 
     overrides: dict[str, object] = {}
     for item in sets or ():

@@ -30,7 +30,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.kafka.group_offsets import GroupLag
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from workers.kafka.reading import KafkaRecord
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 

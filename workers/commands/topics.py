@@ -27,7 +27,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout, TopicPlan, TopicState
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 

@@ -19,7 +19,7 @@ from workers.kafka.options import client_options
 from workers.kafka.repairs import abandon, stop_producer
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Producer", "RecordBatch", "admin_client", "start_producer", "stop_producer"]
 

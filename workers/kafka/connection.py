@@ -22,7 +22,7 @@ from workers.kafka.options import client_options
 from workers.kafka.repairs import close_connection, repair_client
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["connecting", "diagnose_connection_error", "explain_connection_error"]
 

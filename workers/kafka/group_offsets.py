@@ -20,7 +20,7 @@ from workers.kafka.reading import TopicReader, reading
 from workers.kafka.topics import describe_topics
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["GroupLag", "LagReader", "PartitionLag", "lost_records_problem", "no_group_problem"]
 

@@ -13,7 +13,7 @@ from workers.kafka.errors import KafkaError, OffsetOutOfRangeError
 from workers.kafka.reading import KafkaRecord, TopicReader, reading
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LogReader"]
 

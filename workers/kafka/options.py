@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.errors import ConfigError
-from workers.settings.all import NO_KEYSTORE, quoted
 from workers.settings.jaas import parse_jaas
+from workers.settings.kafka import NO_KEYSTORE
+from workers.settings.wording import quoted
 
 if TYPE_CHECKING:
-    from workers.settings.all import KafkaSettings, Settings
+    from workers.settings import KafkaSettings, Settings
 
 __all__ = ["client_options", "consumer_options", "producer_options"]
 

@@ -16,7 +16,7 @@ from workers.kafka.options import client_options
 from workers.kafka.repairs import stop_consumer
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Fetching", "KafkaRecord", "TopicReader", "reading"]
 

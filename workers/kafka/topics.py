@@ -28,7 +28,7 @@ from workers.errors import TopicError
 from workers.kafka.connection import explain_connection_error
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "TopicLayout",

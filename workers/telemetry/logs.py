@@ -18,7 +18,7 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-    from workers.settings.all import LoggingSettings
+    from workers.settings import LoggingSettings
 
 __all__ = ["CLIENT_LOGGER", "Sparing", "configure_logging"]
 

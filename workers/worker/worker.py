@@ -50,7 +50,7 @@ from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, Fetched, OutTopic, OversizedError
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings, advice
+from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch

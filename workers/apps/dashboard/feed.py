@@ -30,7 +30,7 @@ from workers.kafka.topics import describe_topics
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["HISTORY_RECORDS", "Feed", "model_for"]
 
@@ -51,7 +51,7 @@ Take = Callable[[KafkaRecord, bool], None]
 
 def model_for(settings: Settings) -> DashboardModel:
     """An empty model with the application's own unit, lag and thresholds."""
-    policy = level_policy(settings) if settings.backpressure.enabled else None
+    policy = level_policy(settings.backpressure) if settings.backpressure.enabled else None
     return DashboardModel(unit_ns=UNIT_NS[settings.tick.timestamp_unit], lag_ns=settings.window.lag, policy=policy)
 
 
@@ -64,7 +64,7 @@ class Feed:
 
     def __init__(self, settings: Settings, model: DashboardModel, *, history: int = HISTORY_RECORDS) -> None:
         self._settings, self._model, self._history = settings, model, history
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._following: list[ReconnectingTask] = []
         self._sampling: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()

@@ -44,7 +44,7 @@ from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, 
 
 if TYPE_CHECKING:
     from workers.kafka.reading import KafkaRecord
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "Difference",

@@ -53,7 +53,7 @@ from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
 

@@ -22,7 +22,7 @@ from workers.kafka.group_offsets import LagReader
 from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, OutTopic
 from workers.kafka.topics import describe_topics, ensure_topics
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.settings.lane import lane_spec
 
 __all__ = ["PartitionState", "reset_state", "show_state"]

@@ -25,7 +25,7 @@ from workers.kafka.topics import describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 

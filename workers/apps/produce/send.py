@@ -42,7 +42,7 @@ from workers.kafka.topics import ensure_topics
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "FileSource",

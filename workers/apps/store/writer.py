@@ -53,7 +53,7 @@ from workers.kafka.errors import (
 from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.telemetry.health import HealthServer
 
 __all__ = ["StoreWriter", "run_store"]
@@ -101,7 +101,7 @@ class StoreWriter:
         self.topic = settings.topics.frames
         self.group_id = f"{settings.application_id}-store"
         self.queue: FrameQueue[StoredPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
-        self.gauge = LevelGauge(queue_policy(settings, min_dwell_ns=0))
+        self.gauge = LevelGauge(queue_policy(settings.store, settings.backpressure, min_dwell_ns=0))
         self.source = KafkaGroupConsumer(
             self.topic,
             self.group_id,
