@@ -31,7 +31,7 @@ from workers.core.records import RawBatch, RawRecord
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
 from workers.kafka.commit import _portions
-from workers.worker.worker import worker
+from workers.worker import worker
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workers.commands.config import markdown_tables
-from workers.settings.all import reference
+from workers.settings.reference import reference
 
 __all__ = ["BEGIN", "END", "updated"]
 

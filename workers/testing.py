@@ -49,7 +49,7 @@ from workers.times import (
 )
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["CorrectionRules", "LaneSpec", "LogRecord", "Sent", "TestDriver", "parse_duration"]
 

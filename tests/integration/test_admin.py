@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 from tests.integration.commands import workers
 from workers.apps.broker import Broker, find_broker
 from workers.errors import BrokerError, TopicError
+from workers.kafka.clients import admin_client
 from workers.kafka.connection import (
     _NotAsAdvertisedError,
     _unreachable,
@@ -24,15 +25,9 @@ from workers.kafka.connection import (
     explain_connection_error,
 )
 from workers.kafka.group_offsets import LagReader
-from workers.kafka.topics import (
-    TopicLayout,
-    admin_client,
-    delete_topics,
-    describe_topics,
-    ensure_topics,
-    planned_topics,
-)
-from workers.settings.all import Settings, client_options, load_settings
+from workers.kafka.options import client_options
+from workers.kafka.topics import TopicLayout, delete_topics, describe_topics, ensure_topics, planned_topics
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 

@@ -27,7 +27,7 @@ from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
 from workers.core.windows.engine import Lateness, WindowRules
 from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
-from workers.settings.all import Settings, TickSettings, load_settings
+from workers.settings import Settings, TickSettings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
 

@@ -29,7 +29,7 @@ from workers.core.pipeline.pipeline import Deduplicate, Filter
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
 

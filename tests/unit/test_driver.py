@@ -23,7 +23,7 @@ from workers.core.lane import LaneSpec
 from workers.core.pipeline.pipeline import Filter, Route, Router
 from workers.core.ticks import Tick, TickFormat
 from workers.errors import CallbackError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.testing import TestDriver
 
 SECOND_NS = 10**9

@@ -16,7 +16,7 @@ from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
 from workers.core.windows.engine import NEVER
 from workers.errors import ConfigError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
 S = 10**9

@@ -21,9 +21,9 @@ from workers.core.ticks import Tick
 from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
 from workers.kafka import commit as sink
-from workers.kafka.consumer import Fetched
-from workers.settings.all import Settings
-from workers.worker.worker import worker
+from workers.kafka.ports import Fetched
+from workers.settings import Settings
+from workers.worker import worker
 
 S = 1_000_000_000
 DAY = 86_400 * S

@@ -34,7 +34,9 @@ from workers.core.records import RawRecord
 from workers.core.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat, excerpt, is_deeper
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import BrokerError, CallbackError
-from workers.kafka.commit import Commit, OutTopic, SinkSpec, _size, fit
+from workers.kafka.commit import SinkSpec
+from workers.kafka.fit import fit, size_in_batch
+from workers.kafka.ports import Commit, OutTopic
 from workers.worker.all_rejected import FailureWatch
 
 MS, S, DAY = 10**6, 10**9, 86_400 * 10**9
@@ -288,7 +290,7 @@ def check(effects: Effects, changes: list[OutRecord]) -> None:
     fit(work, spec)
     assert len(work.dead_letters) >= letters
     for records in (work.frames, work.late, work.dead_letters, *work.routed.values()):
-        assert all(_size(each) <= LIMIT_BYTES for each in records)
+        assert all(size_in_batch(each) <= LIMIT_BYTES for each in records)
         check_written(records)
     check_written(changes)
     for entry in work.late:

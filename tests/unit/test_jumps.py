@@ -26,7 +26,7 @@ from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, 
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
 S, MS = 10**9, 10**6

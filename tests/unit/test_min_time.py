@@ -20,7 +20,7 @@ from workers.core.pipeline.pipeline import Map
 from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 from workers.times import parse_instant
 

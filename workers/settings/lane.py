@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from workers.core.lane import LaneSpec
 from workers.core.ticks import TickFormat
-from workers.settings.all import Settings
+from workers.settings.model import Settings
+from workers.settings.ticks import TickSettings
 
 __all__ = ["lane_spec", "tick_format"]
 
 
-def tick_format(settings: Settings) -> TickFormat:
+def tick_format(tick: TickSettings) -> TickFormat:
     """How the settings say that a tick is written."""
-    tick = settings.tick
     return TickFormat(
         tick.symbol,
         tick.ts,
@@ -28,7 +28,7 @@ def lane_spec(settings: Settings) -> LaneSpec:
     """What the settings ask of a lane."""
     tick, window = settings.tick, settings.window
     return LaneSpec(
-        tick=tick_format(settings),
+        tick=tick_format(tick),
         size_ns=window.size,
         lag_ns=window.lag,
         lateness_ns=window.allowed_lateness,

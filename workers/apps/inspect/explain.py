@@ -35,16 +35,16 @@ from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.windows.assign import windows_between
 from workers.errors import ConfigError
+from workers.kafka.clients import admin_client
 from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem
 from workers.kafka.log_reader import LogReader
-from workers.kafka.topics import admin_client, describe_topics
+from workers.kafka.topics import describe_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
 
 if TYPE_CHECKING:
-    from aiokafka.structs import ConsumerRecord
-
-    from workers.settings.all import Settings
+    from workers.kafka.reading import KafkaRecord
+    from workers.settings import Settings
 
 __all__ = [
     "Difference",
@@ -233,7 +233,7 @@ async def explain(
                 if other.partition != home and await search.finds(other, from_beginning=from_beginning):
                     await search.follow(other, read_on_ns, from_beginning=from_beginning)
         notes = list(search.notes(lag.partitions[home], home))
-        published: list[ConsumerRecord] = []
+        published: list[KafkaRecord] = []
         if frames_topic is None:
             notes.append(f"there is no topic {settings.topics.frames}: nothing was published yet")
         else:
@@ -387,7 +387,7 @@ class _Search:
         self.stretches.append(Stretch(log.partition, begin, end, log.begin, log.end, log.committed, records))
         return False
 
-    async def published(self, reader: LogReader, partitions: int, end: int) -> list[ConsumerRecord]:
+    async def published(self, reader: LogReader, partitions: int, end: int) -> list[KafkaRecord]:
         """The symbol's frames of these windows, as the frames topic holds them before offset ``end``."""
         spans = self.spans()
         if not spans:
@@ -398,7 +398,7 @@ class _Search:
         # been ahead of the clock, by so much at most.
         earliest_ms = (spans[0][0] - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         begin = await reader.offset_at(topic, partition, earliest_ms)
-        found: list[ConsumerRecord] = []
+        found: list[KafkaRecord] = []
         async for chunk in reader.read(topic, partition, begin, end):
             own = (record for record in chunk if record.key == key)
             found += (record for record in own if any(self._is_of(span, record) for span in spans))
@@ -411,7 +411,7 @@ class _Search:
         stories = [story for looked in self.found.values() for story in looked.touching()]
         return sorted({(story.start_ns, story.end_ns) for story in stories})
 
-    def _is_of(self, span: tuple[int, int], record: ConsumerRecord) -> bool:
+    def _is_of(self, span: tuple[int, int], record: KafkaRecord) -> bool:
         """Whether a published frame is of the window ``span``, or of a session that became part of it."""
         start_ns = _start_ns(record.value)
         if self.spec.kind != "session":
@@ -441,7 +441,7 @@ class _Search:
     def conclude(
         self,
         home: int,
-        published: Sequence[ConsumerRecord],
+        published: Sequence[KafkaRecord],
         notes: Sequence[str],
         problem: str | None,
         *,
@@ -492,7 +492,7 @@ class _Search:
 
 
 def _match(
-    stories: Sequence[WindowStory], published: Sequence[ConsumerRecord], committed: Mapping[int, int]
+    stories: Sequence[WindowStory], published: Sequence[KafkaRecord], committed: Mapping[int, int]
 ) -> list[list[FrameAccount]]:
     """The frames of each story beside those published; what belongs to none is put with the first."""
     accounts: list[list[FrameAccount]] = [[] for _ in stories]
@@ -524,10 +524,10 @@ def _match(
     return accounts
 
 
-def _account(verdict: Verdict, record: ConsumerRecord, made: MadeFrame | None) -> FrameAccount:
+def _account(verdict: Verdict, record: KafkaRecord, made: MadeFrame | None) -> FrameAccount:
     frame = _frame(record.value)
     rev, status = _name(record.value)
-    differing = tuple(differences(made.value, record.value)) if made is not None and verdict == "differs" else ()
+    differing = tuple(differences(made.value, record.value or b"")) if made is not None and verdict == "differs" else ()
     trigger = str(frame.get("trigger"))
     return FrameAccount(verdict, rev, status, trigger, made, record.partition, record.offset, frame, differing)
 

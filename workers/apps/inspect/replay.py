@@ -32,8 +32,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import orjson
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
 from workers.apps.produce.send import prepare_topic
@@ -43,18 +41,19 @@ from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
-from workers.kafka.connection import connecting, explain_connection_error
+from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
-from workers.kafka.repairs import stop_producer
-from workers.kafka.topics import admin_client, describe_topics, ensure_topics
-from workers.settings.all import producer_options
+from workers.kafka.options import producer_options
+from workers.kafka.topics import describe_topics, ensure_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
 
@@ -518,7 +517,7 @@ async def writing_to_file(path: Path) -> AsyncIterator[FrameSink]:
 
 
 class _TopicSink:
-    def __init__(self, producer: AIOKafkaProducer, topic: str, partitions: int) -> None:
+    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
         self._producer, self._topic, self._partitions = producer, topic, partitions
 
     async def write(self, frames: Sequence[OutRecord]) -> None:
@@ -548,10 +547,9 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
         raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
     partitions = await prepare_topic(settings, topic)
-    producer = AIOKafkaProducer(**producer_options(settings) | {"acks": "all", "enable_idempotence": True})
+    options = producer_options(settings) | {"acks": "all", "enable_idempotence": True}
+    producer = await start_producer(settings, options)
     try:
-        async with connecting(settings):
-            await producer.start()
         yield _TopicSink(producer, topic, partitions)
         await producer.flush()
     except (KafkaError, TimeoutError) as error:
