@@ -19,14 +19,15 @@ import numpy as np
 
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
-from workers.compiled.choose import make_lane, records_of
+from workers.compiled.choose import make_lane
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Filter, Map, OperatorSpec, Route, Router
 from workers.core.pipeline.throttle import Conflate, Throttle
-from workers.core.records import RawBatch
-from workers.core.ticks import Record, Tick
+from workers.core.records import RawBatch, Record, records_of
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
 from workers.times import NS_PER_SECOND
 

@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 
 from benchmarks.stages import Log, _fetched, make_logs, pack_logs
-from workers.compiled.choose import make_lane, records_of, takes_batches
-from workers.core.lane import Input, Lane, LaneSpec
-from workers.core.records import RawBatch
+from workers.compiled.choose import make_lane, takes_batches
+from workers.core.lane import Input, Lane
+from workers.core.records import RawBatch, records_of
+from workers.core.spec import LaneSpec
 from workers.times import NS_PER_SECOND
 
 STEP_RECORDS = 5_000

@@ -1,6 +1,6 @@
 """Testing what workers would make of your ticks: no broker, no threads, no waiting.
 
-    from workers.core.lane import LaneSpec
+    from workers.core.spec import LaneSpec
     from workers.testing import TestDriver
 
     driver = TestDriver(LaneSpec(lag_ns=2_000_000_000, size_ns=5_000_000_000), partitions=2)
@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import orjson
 
+from workers.core.effects import Counts, Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import REASON_HEADER
 from workers.core.partitioning import partition_for
-from workers.core.snapshot import Counts
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
 from workers.times import (
     NS_PER_MS,

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workers import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
-from workers.core.lane import LaneSpec
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import (
     Assigner,
     ExchangeSessions,
@@ -405,7 +405,7 @@ def test_without_the_package_the_error_names_the_extra() -> None:
 def test_nothing_is_imported_for_calendars_unless_one_is_used() -> None:
     program = (
         "import sys\n"
-        "from workers.core.lane import LaneSpec\n"
+        "from workers.core.spec import LaneSpec\n"
         "LaneSpec().rules()\n"
         "assert 'pandas' not in sys.modules and 'exchange_calendars' not in sys.modules\n"
     )

@@ -23,15 +23,17 @@ from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
 from workers.compiled import choose as lanes_module
 from workers.compiled import lane as batch_lane
 from workers.compiled import tables
-from workers.compiled.choose import count_of, end_of, make_lane, records_of, supports
+from workers.compiled.choose import make_lane, supports
 from workers.compiled.lane import BatchLane
 from workers.compiled.windows import WINDOW_VALUE_BYTES
 from workers.core.aggregates import OHLCV_STATE
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.core.records import RawBatch, RawRecord
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.records import RawBatch, RawRecord, Record, count_of, end_of, records_of
 from workers.core.snapshot import _WINDOW
-from workers.core.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
 
 bar_configs = (
@@ -395,7 +397,8 @@ def test_nothing_needs_numba_but_the_compiled_lane() -> None:
     code = (
         "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
         "from workers.compiled.choose import is_available, make_lane\n"
-        "from workers.core.lane import Input, LaneSpec\n"
+        "from workers.core.lane import Input\n"
+        "from workers.core.spec import LaneSpec\n"
         "assert not is_available()\n"
         "print(type(make_lane(LaneSpec(), Input('t', 0, 1))).__name__)"
     )

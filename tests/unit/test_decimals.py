@@ -20,7 +20,8 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled.lane import BatchLane
 from workers.core.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
 from workers.errors import StateFormatError
 from workers.testing import TestDriver
 

@@ -12,8 +12,10 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled import tables
 from workers.compiled.choose import make_lane, supports
 from workers.compiled.lane import BatchLane
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.effects import Effects
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.spec import LaneSpec
 from workers.core.windows.engine import NEVER
 from workers.errors import ConfigError
 from workers.settings.all import load_settings

@@ -17,7 +17,8 @@ from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_gaps
 from workers.compiled.choose import supports
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
+from workers.core.spec import LaneSpec
 from workers.errors import ConfigError
 from workers.testing import TestDriver
 

@@ -10,13 +10,15 @@ import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.core import partitioning, steps
+from workers.core.effects import Effects
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline import deduplicate as deduplication
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Map
 from workers.core.snapshot import SEGMENT_BYTES
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules

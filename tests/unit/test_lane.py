@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.strategies import Case, configs, cuts, streams
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
+from workers.core.spec import LaneSpec
 from workers.core.ticks import TickFormat
 
 TOPIC = "ticks"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tests import oracle, pipeline_oracle
 from tests.pipeline_oracle import Account, End, Item
 from tests.strategies import cuts
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
 from workers.core.pipeline.pipeline import (
     Conflate,
@@ -30,6 +31,7 @@ from workers.core.pipeline.pipeline import (
     Throttle,
     describe,
 )
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 

@@ -19,7 +19,8 @@ from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_sessions
 from workers import Aggregation, SessionWindowSpec, Tick, WatermarkPolicy, WindowFrame, window_event_time
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
 from workers.errors import ConfigError
 from workers.testing import TestDriver
 

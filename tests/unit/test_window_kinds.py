@@ -17,7 +17,8 @@ from tests.unit.test_lane import kafka_records, lane_configs, late_entries, real
 from workers import CalendarWindowSpec, HoppingWindowSpec, TumblingWindowSpec, window_event_time
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import make_lane, supports
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import Assigner, ExchangeSessions, WindowSpec
 from workers.errors import StateMismatchError
 from workers.testing import TestDriver

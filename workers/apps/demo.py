@@ -23,7 +23,8 @@ from aiokafka.errors import KafkaError
 
 from workers.apps.broker.supervisor import Supervisor
 from workers.apps.inspect.tail import frame_line, tail
-from workers.core.snapshot import META_KEY, Counts
+from workers.core.effects import Counts
+from workers.core.snapshot import META_KEY
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.connection import admin_client

@@ -27,12 +27,14 @@ from workers.compiled import tables as tb
 from workers.compiled import windows as ke
 from workers.compiled.numbers import FLOAT_BYTES, write_floats
 from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import late_record
-from workers.core.records import RawBatch, read_record
+from workers.core.records import RawBatch, Record, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
-from workers.core.ticks import EndOfInput, Record, Rejection, Tick
+from workers.core.spec import LaneSpec
+from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.engine import Lateness
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS

@@ -20,8 +20,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import IllegalStateError, NoError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 
-from workers.core.records import RawBatch
-from workers.core.ticks import Record
+from workers.core.records import RawBatch, Record
 from workers.errors import BrokerError, FencedError
 from workers.kafka.fetch_hook import install
 from workers.kafka.repairs import stop_consumer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.core.lane import LaneSpec
+from workers.core.spec import LaneSpec
 from workers.core.ticks import TickFormat
 from workers.settings.all import Settings
 

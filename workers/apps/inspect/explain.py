@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from workers.apps.inspect.witness import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import windows_between
 from workers.errors import ConfigError
 from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem

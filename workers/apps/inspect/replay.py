@@ -38,9 +38,10 @@ from aiokafka.errors import KafkaError
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
 from workers.apps.produce.send import prepare_topic
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
 from workers.kafka.connection import connecting, explain_connection_error

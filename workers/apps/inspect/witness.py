@@ -12,12 +12,15 @@ from typing import Final, Literal
 
 import orjson
 
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
-from workers.core.ticks import Record, Tick
+from workers.core.records import Record
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Tick
 from workers.core.windows.assign import Sessions
 from workers.core.windows.corrections import Changed, Correction, NotFound
 from workers.core.windows.engine import LONG_AGO

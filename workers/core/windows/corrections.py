@@ -41,18 +41,9 @@ import orjson
 
 from workers.core.aggregates import Aggregation, Ohlcv
 from workers.core.encoding import to_json
+from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import (
-    EndOfInput,
-    Reason,
-    Record,
-    Rejection,
-    Tick,
-    TickFormat,
-    excerpt,
-    finite_number,
-    tick_decoder,
-)
+from workers.core.ticks import EndOfInput, Reason, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
 from workers.core.windows.assign import Sessions
 from workers.core.windows.engine import KeyState, Lateness, Window, WindowEngine, WindowRules
 from workers.core.windows.sessions import SessionEngine

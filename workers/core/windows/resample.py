@@ -43,11 +43,11 @@ import orjson
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.records import Record
 from workers.core.ticks import (
     DEEPEST_FRAME,
     EndOfInput,
     Reason,
-    Record,
     Rejection,
     Tick,
     excerpt,
