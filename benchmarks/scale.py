@@ -86,7 +86,7 @@ def loads(ticks: int, most_keys: int) -> Iterator[Load]:
             x=disorder_ms / 1000,
         )
     yield Load("hot key: half of the ticks", lambda: hot(ticks))
-    hour = replace(LaneSpec(), size_ns=3_600 * NS_PER_SECOND)
+    hour = replace(LaneSpec(), window=replace(LaneSpec().window, size_ns=3_600 * NS_PER_SECOND))
     yield Load("windows of 1 h", lambda: make_logs(ticks, partitions=1), hour)
     late = replace(LaneSpec(), lateness_ns=600 * NS_PER_SECOND)
     yield Load("10 min allowed lateness: 120 kept windows a key", lambda: make_logs(ticks, partitions=1), late)

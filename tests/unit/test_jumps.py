@@ -27,6 +27,7 @@ from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, 
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
 from workers.settings.all import load_settings
 from workers.settings.lane import lane_spec
@@ -48,7 +49,7 @@ def timeline(text: str) -> list[KafkaRecord]:
 
 
 def guarded(**changes: object) -> LaneSpec:
-    spec = LaneSpec(size_ns=10 * MS, lag_ns=20 * MS, max_jump_ns=JUMP_MS * MS)
+    spec = LaneSpec(window=TumblingWindows(10 * MS), lag_ns=20 * MS, max_jump_ns=JUMP_MS * MS)
     return replace(spec, **changes)  # type: ignore[arg-type]
 
 

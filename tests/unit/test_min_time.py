@@ -122,7 +122,7 @@ def test_frames_of_1970_are_rejected_as_well() -> None:
         **dict.fromkeys(("open", "high", "low", "close", "volume", "vwap"), 1.0),
     }
     record = KafkaRecord(0, SENT_MS, b"A", orjson.dumps(child))
-    guarded = Lane(LaneSpec(GUARDED, FRAMES.size_ns, format="frames"), Input(TOPIC, 0, 1))
+    guarded = Lane(LaneSpec(GUARDED, FRAMES.window, format="frames"), Input(TOPIC, 0, 1))
     effects = guarded.process([record])
     [(reason, message)] = letters(effects)
     assert reason == "timestamp_out_of_range"

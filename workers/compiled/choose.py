@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from workers.core.lane import Input, Lane
 from workers.core.spec import LaneSpec
+from workers.core.windows.kinds import TumblingWindows
 
 __all__ = ["is_available", "make_lane", "supports", "takes_batches"]
 
@@ -19,18 +20,17 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 def supports(spec: LaneSpec) -> bool:
     """Whether the compiled lane computes what the spec asks for: bars of tumbling windows, each key with its own clock,
     no pipeline, no ticks held."""
-    form = spec.tick
+    form, window = spec.tick, spec.window
+    if not isinstance(window, TumblingWindows) or window.fill_gaps_ns or window.time_zone is not None:
+        return False
     names = (form.symbol, form.ts, form.price, form.size)
-    durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
+    durations = (window.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
     return (
         spec.payload == "ohlcv"
         and spec.aggregation == "ohlcv"
         and spec.scope == "key"
         and len(set(names)) == len(names)
         and not spec.pipeline
-        and spec.kind == "tumbling"
-        and spec.fill_gaps_ns == 0
-        and spec.time_zone is None
         and spec.format == "json"
         and spec.corrections is None
         and spec.max_jump_ns == 0

@@ -39,7 +39,6 @@ from workers.core.snapshot import (
 from workers.core.spec import LaneSpec
 from workers.core.steps import run_through
 from workers.core.ticks import EndOfInput, Reason, Rejection, Tick, tick_decoder
-from workers.core.windows.choose import make_engine
 from workers.core.windows.corrections import (
     Changed,
     CorrectingEngine,
@@ -116,6 +115,7 @@ class Lane:
             return BarEngine(self._rules, emit_partial=self._spec.emit_partial, track_changes=True)
         if self._spec.corrections is not None:
             return make_correcting_engine(
+                self._spec.window.correcting_engine(),
                 self._rules,
                 self._spec.corrections,
                 self._spec.tick,
@@ -123,7 +123,7 @@ class Lane:
                 show_items=self._spec.payload != "ohlcv",
                 emit_partial=self._spec.emit_partial,
             )
-        return make_engine(
+        return self._spec.window.engine(
             self._rules,
             folding=self._folding,
             keep=kept_bytes if self._spec.payload != "ohlcv" else None,
