@@ -5,7 +5,40 @@ from __future__ import annotations
 import workers
 from workers import testing
 
-PUBLIC = ["AdaptiveThrottle", "Aggregation", "Bar", "CalendarWindowSpec", "Channel", "ChannelClosed", "EventTimeClock", "HoppingWindowSpec", "Lateness", "PartitionedChannel", "PartitioningSpec", "SessionWindowSpec", "Stream", "Tick", "TumblingWindowSpec", "Watermark", "WatermarkPolicy", "WindowFrame", "WindowStream", "WorkersError", "__version__", "buffer_async", "deduplicate", "filter_async", "hash_partition", "map_async", "resample_ohlc", "router", "throttle", "tumbling_window", "tumbling_window_event_time", "window_event_time"]
+PUBLIC = [
+    "AdaptiveThrottle",
+    "Aggregation",
+    "Bar",
+    "CalendarWindowSpec",
+    "Channel",
+    "ChannelClosed",
+    "EventTimeClock",
+    "HoppingWindowSpec",
+    "Lateness",
+    "PartitionedChannel",
+    "PartitioningSpec",
+    "SessionWindowSpec",
+    "Stream",
+    "Tick",
+    "TumblingWindowSpec",
+    "Watermark",
+    "WatermarkPolicy",
+    "WindowFrame",
+    "WindowStream",
+    "WorkersError",
+    "__version__",
+    "buffer_async",
+    "deduplicate",
+    "filter_async",
+    "hash_partition",
+    "map_async",
+    "resample_ohlc",
+    "router",
+    "throttle",
+    "tumbling_window",
+    "tumbling_window_event_time",
+    "window_event_time",
+]
 
 FOR_TESTS = ["CorrectionRules", "LaneSpec", "TestDriver", "parse_duration"]
 

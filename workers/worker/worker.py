@@ -29,8 +29,8 @@ import structlog
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.compiled.choose import make_lane, takes_batches
-from workers.core.lane import Effects, Input, Lane
-from workers.core.pipeline.stage import SequenceGap
+from workers.core.effects import Effects, SequenceGap
+from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog

@@ -28,8 +28,8 @@ import msgspec
 import orjson
 
 from workers.backpressure.levels import Level, LevelGauge, LevelPolicy, rate_scale
+from workers.core.effects import Counts
 from workers.core.ledger import REASON_HEADER
-from workers.core.snapshot import Counts
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 __all__ = [

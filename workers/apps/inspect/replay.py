@@ -36,9 +36,10 @@ import orjson
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
 from workers.apps.produce.send import prepare_topic
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
 from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
@@ -223,7 +224,7 @@ class _Replay:
     ) -> None:
         self.result = ReplayResult()
         self.spec: LaneSpec = lane_spec(settings)
-        self._longest_ns = self.spec.assigner().longest_ns
+        self._longest_ns = self.spec.window.assigner().longest_ns
         self._settings, self._layout, self._warm_up_ns = settings, layout, warm_up_ns
         self._lag = {log.partition: log for log in lag.partitions}
         self._from_ns, self._to_ns = from_ns, to_ns
@@ -317,9 +318,7 @@ class _Replay:
             )
         if self._warm_up_ns is not None:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
-            if self.spec.fill_gaps_ns:  # an empty window shows the close of one so much earlier
-                earliest_ns -= self.spec.fill_gaps_ns + self._longest_ns
-            earliest_ns -= self.spec.end_reach_ns
+            earliest_ns -= self.spec.window.looks_back_ns + self.spec.end_reach_ns
             earliest_ms = earliest_ns // NS_PER_MS
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end
@@ -341,7 +340,7 @@ class _Replay:
         one would be late however it came. Without ``key_ttl`` there is no such moment before the log's end: any symbol
         may still come with any time."""
         spec, reached_ns = self.spec, lane.partition_max_ns
-        if spec.kind == "session" or spec.key_ttl_ns is None:  # sessions may go on for as long as they like
+        if spec.window.merges or spec.key_ttl_ns is None:  # sessions may go on for as long as they like
             return False
         longest_ns = self._longest_ns + spec.lag_ns + spec.lateness_ns + spec.key_ttl_ns
         return reached_ns is not None and reached_ns > self._to_ns + longest_ns
@@ -455,7 +454,7 @@ class _Replay:
             return f"{self._settings.topics.ticks}[{home}] begins at offset {begin:,}: its first ticks were deleted"
         if self._warm_up_ns is not None and (self.spec.pipeline or self.spec.max_jump_ns):
             return "operators, or tick.max_jump, remember more than --warm-up gave them; leave it out"
-        if self._warm_up_ns is not None and self.spec.kind == "session":
+        if self._warm_up_ns is not None and self.spec.window.merges:
             return "a session may have begun before --warm-up; leave it out"
         if kind == "extra" and self._key is not None:
             return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"

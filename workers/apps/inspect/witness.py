@@ -12,15 +12,18 @@ from typing import Final, Literal
 
 import orjson
 
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
-from workers.core.ticks import Record, Tick
-from workers.core.windows.assign import Sessions
+from workers.core.records import Record
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Tick
 from workers.core.windows.corrections import Changed, Correction, NotFound
 from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.kinds import CalendarWindows
 from workers.core.windows.resample import ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
@@ -190,7 +193,7 @@ class Investigation:
         self._symbol, self._key = symbol, symbol.encode()
         self._home = partition_for(self._key, source.partitions)
         self._first_ns, self._last_ns = first_ns, last_ns
-        self._assigner = spec.assigner()
+        self._assigner = spec.window.assigner()
         self._begin_ns = min([first_ns, *(start_ns for start_ns, _ in self._assigner.assign(first_ns))])
         self._end_ns = max([last_ns, *(end_ns for _, end_ns in self._assigner.assign(last_ns))])
         self._limit = tick_limit
@@ -254,7 +257,7 @@ class Investigation:
         if clock is None:
             return False
         end_ns = self._end_ns
-        if isinstance(self._assigner, Sessions):
+        if self._spec.window.merges:
             end_ns = max([self._last_ns, *(story.end_ns for story in self.touching())])
         return clock.is_past(end_ns, self._spec.lateness_ns)
 
@@ -368,7 +371,8 @@ class Investigation:
         fate.fate, fate.reason, fate.late_by_ns = "late", entry["reason"], entry["late_by_ns"]
         if fate.reason == OUTSIDE:
             fate.late_by_ns = None
-            fate.detail = f"outside of all sessions of {self._spec.calendar}"
+            assert isinstance(self._spec.window, CalendarWindows), "other windows leave no time out"
+            fate.detail = f"outside of all sessions of {self._spec.window.calendar}"
             return
         if fate.reason == "overlaps":
             fate.late_by_ns = None
@@ -472,7 +476,7 @@ class Investigation:
 
     def _wanted_by_others(self, ts_ns: int) -> bool:
         """Whether there is a window for a time, though none of those asked for."""
-        return not isinstance(self._assigner, Sessions) and bool(self._assigner.assign(ts_ns))
+        return not self._spec.window.merges and bool(self._assigner.assign(ts_ns))
 
     def still_held(self) -> Iterator[TickFate]:
         """Ticks of the symbol that operators, or ``max_jump``, hold back at the moment."""
@@ -486,7 +490,7 @@ class Investigation:
         start_ns = frame["start"] * NS_PER_MS
         if frame["status"] == "provisional":
             return
-        if isinstance(self._assigner, Sessions):
+        if self._spec.window.merges:
             story = next((each for each in self.windows.values() if each.is_named(start_ns)), None)
         else:
             said = start_ns, start_ns + self._assigner.longest_ns  # where it is of less than the frame's millisecond
@@ -500,7 +504,7 @@ class Investigation:
 
     def _stories(self, ts_ns: int, *, joined: bool) -> list[WindowStory]:
         """The windows asked for that a time is in."""
-        if not isinstance(self._assigner, Sessions):
+        if not self._spec.window.merges:
             return [self._story(*window) for window in self._assigner.assign(ts_ns) if self._touches(*window)]
         if joined:
             return [self._session(ts_ns)]

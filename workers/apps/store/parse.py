@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from workers.apps.store.base import FrameRow, RejectedFrame
-from workers.core.ticks import Record
+from workers.core.records import Record
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 __all__ = ["MALFORMED_JSON", "NOT_A_FRAME", "NO_VALUE", "REFUSED_BY_DATABASE", "parse_frame", "reject"]

@@ -36,18 +36,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 import orjson
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.records import Record
 from workers.core.ticks import (
     DEEPEST_FRAME,
     EndOfInput,
     Reason,
-    Record,
     Rejection,
     Tick,
     excerpt,
@@ -59,7 +59,7 @@ from workers.core.windows.assign import Assigner, Hopping, Tumbling
 from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 
-__all__ = ["BarEngine", "Bars", "Child", "ChildBar", "Contents", "bar_decoder"]
+__all__ = ["BarEngine", "BarRules", "Bars", "Child", "ChildBar", "Contents", "bar_decoder"]
 
 _FIELDS: Final = ("key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts")
 _RESULTS: Final = ("open", "high", "low", "close", "volume", "vwap")
@@ -430,6 +430,13 @@ def _result_of(real: _Sums | None, filled: _Sums | None) -> Mapping[str, object]
 
 
 # -- the windows ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BarRules(WindowRules):
+    """The rules of windows that are made of children: there is nothing to wait for, hence no lag."""
+
+    needs_lag: ClassVar[bool] = False
 
 
 class BarEngine(WindowEngine[str, Tick]):
