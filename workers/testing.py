@@ -35,7 +35,7 @@ import orjson
 from workers.core.effects import Counts, Effects
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
-from workers.core.ledger import REASON_HEADER
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
@@ -68,7 +68,6 @@ __all__ = [
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
-_ERRORS: Final = "__streams.errors."
 _MOST_PARTITIONS: Final = 10_000
 
 
@@ -395,9 +394,9 @@ def _rejected(record: OutRecord) -> dict[str, Any]:
     headers = {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
     return {
         "reason": headers[REASON_HEADER],
-        "message": headers[_ERRORS + "message"],
-        "partition": int(headers[_ERRORS + "partition"]),
-        "offset": int(headers[_ERRORS + "offset"]),
+        "message": headers[MESSAGE_HEADER],
+        "partition": int(headers[PARTITION_HEADER]),
+        "offset": int(headers[OFFSET_HEADER]),
         "key": record.key,
         "value": record.value,
     }

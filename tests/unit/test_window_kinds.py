@@ -11,7 +11,6 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from workers.settings.all import WindowSettings
 
 from tests import oracle
 from tests.strategies import streams
@@ -25,6 +24,7 @@ from workers.core.windows.assign import Assigner, ExchangeSessions
 from workers.core.windows.kinds import KINDS as OF_SETTINGS
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows, Windows
 from workers.errors import StateMismatchError
+from workers.settings import WindowSettings
 from workers.streams.specs import WindowSpec
 from workers.testing import TestDriver
 

@@ -8,10 +8,11 @@ from typing import Final, TypeVar
 
 from workers.core.failures import Failure
 from workers.core.frames import OutRecord
+from workers.core.reasons import Reason
 
 __all__ = ["Counts", "Effects", "SequenceGap"]
 
-_Name = TypeVar("_Name", str, tuple[str, str])
+_Name = TypeVar("_Name", str, tuple[str, str], tuple[Reason, str])
 
 FAILURES_SHOWN: Final = 5  # of one step; all are counted
 
@@ -45,7 +46,7 @@ class Effects:
     late_by_reason: dict[str, int] = field(default_factory=dict)
     misrouted_keys: list[str] = field(default_factory=list)  # seen for the first time
     failures: list[Failure] = field(default_factory=list)  # the first of those rejected as ``processing_failed``
-    taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
+    taken_out: dict[tuple[Reason, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
     noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
     gaps: list[SequenceGap] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)  # cancel or correct -> messages

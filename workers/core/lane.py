@@ -21,11 +21,12 @@ from workers.core.callbacks import AggregationRaised, UsersAggregation
 from workers.core.effects import FAILURES_SHOWN, Counts, Effects
 from workers.core.failures import Failure, raise_unless_of_record, rejection_of
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
-from workers.core.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
+from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Pipeline
 from workers.core.pipeline.stage import Passage
 from workers.core.quarantine import SUSPECT, Quarantine
+from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.snapshot import (
     LaneMeta,
@@ -38,7 +39,7 @@ from workers.core.snapshot import (
 )
 from workers.core.spec import LaneSpec
 from workers.core.steps import run_through
-from workers.core.ticks import EndOfInput, Reason, Rejection, Tick, tick_decoder
+from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
 from workers.core.windows.corrections import (
     Changed,
     CorrectingEngine,
@@ -55,8 +56,7 @@ from workers.times import NS_PER_MS
 __all__ = ["Input", "Lane", "entries_of"]
 
 MISROUTED_KEYS_REMEMBERED = 10_000
-_REPEATED = ("duplicate", "frames")  # children that came before: the stage is the input itself
-_TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
+_REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +346,7 @@ class Lane:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
-        if lateness.reason == "repeated":
+        if lateness.reason is Reason.REPEATED:
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return
@@ -374,7 +374,7 @@ class Lane:
         watermark_ns = engine.watermark_ns(correction.symbol)
         entry = uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
         self.counts.late += 1
-        effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
+        effects.late_by_reason[Reason.UNCORRECTABLE] = effects.late_by_reason.get(Reason.UNCORRECTABLE, 0) + 1
         effects.late.append(entry)
         return outcome
 
@@ -436,8 +436,8 @@ class Lane:
     def _count_operators(self, effects: Effects) -> None:
         counts = self.counts
         for (reason, _), number in effects.taken_out.items():
-            name = _TAKEN_OUT[reason]
-            setattr(counts, name, getattr(counts, name) + number)
+            assert reason.account is not None, "what operators drop are ticks"
+            setattr(counts, reason.account, getattr(counts, reason.account) + number)
         counts.routed_away += sum(map(len, effects.routed.values()))
 
     def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:

@@ -41,9 +41,10 @@ import orjson
 
 from workers.core.aggregates import Aggregation, Ohlcv
 from workers.core.encoding import to_json
+from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import EndOfInput, Reason, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
+from workers.core.ticks import EndOfInput, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
 from workers.core.windows.engine import KeyState, Lateness, Window, WindowEngine, WindowRules
 from workers.core.windows.sessions import SessionEngine, SessionKey
 from workers.times import NS_PER_MS
