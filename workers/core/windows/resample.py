@@ -43,6 +43,7 @@ import orjson
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.prices import join_later
 from workers.core.ticks import (
     DEEPEST_FRAME,
     EndOfInput,
@@ -279,9 +280,7 @@ class _Sums(msgspec.Struct, array_like=True):
     last_ns: int
 
     def add(self, child: Child) -> None:
-        self.high = max(self.high, child.high)
-        self.low = min(self.low, child.low)
-        self.close = child.close
+        join_later(self, child)
         self.volume = self.volume.plus(child.volume)
         self.notional = self.notional.plus_product(child.vwap, child.volume)
         self.count += child.count
