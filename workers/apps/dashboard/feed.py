@@ -18,7 +18,8 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.structs import TopicPartition
 
-from workers.apps.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
+from workers.apps.dashboard.model import DashboardModel
+from workers.apps.dashboard.readings import LagReading, Member, PartitionReading
 from workers.backpressure.feedback import FeedbackListener, level_policy
 from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import rate_scale
