@@ -26,10 +26,11 @@ demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the 
 test: $(READY)  ## the whole suite, on a real broker; it ends with what it left out for want of which program
 	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-check: $(READY)  ## format, lint and types
+check: $(READY)  ## format, lint, types, and which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## put the code into the project's format
 	$(BIN)/ruff format .

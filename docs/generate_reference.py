@@ -36,7 +36,8 @@ from workers.commands.common import ExitCode, app, exit_code_for
 from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason
 from workers.kafka.acls import needed_acls
 from workers.kafka.topics import planned_topics
-from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
+from workers.settings import Settings, load_settings
+from workers.settings.reference import ReferenceRow, operator_reference, reference
 from workers.telemetry.metrics import CatalogueRow, catalogue
 from workers.testing import TestDriver
 

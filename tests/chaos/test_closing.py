@@ -11,7 +11,8 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from workers.kafka.commit import OutTopic, PartitionSink, SinkSpec
+from workers.kafka.commit import PartitionSink, SinkSpec
+from workers.kafka.ports import OutTopic
 
 TOPIC = OutTopic("topic", 1, 1_000_000)
 

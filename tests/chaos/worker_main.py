@@ -34,9 +34,10 @@ from aiokafka import TopicPartition
 from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.kafka import commit as sink
-from workers.settings.all import load_settings
+from workers.kafka.ports import Commit
+from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
-from workers.worker.worker import worker
+from workers.worker import worker
 
 _PR_SET_PDEATHSIG = 1
 
@@ -89,7 +90,7 @@ def _crash_at(step: int, on_commit: int) -> None:
 
 
 def _split_commits(order: str) -> None:
-    async def commit(self: sink.PartitionSink, work: sink.Commit) -> None:
+    async def commit(self: sink.PartitionSink, work: Commit) -> None:
         producer, spec = self._producer, self._spec
         assert producer is not None
 
@@ -120,7 +121,7 @@ def _lose_markers(outcome: str) -> None:
     commits: Counter[sink.PartitionSink] = Counter()
     chosen: sink.PartitionSink | None = None
 
-    async def commit(self: sink.PartitionSink, work: sink.Commit) -> None:
+    async def commit(self: sink.PartitionSink, work: Commit) -> None:
         nonlocal chosen
         commits[self] += 1
         if chosen is None and commits[self] > 2 and work.frames and work.late:

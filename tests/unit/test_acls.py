@@ -6,7 +6,7 @@ import os
 
 from workers.kafka.acls import needed_acls
 from workers.kafka.topics import planned_topics
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 
 def test_every_topic_and_group_is_named_with_what_is_done_there() -> None:

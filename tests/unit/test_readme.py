@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import typer
 
-from workers.commands.cli import app
-from workers.settings.all import load_settings, reference
+from workers.commands.common import app
+from workers.settings import load_settings
+from workers.settings.reference import reference
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -9,13 +9,15 @@ from typing import get_args
 
 import pytest
 
-from workers.apps.dashboard.model import STATUSES as SHOWN_STATUSES
+from workers.apps.dashboard.readings import STATUSES as SHOWN_STATUSES
+from workers.core.effects import Counts
 from workers.core.ledger import REASON_HEADER
-from workers.core.pipeline.pipeline import Deduplicate, Filter, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter
+from workers.core.pipeline.throttle import Throttle
 from workers.core.reasons import STATUSES, TRIGGERS, Account, LateReason, Ledger, Reason, Status, Trigger
-from workers.core.snapshot import Counts
 from workers.core.ticks import DEEPEST_TICK
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.telemetry.metrics import Metrics, catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -131,9 +133,16 @@ def test_the_compiled_lane_emits_what_the_catalogue_knows() -> None:
     assert len(set(windows.KINDS)) == len(windows.KINDS)
 
 
-def test_names_of_headers_stand_in_one_module() -> None:
-    modules = [path for path in (ROOT / "workers").rglob("*.py") if "__streams" in path.read_text()]
-    assert [path.name for path in modules] == ["ledger.py"]
-    assert [path.name for path in (ROOT / "workers").rglob("*.py") if f'"{REASON_HEADER}"' in path.read_text()] == [
-        "ledger.py"
-    ]
+@pytest.mark.parametrize(
+    ("text", "module"),
+    [
+        ("__streams", "core/ledger.py"),
+        (f'"{REASON_HEADER}"', "core/ledger.py"),
+        ('["provisional", "closed"', "core/reasons.py"),
+        ('= ("provisional", "closed"', None),
+    ],
+)
+def test_names_of_headers_and_statuses_stand_in_one_module(text: str, module: str | None) -> None:
+    package = ROOT / "workers"
+    found = [str(path.relative_to(package)) for path in package.rglob("*.py") if text in path.read_text()]
+    assert found == ([] if module is None else [module])

@@ -19,8 +19,8 @@ from workers.backpressure.levels import GROUP_SOURCE, FeedbackEvent, Level, rate
 from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from workers.kafka.consumer import Source
-    from workers.settings.all import Settings
+    from workers.kafka.consumer import KafkaGroupConsumer
+    from workers.settings import Settings
 
 __all__ = ["ReadingPace"]
 
@@ -38,7 +38,7 @@ class ReadingPace:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._listener = (
             FeedbackListener(settings, ignore_sources={GROUP_SOURCE}) if settings.backpressure.enabled else None
         )
@@ -65,7 +65,7 @@ class ReadingPace:
         if self._listener is not None:
             await self._listener.__aexit__(kind, error, traceback)
 
-    async def held(self, source: Source) -> bool:
+    async def held(self, source: KafkaGroupConsumer) -> bool:
         """Call before each fetch: rests as long as the level asks for. True where nothing may be fetched now."""
         if self._listener is None:
             return False
@@ -82,7 +82,7 @@ class ReadingPace:
         self._rested_until_s = time.monotonic()
         return False
 
-    async def _hold(self, source: Source) -> None:
+    async def _hold(self, source: KafkaGroupConsumer) -> None:
         now_s = time.monotonic()
         if now_s - self._stayed_s > _STAY_S:
             self._stayed_s = now_s

@@ -29,8 +29,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.apps.inspect.replay import FrameProblem, ReplayResult
-    from workers.settings.all import Settings
+    from workers.apps.inspect.comparison import FrameProblem, ReplayResult
+    from workers.settings import Settings
     from workers.times import TimestampUnit
 
 __all__: list[str] = []

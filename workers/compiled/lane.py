@@ -27,13 +27,16 @@ from workers.compiled import tables as tb
 from workers.compiled import windows as ke
 from workers.compiled.numbers import FLOAT_BYTES, write_floats
 from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import late_record
-from workers.core.records import RawBatch, read_record
+from workers.core.records import RawBatch, Record, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
-from workers.core.ticks import EndOfInput, Record, Rejection, Tick
+from workers.core.spec import LaneSpec
+from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.engine import Lateness
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS
 
@@ -84,10 +87,11 @@ class BatchLane(Lane):
 
     def __init__(self, spec: LaneSpec, source: Input) -> None:
         super().__init__(spec, source)
-        form = spec.tick
+        form, window = spec.tick, spec.window
+        assert isinstance(window, TumblingWindows), f"windows of the kind {window.kind} are not compiled"
         params = np.zeros(tb.P_SIZE, np.int64)
-        params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = spec.size_ns, spec.lag_ns, spec.lateness_ns
-        params[tb.P_OFFSET_NS] = spec.offset_ns
+        params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = window.size_ns, spec.lag_ns, spec.lateness_ns
+        params[tb.P_OFFSET_NS] = window.offset_ns
         params[tb.P_IDLE_AFTER] = spec.idle_after_ns
         params[tb.P_TTL] = tb.NEVER if spec.key_ttl_ns is None else spec.key_ttl_ns
         params[tb.P_FINAL] = spec.emit == "final"

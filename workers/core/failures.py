@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from workers.core.reasons import Reason
-from workers.core.ticks import Record, Rejection
+from workers.core.records import Record
+from workers.core.ticks import Rejection
 from workers.errors import WorkersError
 
 __all__ = ["Failure", "raise_unless_of_record", "rejection_of"]

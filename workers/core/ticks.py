@@ -24,11 +24,12 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import orjson
 
 from workers.core.reasons import Reason
+from workers.core.records import Record
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_MS,
@@ -48,7 +49,6 @@ __all__ = [
     "DEEPEST_WRITABLE",
     "END_OF_INPUT",
     "EndOfInput",
-    "Record",
     "Rejection",
     "Tick",
     "TickFormat",
@@ -81,21 +81,6 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
-
-
-class Record(Protocol):
-    """What is read of a Kafka record; aiokafka's ``ConsumerRecord`` is one."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...  # ms since the epoch, or -1
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 @dataclass(frozen=True, slots=True)

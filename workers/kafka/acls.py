@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from workers.settings.all import Settings
+from workers.settings import Settings
 
 __all__ = ["Allowed", "needed_acls"]
 

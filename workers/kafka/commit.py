@@ -23,37 +23,24 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from workers.core.frames import OutRecord
-from workers.core.ledger import oversized_routed, shrink_dead_letter, shrink_frame, shrink_late
 from workers.core.partitioning import partition_for
-from workers.errors import BrokerError, FencedError
+from workers.errors import FencedError
 from workers.kafka.hanging import finish, last_decision
+from workers.kafka.internals import close_batch, new_batch
+from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.repairs import abandon
 
-__all__ = ["Commit", "OutTopic", "OversizedError", "PartitionSink", "SinkSpec", "reached"]
+__all__ = ["PartitionSink", "SinkSpec", "reached"]
 
 log = structlog.get_logger(__name__)
 
 _NO_HEADERS: list[tuple[str, bytes]] = []
 PACKED_RECORDS = 4_000  # at once
 PACKED_BYTES = 2 * 1024 * 1024
-RECORD_OVERHEAD_BYTES = 1_024  # batch header, record framing and varints, generously
-
-
-class OversizedError(BrokerError):
-    """The broker refused a batch as too large for its topic."""
 
 
 def reached(step: int) -> None:
     """Called after each numbered step of a commit. Does nothing; tests crash the process here."""
-
-
-@dataclass(slots=True)
-class OutTopic:
-    """A topic that is written to: its partitions and the largest record it takes."""
-
-    name: str
-    partitions: int
-    max_record_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +58,6 @@ class SinkSpec:
     routed: Mapping[str, OutTopic] = field(default_factory=dict)  # where operators send ticks, by name
     commit_timeout_s: float = 30.0
     note_step: Callable[[str, float], object] = lambda step, began_s: None  # what held the event loop, and since when
-
-
-@dataclass(slots=True)
-class Commit:
-    """All that becomes visible together: results, state, and the input offset that they reflect."""
-
-    offset: int
-    frames: list[OutRecord] = field(default_factory=list)
-    late: list[OutRecord] = field(default_factory=list)
-    dead_letters: list[OutRecord] = field(default_factory=list)
-    routed: dict[str, list[OutRecord]] = field(default_factory=dict)
-    changes: list[OutRecord] = field(default_factory=list)
-    settings: str = ""  # the lane's `settings_digest`, noted with the offset
 
 
 class PartitionSink:
@@ -288,27 +262,12 @@ def pack(
             if open_batch[1](open_batch[2], timestamp_ms, key, record.value, headers) is not None:
                 open_batch[2] += 1
                 continue
-            packed.append((to, _closed(open_batch)))
-        builder = _new_builder(producer, limit_bytes)
-        open_batch = fill[to] = [builder, builder._builder.append, 1]
+            packed.append((to, close_batch(open_batch[0], open_batch[2])))
+        open_batch = fill[to] = [*new_batch(producer, limit_bytes), 1]
         # An empty batch takes any record; whether the topic does was checked when it was made.
         open_batch[1](0, timestamp_ms, key, record.value, headers)
-    packed += [(to, _closed(open_batch)) for to, open_batch in fill.items()]
+    packed += [(to, close_batch(builder, count)) for to, (builder, _, count) in fill.items()]
     return packed
-
-
-def _new_builder(producer: AIOKafkaProducer, limit_bytes: int) -> BatchBuilder:
-    """As the producer's ``create_batch``, with a size of its own."""
-    accumulator = producer._message_accumulator
-    transactional = producer._txn_manager is not None and producer._txn_manager.transactional_id is not None
-    return BatchBuilder(limit_bytes, accumulator._compression_type, is_transactional=transactional)
-
-
-def _closed(open_batch: list[Any]) -> BatchBuilder:
-    builder: BatchBuilder = open_batch[0]
-    builder._relative_offset = open_batch[2]
-    builder.close()
-    return builder
 
 
 def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
@@ -324,41 +283,3 @@ async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
-
-
-def fit(work: Commit, spec: SinkSpec) -> int:
-    """Replace the records that their topics would refuse as too large; how many frames were replaced.
-
-    A frame becomes a dead letter without its items, a routed tick becomes a dead letter, a late tick loses its tick and
-    a dead letter the end of the original value.
-    """
-    replaced = 0
-    kept: list[OutRecord] = []
-    # Frames have no headers, so the largest value and the longest key tell whether all fit: the usual case, made cheap.
-    largest = max((len(frame.value or b"") for frame in work.frames), default=0)
-    longest = max((len(frame.key or b"") for frame in work.frames), default=0)
-    all_fit = RECORD_OVERHEAD_BYTES + largest + longest <= spec.frames.max_record_bytes
-    for frame in () if all_fit else work.frames:
-        if _size(frame) <= spec.frames.max_record_bytes:
-            kept.append(frame)
-            continue
-        work.dead_letters.append(shrink_frame(frame, spec.frames.max_record_bytes))
-        replaced += 1
-    if not all_fit:
-        work.frames = kept
-    for name, records in work.routed.items():
-        limit = spec.routed[name].max_record_bytes
-        work.dead_letters += [oversized_routed(record, name, limit) for record in records if _size(record) > limit]
-        work.routed[name] = [record for record in records if _size(record) <= limit]
-    limit = spec.late.max_record_bytes
-    work.late = [record if _size(record) <= limit else shrink_late(record, limit) for record in work.late]
-    limit = spec.dead_letters.max_record_bytes
-    work.dead_letters = [
-        record if _size(record) <= limit else shrink_dead_letter(record, _size(record) - limit)
-        for record in work.dead_letters
-    ]
-    return replaced
-
-
-def _size(record: OutRecord) -> int:
-    return RECORD_OVERHEAD_BYTES + record.size

@@ -25,29 +25,32 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from enum import Enum
 
 import structlog
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-)
 
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.compiled.choose import make_lane, takes_batches
-from workers.core.lane import Effects, Input, Lane
-from workers.core.pipeline.stage import SequenceGap
+from workers.core.effects import Effects, SequenceGap
+from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
-from workers.kafka.commit import Commit, OutTopic, OversizedError, PartitionSink, SinkSpec, fit
-from workers.kafka.connection import admin_client, connecting
-from workers.kafka.consumer import Fetched, Source
+from workers.kafka.clients import admin_client
+from workers.kafka.commit import PartitionSink, SinkSpec
+from workers.kafka.connection import connecting
+from workers.kafka.consumer import KafkaGroupConsumer as Source
+from workers.kafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+from workers.kafka.fit import fit
 from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.options import consumer_options, producer_options
+from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, Fetched, OutTopic, OversizedError
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings, advice, consumer_options, producer_options
+from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
@@ -65,7 +68,6 @@ DISAGREEING_LOOKS = 6  # at state and group's offset, over some 3 s, before thei
 DRAIN_SHARE = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 CLOSE_TIMEOUT_S = 5.0
-DEFAULT_MAX_MESSAGE_BYTES = 1_048_588  # Kafka's own, where the cluster doesn't tell
 MARKERS_EVERY_S = 1.0
 CHANGES_BEFORE_COMMIT = 8_000  # windows; writing them to the changelog holds the event loop for some 20 ms
 CHANGES_LIMIT = 2 * CHANGES_BEFORE_COMMIT  # while the commit before is on its way; then the lane waits
@@ -659,11 +661,6 @@ class Worker:
             fetched = await self.source.poll(
                 ready, timeout_ms=0 if backlog else POLL_TIMEOUT_MS, max_records=self._fetch_at_once
             )
-        except OffsetOutOfRangeError as error:
-            raise DataLossError(
-                f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
-                "shorter than the lag. Start over with `workers state reset`, which reads what is left"
-            ) from error
         except _FATAL:
             raise
         except KafkaError as error:

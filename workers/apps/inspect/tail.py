@@ -13,22 +13,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import orjson
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
 
+from workers.core.encoding import json_object
 from workers.core.frames import RESERVED_FIELDS
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
 from workers.core.reasons import Reason
 from workers.core.ticks import is_end_of_input
-from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
-from workers.kafka.fetch_hook import install
-from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.kafka.clients import admin_client
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import KafkaError
+from workers.kafka.reading import KafkaRecord, reading
+from workers.kafka.topics import describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 
@@ -48,7 +47,7 @@ async def tail(
     from_beginning: bool = False,
     idle_ns: int | None = None,
     on_notice: Callable[[str], None] = lambda text: None,
-) -> AsyncGenerator[Sequence[ConsumerRecord], None]:
+) -> AsyncGenerator[Sequence[KafkaRecord], None]:
     """The committed records of a topic in batches, until ``stop`` is set or nothing has come for ``idle_ns``.
 
     Begins at the first record there is, or at the end as it is now. A topic that does not exist yet is waited for
@@ -58,35 +57,19 @@ async def tail(
     partitions = await _wait_for_topic(settings, topic, stop, deadline, on_notice)
     if not partitions:
         return
-    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
-    consumer = AIOKafkaConsumer(
-        **client_options(settings),
-        group_id=None,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        fetch_max_wait_ms=settings.kafka.fetch_max_wait_ms,
-    )
-    # Assigned before the start, which then waits for the topic's metadata: assigned without them, the consumer may
-    # never fetch anything.
-    consumer.assign(wanted)
-    try:
-        async with connecting(settings):
-            await consumer.start()
-        install(consumer, records=True)
+    wait_ms = settings.kafka.fetch_max_wait_ms
+    async with reading(settings, topic, isolation_level="read_committed", fetch_max_wait_ms=wait_ms) as reader:
+        reader.assign(range(partitions))
         try:
-            await (consumer.seek_to_beginning(*wanted) if from_beginning else consumer.seek_to_end(*wanted))
+            await (reader.seek_to_begin() if from_beginning else reader.seek_to_end())
             deadline.restart()
             while not stop.is_set() and not deadline.passed():
-                found = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_BATCH)
-                records = [record for batch in found.values() for record in batch]
-                if records:
-                    yield records
+                found = await reader.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
+                if found:
+                    yield [record for records in found.values() for record in records]
                     deadline.restart()
         except KafkaError as error:
             raise explain_connection_error(error, settings) from error
-    finally:
-        await stop_consumer(consumer)
 
 
 class _Idle:
@@ -130,14 +113,14 @@ async def _wait_for_topic(
 # -- what a person sees -----------------------------------------------------------------------------------------------
 
 
-def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
+def frame_line(record: KafkaRecord, *, now_ns: int) -> str:
     """A frame in one line: partition, key, window, count and OHLCV, and its status where that is not plain final.
 
     A record that is no frame is shown as it is. ``now_ns`` decides whether the day is worth showing.
     """
     if is_end_of_input(record):
         return f"[p={record.partition}] end of the input, for an application that reads these frames"
-    frame = _object(record.value)
+    frame = json_object(record.value)
     start, end, status = frame.get("start"), frame.get("end"), frame.get("status")
     if not isinstance(start, int) or not isinstance(end, int) or not isinstance(status, str):
         return f"[p={record.partition}] {_excerpt(record.value)} (not a frame)"
@@ -146,7 +129,7 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
         if name not in _NOT_RESULTS and (value is not None or frame.get("count") != 0):
             parts.append(f"{_FRAME_FIELDS.get(name, name)}={_number(value)}")
     if isinstance(frame.get("items"), list):
-        parts.append(f"items={len(frame['items'])}")  # type: ignore[arg-type]
+        parts.append(f"items={len(frame['items'])}")
     if frame.get("filled") is True:
         parts.append("filled")
     elif frame.get("count") == 0:
@@ -160,13 +143,13 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
     return " ".join(parts)
 
 
-def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
+def late_line(record: KafkaRecord, *, now_ns: int, unit: str) -> str:
     """A late tick in one line: its time, how late and why, the window it missed, where it was.
 
     One that an operator dropped: its time, which operator and why, where it was. A correction whose trade was not
     found: why not, where it was. Where the window shows that the workers' ``unit`` is another, that one is taken.
     """
-    late = _object(record.value)
+    late = json_object(record.value)
     unit = _other_unit(late, unit) or unit
     ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
     if isinstance(ts, int) and isinstance(late.get("stage"), str):
@@ -193,9 +176,9 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
     )
 
 
-def unit_notice(record: ConsumerRecord, unit: str) -> str | None:
+def unit_notice(record: KafkaRecord, unit: str) -> str | None:
     """What to tell somebody who reads the late topic with another ``tick.timestamp_unit`` than the workers have."""
-    found = _other_unit(_object(record.value), unit)
+    found = _other_unit(json_object(record.value), unit)
     if found is None:
         return None
     return f"the workers' tick.timestamp_unit is {found}, not {unit}: give this command their configuration"
@@ -214,7 +197,7 @@ def _other_unit(late: Mapping[str, object], unit: str) -> str | None:
     return None if fits(unit) else next((name for name in UNIT_NS if fits(name)), None)
 
 
-def dead_letter_line(record: ConsumerRecord) -> str:
+def dead_letter_line(record: KafkaRecord) -> str:
     """A rejected record in one line: why, where it was, its key, and how its value begins."""
     headers = _headers(record)
     return (
@@ -224,7 +207,7 @@ def dead_letter_line(record: ConsumerRecord) -> str:
     )
 
 
-def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
+def json_line(record: KafkaRecord, *, ledger: bool) -> bytes:
     """A record as one line of JSON, without the line end.
 
     The value itself where it is one line of JSON. With ``ledger`` (dead letters, whose values are anything), an object
@@ -258,15 +241,7 @@ def _one_line(value: bytes | None) -> bytes:
     return value
 
 
-def _object(value: bytes | None) -> Mapping[str, object]:
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _headers(record: ConsumerRecord) -> dict[str, str]:
+def _headers(record: KafkaRecord) -> dict[str, str]:
     return {name: _text(value) or "" for name, value in record.headers}
 
 

@@ -29,9 +29,10 @@ from typing import Final
 import msgspec
 import orjson
 
+from workers.core.effects import SequenceGap
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
-from workers.core.pipeline.stage import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
 from workers.core.reasons import Reason
 from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.steps import Portion

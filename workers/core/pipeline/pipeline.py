@@ -8,7 +8,7 @@
 
 Pure as the lane is: no I/O, no clock, event time only. Every tick that does not go on is counted by stage and reason
 and, unless the stage's ``ledger`` is off, written to the late topic with that reason; a routed tick is in its topic.
-With what conflation holds back at the moment, the account always balances (`workers.core.snapshot.Counts`).
+With what conflation holds back at the moment, the account always balances (`workers.core.effects.Counts`).
 
 The user's functions must depend on the tick alone: frames are a pure function of the log only if they are.
 """
@@ -33,8 +33,9 @@ from workers.core.pipeline.deduplicate import Deduplicate, Deduplicator
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, stage_of
 from workers.core.pipeline.throttle import Conflate, Conflator, Throttle, Throttler
 from workers.core.reasons import Reason
+from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS, format_time
 
