@@ -154,7 +154,7 @@ class _Window(msgspec.Struct):
     start_ms: _Ms = msgspec.field(name="start")
     end_ms: _Ms = msgspec.field(name="end")
     rev: _Count
-    status: Literal["provisional", "closed", "final"]
+    status: Status
     trigger: str
     count: _Count
     first_ts: _Int64 | None

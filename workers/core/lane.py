@@ -347,7 +347,7 @@ class Lane:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
-        if lateness.reason is Reason.REPEATED:
+        if lateness.reason == "repeated":
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return

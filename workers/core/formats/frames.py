@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 
 from workers.core.frames import BAR_FIELDS
-from workers.core.reasons import Reason
+from workers.core.reasons import STATUSES, Reason
 from workers.core.records import Record
 from workers.core.ticks import DEEPEST_FRAME, EndOfInput, Rejection, excerpt, is_deeper, too_deep, without_value
 from workers.core.windows.assign import Assigner, Hopping, Tumbling
@@ -22,7 +22,6 @@ from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, 
 __all__ = ["bar_decoder"]
 
 _FIELDS: Final = ("key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts")
-_STATUSES: Final = ("provisional", "closed", "final")
 
 
 class _Malformed(Exception):
@@ -100,8 +99,8 @@ def _child_of(fields: Mapping[str, object], unit_ns: int) -> Child:
     """The child that a frame's fields describe."""
     if type(fields["key"]) is not str:
         raise _wrong("key", "a string", fields["key"])
-    if fields["status"] not in _STATUSES:
-        raise _wrong("status", " or ".join(_STATUSES), fields["status"])
+    if fields["status"] not in STATUSES:
+        raise _wrong("status", " or ".join(STATUSES), fields["status"])
     if type(fields["trigger"]) is not str:
         raise _wrong("trigger", "a string", fields["trigger"])
     start_ns, end_ns = (_time(fields, name, NS_PER_MS) for name in ("start", "end"))

@@ -54,6 +54,7 @@ __all__ = [
     "load_function",
 ]
 
+FILTERED: Final = Reason.FILTERED  # once: a member of an enum is slow to look up
 TO_WINDOWS: Final = "window"
 """The route that is no topic: on to the next stage, and in the end to the windows."""
 
@@ -320,7 +321,7 @@ class _FilterStage(_FunctionStage):
             raise self._error(what, symbol, offset) from error
         if keeps:
             return (passage,)
-        self._drop(passage, Reason.FILTERED, departures, {"function": self._place})
+        self._drop(passage, FILTERED, departures, {"function": self._place})
         return ()
 
 
