@@ -28,6 +28,7 @@ import msgspec
 import orjson
 
 from workers.backpressure.levels import Level, LevelGauge, LevelPolicy, rate_scale
+from workers.core.frames import BAR_FIELDS, Frame, decode_frame
 from workers.core.ledger import REASON_HEADER
 from workers.core.snapshot import Counts
 from workers.times import NS_PER_MS, NS_PER_SECOND
@@ -236,24 +237,6 @@ class _Progress:
     moved_ns: int
 
 
-class _Frame(msgspec.Struct):
-    key: str
-    start: int
-    end: int
-    rev: int
-    status: Literal["provisional", "closed", "final"]
-    trigger: str = "other"
-    count: int = 0
-    first_ts: int | None = None
-    last_ts: int | None = None
-    open: float | None = None
-    high: float | None = None
-    low: float | None = None
-    close: float | None = None
-    volume: float | None = None
-    vwap: float | None = None
-
-
 class _Late(msgspec.Struct):
     key: str
     ts: int | None
@@ -269,9 +252,8 @@ class _Late(msgspec.Struct):
     tick: msgspec.Raw = msgspec.Raw(b"")
 
 
-_FRAMES: Final = msgspec.json.Decoder(_Frame)
 _LATE: Final = msgspec.json.Decoder(_Late)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, StructError, OverflowError)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def shown_symbol(symbol: str, limit: int) -> str:
@@ -328,35 +310,37 @@ class DashboardModel:
 
         Old records come all at once, so they count for no rate.
         """
-        try:
-            frame = _FRAMES.decode(value or b"")
-            packed = self._pack(frame)
-        except _UNREADABLE:
+        frame = decode_frame(value)
+        packed = self._pack(frame) if isinstance(frame, Frame) else None
+        if not isinstance(frame, Frame) or packed is None:
             self.unreadable += 1
             return
         self.frames += 1
         self._live_frames += live
         symbol = self._symbol(frame.key)
-        before = symbol.bars.get(frame.start)
+        before = symbol.bars.get(frame.start_ms)
         counted, revised = self._before(frame, before)
         seq = self._next()
-        symbol.bars[frame.start] = (seq, packed, revised)
+        symbol.bars[frame.start_ms] = (seq, packed, revised)
         symbol.seq = self.symbols_seq = seq
         symbol.partition = partition
         symbol.revisions += before is not None and revised is not None and revised is not before[2]
         self._count(symbol, frame.count - counted, now_ns, live)
-        if frame.start >= symbol.newest_ms:
+        if frame.start_ms >= symbol.newest_ms:
             is_gone = frame.count == 0 and frame.close is None  # the next frame tells what it became
-            symbol.newest_ms = -(2**63) if is_gone else frame.start
+            symbol.newest_ms = -(2**63) if is_gone else frame.start_ms
             symbol.close = _NAN if frame.close is None else frame.close
         if before is None:
-            self._make_room(symbol, frame.start)
+            self._make_room(symbol, frame.start_ms)
 
-    def _pack(self, frame: _Frame) -> bytes:
+    def _pack(self, frame: Frame) -> bytes | None:
+        """None where it does not fit: its ticks have another unit, or other things than numbers for prices."""
+        if not frame.others.keys().isdisjoint(BAR_FIELDS):
+            return None
         prices = (frame.open, frame.high, frame.low, frame.close, frame.volume, frame.vwap)
-        return _PACKED.pack(
-            frame.start,
-            frame.end,
+        numbers = (
+            frame.start_ms,
+            frame.end_ms,
             frame.rev,
             STATUSES.index(frame.status),
             _TRIGGER_CODES.get(frame.trigger, len(_TRIGGERS) - 1),
@@ -365,9 +349,13 @@ class DashboardModel:
             (frame.last_ts or 0) * self._unit_ns // NS_PER_MS,
             *(_NAN if price is None else price for price in prices),
         )
+        try:
+            return _PACKED.pack(*numbers)
+        except StructError:
+            return None
 
     @staticmethod
-    def _before(frame: _Frame, before: tuple[int, bytes, bytes | None] | None) -> tuple[int, bytes | None]:
+    def _before(frame: Frame, before: tuple[int, bytes, bytes | None] | None) -> tuple[int, bytes | None]:
         """Ticks that the window's earlier frame counted, and the prices to remember as revised."""
         if before is None:
             return 0, None

@@ -25,11 +25,13 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import orjson
 
 from workers.apps.inspect.witness import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
+from workers.core.encoding import json_object
+from workers.core.frames import frame_name
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
@@ -507,8 +509,7 @@ def _match(
             if not same:
                 unmatched.append((index, made))
     for index, made in unmatched:
-        name = (_start_ns(made.value), made.rev, made.status)
-        rival = next((each for each in left if (_start_ns(each.value), *_name(each.value)) == name), None)
+        rival = next((each for each in left if frame_name(each.value) == frame_name(made.value)), None)
         if rival is not None:
             left.remove(rival)
             accounts[index].append(_account("differs", rival, made))
@@ -517,7 +518,7 @@ def _match(
             verdict: Verdict = "missing" if due else "not yet"
             accounts[index].append(FrameAccount(verdict, made.rev, made.status, made.trigger, made))
     for record in left:
-        provisional = _name(record.value)[1] == "provisional"
+        provisional = frame_name(record.value).status == "provisional"
         accounts[0].append(_account("provisional" if provisional else "unexpected", record, None))
     for account in accounts:
         account.sort(key=lambda frame: (frame.rev, frame.verdict != "provisional", frame.offset or 0))
@@ -525,31 +526,16 @@ def _match(
 
 
 def _account(verdict: Verdict, record: KafkaRecord, made: MadeFrame | None) -> FrameAccount:
-    frame = _frame(record.value)
-    rev, status = _name(record.value)
+    frame, name = json_object(record.value), frame_name(record.value)
     differing = tuple(differences(made.value, record.value or b"")) if made is not None and verdict == "differs" else ()
-    trigger = str(frame.get("trigger"))
+    rev, status, trigger = name.rev if name.rev is not None else -1, str(frame.get("status")), str(frame.get("trigger"))
     return FrameAccount(verdict, rev, status, trigger, made, record.partition, record.offset, frame, differing)
-
-
-def _frame(value: bytes | None) -> Mapping[str, Any]:
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _name(value: bytes | None) -> tuple[int, str]:
-    frame = _frame(value)
-    rev = frame.get("rev")
-    return rev if isinstance(rev, int) else -1, str(frame.get("status"))
 
 
 def _start_ns(value: bytes | None) -> int:
     """The start of a frame's window; for what is no frame, a time that no window has."""
-    start_ms = _frame(value).get("start")
-    return start_ms * NS_PER_MS if isinstance(start_ms, int) else -(2**63)
+    start_ms = frame_name(value).start_ms
+    return start_ms * NS_PER_MS if start_ms is not None else -(2**63)
 
 
 def _text(value: bytes) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from heapq import merge
@@ -31,11 +31,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
-import orjson
-
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
 from workers.apps.produce.send import prepare_topic
-from workers.core.frames import OutRecord
+from workers.core.encoding import json_object
+from workers.core.frames import OutRecord, frame_name
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
@@ -270,16 +269,10 @@ class _Replay:
 
     def _row(self, record: OutRecord, partition: int, offset: int, *, published: bool, due: bool = True) -> _Row | None:
         """The row of a frame; None for what is none."""
+        start_ms, rev, status = frame_name(record.value)
+        if start_ms is None or rev is None or status is None or max(abs(start_ms), abs(rev)) >= 2**63:
+            return None
         value = record.value or b""
-        try:
-            frame = orjson.loads(value)
-            start_ms, rev, status = frame["start"], frame["rev"], frame["status"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return None
-        if type(start_ms) is not int or type(rev) is not int or type(status) is not str:
-            return None
-        if max(abs(start_ms), abs(rev)) >= 2**63:
-            return None
         return _Row(start_ms, record.key or b"", rev, status, published, partition, offset, due, value)
 
     # -- made ---------------------------------------------------------------------------------------------------------
@@ -331,8 +324,9 @@ class _Replay:
         for frame in frames:
             if self._key is not None and frame.key != self._key:
                 continue
-            shown = orjson.loads(frame.value or b"")
-            if shown["status"] != "provisional" and self._from_ms <= shown["start"] < self._to_ms:
+            start_ms, _, status = frame_name(frame.value)
+            assert start_ms is not None, "a lane's own frame"
+            if status != "provisional" and self._from_ms <= start_ms < self._to_ms:
                 wanted.append((frame, lane.position - 1))
         return wanted
 
@@ -490,8 +484,7 @@ def _cut(chunk: Sequence[object], committed: int) -> Iterator[tuple[Sequence[obj
 
 def _count(row: _Row | None) -> int:
     """Ticks that a frame says it has."""
-    count: Mapping[str, object] = orjson.loads(row.value) if row is not None else {}
-    found = count.get("count")
+    found = json_object(row.value).get("count") if row is not None else None
     return found if isinstance(found, int) else 0
 
 

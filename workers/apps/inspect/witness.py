@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 import orjson
 
-from workers.core.frames import OutRecord
+from workers.core.encoding import json_object
+from workers.core.frames import Frame, OutRecord, decode_frame
 from workers.core.lane import Effects, Input, Lane, LaneSpec
 from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
 from workers.core.partitioning import partition_for
@@ -481,10 +482,11 @@ class Investigation:
     # -- frames -------------------------------------------------------------------------------------------------------
 
     def _note_frame(self, record: OutRecord, offset: int) -> None:
+        frame = decode_frame(record.value)
         assert record.value is not None
-        frame = orjson.loads(record.value)
-        start_ns = frame["start"] * NS_PER_MS
-        if frame["status"] == "provisional":
+        assert isinstance(frame, Frame), f"a lane's own frame: {frame}"
+        start_ns = frame.start_ms * NS_PER_MS
+        if frame.status == "provisional":
             return
         if isinstance(self._assigner, Sessions):
             story = next((each for each in self.windows.values() if each.is_named(start_ns)), None)
@@ -493,7 +495,7 @@ class Investigation:
             window = next((each for each in self._assigner.assign(start_ns) if each[0] == start_ns), said)
             story = self._story(*window) if self._touches(*window) else None
         if story is not None:
-            made = MadeFrame(frame["rev"], frame["status"], frame["trigger"], record.value, offset, self.clock)
+            made = MadeFrame(frame.rev, frame.status, frame.trigger, record.value, offset, self.clock)
             story.frames.append(made)
 
     # -- windows ------------------------------------------------------------------------------------------------------
@@ -547,13 +549,7 @@ class Investigation:
 
 def says_symbol(value: bytes | None, field_name: str, symbol: str) -> bool:
     """Whether a record's value is a JSON object of this symbol, whatever its key is."""
-    if value is None:
-        return False
-    try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(found, dict) and found.get(field_name) == symbol
+    return json_object(value).get(field_name) == symbol
 
 
 def _with_ledger(spec: OperatorSpec) -> OperatorSpec:
@@ -563,11 +559,7 @@ def _with_ledger(spec: OperatorSpec) -> OperatorSpec:
 
 def _time_said(value: bytes | None, field_name: str, unit: str) -> int | None:
     """The event time of a record that is no tick, where it has a plausible one all the same."""
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return None
-    ts = found.get(field_name) if isinstance(found, dict) else None
+    ts = json_object(value).get(field_name)
     try:
         ts_ns = ts * UNIT_NS[unit] if type(ts) is int else parse_rfc3339(ts) if isinstance(ts, str) else None
     except (ValueError, OverflowError):
