@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from workers.apps.produce.files import TickInput
     from workers.apps.produce.market import Market
-    from workers.apps.produce.send import Produced, TickSource
+    from workers.apps.produce.send import Produced
+    from workers.apps.produce.sources import TickSource
     from workers.settings import Settings
 
     MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], TickSource]
@@ -312,7 +313,7 @@ def _check(
 ) -> ExitCode:
     """Say what would become of a file; returns the exit code."""
     from workers.apps.produce.check import Check
-    from workers.apps.produce.send import blocks_of
+    from workers.apps.produce.sources import blocks_of
 
     if settings.tick.format != "json":
         raise ConfigError(f"--check: tick.format is {settings.tick.format}; expected json, for ticks")
@@ -363,7 +364,8 @@ def _synthetic_source(
     duration: str | None,
 ) -> MakeSource:
     from workers.apps.produce.market import arrivals, synthetic_ticks
-    from workers.apps.produce.send import GeneratedSource, paced
+    from workers.apps.produce.pacing import paced
+    from workers.apps.produce.sources import GeneratedSource
     from workers.settings.lane import tick_format
     from workers.times import parse_rfc3339
 
@@ -389,7 +391,8 @@ def _synthetic_source(
 
 
 def _file_source(settings: Settings, opened: TickInput, rate: float | None, speed: float | None) -> MakeSource:
-    from workers.apps.produce.send import FileSource, paced
+    from workers.apps.produce.pacing import paced
+    from workers.apps.produce.sources import FileSource
     from workers.settings.lane import tick_format
 
     def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
@@ -401,7 +404,7 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
 
 def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
     """No ticks: there is only the end of the input to be told."""
-    from workers.apps.produce.send import GeneratedSource
+    from workers.apps.produce.sources import GeneratedSource
 
     return GeneratedSource(iter(()))
 
