@@ -134,8 +134,8 @@ async def _replay(
 ) -> ReplayResult:
     from contextlib import AsyncExitStack
 
+    from workers.apps.inspect.frame_sinks import writing_to_file, writing_to_topic
     from workers.apps.inspect.replay import replay as replayed
-    from workers.apps.inspect.replay import writing_to_file, writing_to_topic
 
     async with AsyncExitStack() as stack:
         sink = None

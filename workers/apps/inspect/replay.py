@@ -21,40 +21,35 @@ ticks last: so what should be published is, and what is published has its ticks 
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass, field
-from heapq import merge
-from itertools import groupby
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
+from workers.apps.inspect.compared import ComparedFrame, ComparedFrames
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
-from workers.apps.produce.send import prepare_topic
+from workers.apps.inspect.frame_sinks import FrameSink
 from workers.core.encoding import json_object
 from workers.core.frames import OutRecord, frame_name
 from workers.core.lane import Input, Lane, LaneSpec
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.ticks import is_end_of_input
-from workers.errors import ConfigError, TopicError
-from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
-from workers.kafka.connection import explain_connection_error
-from workers.kafka.errors import KafkaError
+from workers.errors import ConfigError
+from workers.kafka.clients import admin_client
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
-from workers.kafka.options import producer_options
 from workers.kafka.topics import describe_topics, ensure_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
+    from workers.kafka.reading import KafkaRecord
     from workers.kafka.topics import TopicLayout
     from workers.settings import Settings
 
-__all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
+__all__ = ["FrameProblem", "ReplayResult", "replay"]
 
 Kind = Literal["missing", "extra", "differing", "repeated"]
 
@@ -62,12 +57,6 @@ PROGRESS_EVERY_S: Final = 2.0
 PROBLEMS_KEPT: Final = 100
 _RECORD_OVERHEAD_BYTES: Final = 1_024  # as the sink reckons
 _NO_PARTITION: Final = -1
-
-
-class FrameSink(Protocol):
-    """Takes the frames that were made again, those of a key in order."""
-
-    async def write(self, frames: Sequence[OutRecord]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,55 +99,6 @@ class ReplayResult:
     notes: list[str] = field(default_factory=list)
 
 
-class _Row(NamedTuple):
-    """A frame, made or published, in the order of comparison."""
-
-    start_ms: int
-    key: bytes
-    rev: int
-    status: str
-    published: int
-    partition: int
-    offset: int
-    due: int  # made by a tick that was committed before the frames' end was asked
-    value: bytes
-
-
-class _Frames:
-    """The frames of one comparison, in a temporary database that SQLite keeps on disk and deletes by itself."""
-
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("")
-        self._database.execute(
-            "CREATE TABLE frames (start INTEGER, key BLOB, rev INTEGER, status TEXT, published INTEGER, "
-            "partition INTEGER, offset INTEGER, due INTEGER, value BLOB)"
-        )
-
-    def close(self) -> None:
-        self._database.close()
-
-    def add(self, rows: Sequence[_Row]) -> None:
-        self._database.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
-    def by_name(self) -> Iterator[tuple[list[_Row], list[_Row]]]:
-        """Those made and those published under each name, names by window start and key."""
-        sides = [self._ordered(published) for published in (0, 1)]
-        for _, group in groupby(merge(*sides, key=_name_of), key=_name_of):
-            rows = list(group)
-            yield [row for row in rows if not row.published], [row for row in rows if row.published]
-
-    def _ordered(self, published: int) -> Iterator[_Row]:
-        query = "SELECT * FROM frames WHERE published = ? ORDER BY start, key, rev, status, partition, offset"
-        return map(_Row._make, self._database.execute(query, (published,)))
-
-
-def _name_of(row: _Row) -> tuple[int, bytes, int, str]:
-    return row[:4]
-
-
-# -- the replay -------------------------------------------------------------------------------------------------------
-
-
 async def replay(
     settings: Settings,
     from_ns: int,
@@ -186,7 +126,7 @@ async def replay(
         ticks = await stack.enter_async_context(LogReader(settings))
         frames = await stack.enter_async_context(LogReader(settings, isolation_level="read_committed"))
         work = _Replay(settings, layout, lag, from_ns, to_ns, symbol, warm_up_ns, on_progress)
-        found = stack.enter_context(closing(_Frames())) if compare else None
+        found = stack.enter_context(closing(ComparedFrames())) if compare else None
         if found is not None:
             await work.collect(frames, found)
         for log in lag.partitions:
@@ -237,7 +177,7 @@ class _Replay:
 
     # -- published ----------------------------------------------------------------------------------------------------
 
-    async def collect(self, reader: LogReader, found: _Frames) -> None:
+    async def collect(self, reader: LogReader, found: ComparedFrames) -> None:
         """Read the frames that were published of these windows."""
         topic = self._settings.topics.frames
         skew_ns = (
@@ -267,17 +207,21 @@ class _Replay:
         if foreign:
             self.result.notes.append(f"{foreign:,} records of {topic} are not frames; something else writes to it")
 
-    def _row(self, record: OutRecord, partition: int, offset: int, *, published: bool, due: bool = True) -> _Row | None:
+    def _row(
+        self, record: OutRecord, partition: int, offset: int, *, published: bool, due: bool = True
+    ) -> ComparedFrame | None:
         """The row of a frame; None for what is none."""
         start_ms, rev, status = frame_name(record.value)
         if start_ms is None or rev is None or status is None or max(abs(start_ms), abs(rev)) >= 2**63:
             return None
         value = record.value or b""
-        return _Row(start_ms, record.key or b"", rev, status, published, partition, offset, due, value)
+        return ComparedFrame(start_ms, record.key or b"", rev, status, published, partition, offset, due, value)
 
     # -- made ---------------------------------------------------------------------------------------------------------
 
-    async def make(self, reader: LogReader, log: PartitionLag, sink: FrameSink | None, found: _Frames | None) -> None:
+    async def make(
+        self, reader: LogReader, log: PartitionLag, sink: FrameSink | None, found: ComparedFrames | None
+    ) -> None:
         """Run one partition's log through a lane of its own."""
         topic, partition = self._settings.topics.ticks, log.partition
         begin, end = await self._stretch(reader, log)
@@ -317,9 +261,9 @@ class _Replay:
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end
 
-    def _wanted(self, lane: Lane, records: Sequence[object]) -> list[tuple[OutRecord, int]]:
+    def _wanted(self, lane: Lane, records: Sequence[KafkaRecord]) -> list[tuple[OutRecord, int]]:
         """The frames wanted of those that the records bring out, with the offset up to which the lane had read."""
-        frames = lane.process(records).frames  # type: ignore[arg-type]  # aiokafka is untyped
+        frames = lane.process(records).frames
         wanted = []
         for frame in frames:
             if self._key is not None and frame.key != self._key:
@@ -367,7 +311,7 @@ class _Replay:
             "auto.offset.reset = latest)"
         )
 
-    def compare(self, found: _Frames) -> None:
+    def compare(self, found: ComparedFrames) -> None:
         """Go through all names; what is wrong goes into the result."""
         self.result.compared = True
         for made, published in found.by_name():
@@ -376,7 +320,7 @@ class _Replay:
             else:
                 self._compare_one(made, published)
 
-    def _compare_one(self, made: list[_Row], published: list[_Row]) -> None:
+    def _compare_one(self, made: list[ComparedFrame], published: list[ComparedFrame]) -> None:
         """Frames of one name: more than one where a key is on two partitions, or where frames were repeated."""
         left = list(published)
         unmatched = []
@@ -405,7 +349,7 @@ class _Replay:
             # Beside a right one under the same name, a wrong one differs from it; alone, it has no reason to be.
             self._problem("differing" if made else "extra", made[0] if made else None, row, len(published))
 
-    def _problem(self, kind: Kind, made: _Row | None, published: _Row | None, copies: int) -> None:
+    def _problem(self, kind: Kind, made: ComparedFrame | None, published: ComparedFrame | None, copies: int) -> None:
         self.result.different += 1
         if len(self.result.problems) >= PROBLEMS_KEPT:
             return
@@ -430,7 +374,9 @@ class _Replay:
             )
         )
 
-    def _cause(self, kind: Kind, row: _Row, made: _Row | None, published: _Row | None, copies: int) -> str | None:
+    def _cause(
+        self, kind: Kind, row: ComparedFrame, made: ComparedFrame | None, published: ComparedFrame | None, copies: int
+    ) -> str | None:
         home = made.partition if made is not None else partition_for(row.key, self._layout.ticks)
         if home in self._problems_of_state:
             return self._problems_of_state[home]
@@ -457,7 +403,7 @@ class _Replay:
             return "no ticks in the log make it: something else wrote it, or it is from before the topic was made again"
         return "something else wrote to the frames topic, or a worker with other settings did"
 
-    def _cause_of_absence(self, row: _Row) -> str | None:
+    def _cause_of_absence(self, row: ComparedFrame) -> str | None:
         topic = self._settings.topics.frames
         limit = self._layout.max_message_bytes.get(topic)
         if limit is not None and len(row.value) + len(row.key) + _RECORD_OVERHEAD_BYTES > limit:
@@ -474,78 +420,15 @@ class _Replay:
             self._on_progress(text)
 
 
-def _cut(chunk: Sequence[object], committed: int) -> Iterator[tuple[Sequence[object], bool]]:
+def _cut(chunk: Sequence[KafkaRecord], committed: int) -> Iterator[tuple[Sequence[KafkaRecord], bool]]:
     """The records before the committed offset, and those from it on."""
-    at = next((n for n, record in enumerate(chunk) if record.offset >= committed), len(chunk))  # type: ignore[attr-defined]
+    at = next((n for n, record in enumerate(chunk) if record.offset >= committed), len(chunk))
     for records, due in ((chunk[:at], True), (chunk[at:], False)):
         if records:
             yield records, due
 
 
-def _count(row: _Row | None) -> int:
+def _count(row: ComparedFrame | None) -> int:
     """Ticks that a frame says it has."""
     found = json_object(row.value).get("count") if row is not None else None
     return found if isinstance(found, int) else 0
-
-
-# -- where frames can go ----------------------------------------------------------------------------------------------
-
-
-class _FileSink:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    async def write(self, frames: Sequence[OutRecord]) -> None:
-        self._file.writelines((frame.value or b"") + b"\n" for frame in frames)
-
-
-@asynccontextmanager
-async def writing_to_file(path: Path) -> AsyncIterator[FrameSink]:
-    """A sink that writes frames to a file, one JSON object a line. Raises `ConfigError` where it can't be written."""
-    try:
-        with path.open("wb") as file:
-            yield _FileSink(file)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written: {error.strerror or error}") from error
-
-
-class _TopicSink:
-    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
-        self._producer, self._topic, self._partitions = producer, topic, partitions
-
-    async def write(self, frames: Sequence[OutRecord]) -> None:
-        sent = [
-            await self._producer.send(
-                self._topic,
-                frame.value,
-                key=frame.key,
-                partition=partition_for(frame.key or b"", self._partitions),
-                timestamp_ms=frame.timestamp_ms,
-            )
-            for frame in frames
-        ]
-        for future in sent:
-            await future
-
-
-@asynccontextmanager
-async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[FrameSink]:
-    """A sink that writes frames to a topic as a worker would, made if it is missing.
-
-    It is no transaction: an interrupted replay leaves what it had written. Raises `TopicError` for a topic of the
-    application itself, and where it can't be made; `BrokerError`.
-    """
-    topics = settings.topics
-    own = (topics.ticks, topics.frames, topics.late, topics.dead_letters, topics.changelog, topics.feedback)
-    if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
-        raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
-    partitions = await prepare_topic(settings, topic)
-    options = producer_options(settings) | {"acks": "all", "enable_idempotence": True}
-    producer = await start_producer(settings, options)
-    try:
-        yield _TopicSink(producer, topic, partitions)
-        await producer.flush()
-    except (KafkaError, TimeoutError) as error:
-        raise explain_connection_error(error, settings) from error
-    finally:
-        await stop_producer(producer)
