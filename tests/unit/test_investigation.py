@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.strategies import SYMBOLS, Case, configs, streams
 from tests.unit.test_lane import kafka_records, spec_of
-from workers.apps.inspect.explain import differences, parse_time
-from workers.apps.inspect.witness import Investigation, WindowStory, seconds_text
+from workers.apps.inspect.explain import parse_time
+from workers.apps.inspect.explanation import differences
+from workers.apps.inspect.fates import WindowStory, seconds_text
+from workers.apps.inspect.witness import Investigation
 from workers.core.lane import Input, LaneSpec
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter
 from workers.core.ticks import Tick

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from workers.apps.inspect.compared import ComparedFrame, ComparedFrames
-from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
+from workers.apps.inspect.explain import stored_settings_problem
+from workers.apps.inspect.explanation import Difference, differences
 from workers.apps.inspect.frame_sinks import FrameSink
 from workers.core.encoding import json_object
 from workers.core.frames import OutRecord, frame_name
