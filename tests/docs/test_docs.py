@@ -51,7 +51,7 @@ TOLD_APART = {
 READERS = 5
 COMPILE = "; ".join(
     (
-        "from workers.core.lane import LaneSpec",
+        "from workers.core.spec import LaneSpec",
         "from workers.compiled.choose import takes_batches",
         "takes_batches(LaneSpec())",
     )

@@ -171,7 +171,8 @@ async def test_lag_is_what_the_group_has_not_committed(
     assert shown.lines[-1].split() == ["total", "16"]
     found = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", "--json", *mine, cwd=tmp_path))
     report = json.loads(found.out)
-    assert (report["total"], report["partitions"][1]) == (16, {"partition": 1, "committed": 4, "end": 10, "lag": 6})
+    of_partition = {"partition": 1, "begin": 0, "committed": 4, "end": 10, "lag": 6, "lost": 0}
+    assert (report["total"], report["partitions"][1]) == (16, of_partition)
     other = ("--application-id", f"{group}x", *mine[2:])
     nobody = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", *other, cwd=tmp_path))
     assert nobody.code == 1

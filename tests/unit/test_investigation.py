@@ -14,8 +14,11 @@ from workers.apps.inspect.explain import parse_time
 from workers.apps.inspect.explanation import differences
 from workers.apps.inspect.fates import WindowStory, seconds_text
 from workers.apps.inspect.witness import Investigation
-from workers.core.lane import Input, LaneSpec
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter
+from workers.core.lane import Input
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter
+from workers.core.pipeline.throttle import Conflate
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.testing import TestDriver
 from workers.times import MAX_EVENT_TIME_NS, parse_rfc3339

@@ -22,7 +22,8 @@ import orjson
 
 from workers.apps.broker.supervisor import Supervisor
 from workers.apps.inspect.tail import frame_line, tail
-from workers.core.snapshot import META_KEY, Counts
+from workers.core.effects import Counts
+from workers.core.snapshot import META_KEY
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client

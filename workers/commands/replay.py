@@ -29,7 +29,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.apps.inspect.replay import FrameProblem, ReplayResult
+    from workers.apps.inspect.comparison import FrameProblem, ReplayResult
     from workers.settings import Settings
     from workers.times import TimestampUnit
 
@@ -134,8 +134,8 @@ async def _replay(
 ) -> ReplayResult:
     from contextlib import AsyncExitStack
 
-    from workers.apps.inspect.frame_sinks import writing_to_file, writing_to_topic
     from workers.apps.inspect.replay import replay as replayed
+    from workers.apps.inspect.replay import writing_to_file, writing_to_topic
 
     async with AsyncExitStack() as stack:
         sink = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from workers.core.ticks import Record
+from workers.core.records import Record
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
 from workers.kafka.internals import learn_topic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from workers.core.windows.assign import Assigner, Hopping, Sessions, make_tumbling
+from workers.core.windows.kinds import KINDS
 from workers.settings.jaas import parse_jaas
 from workers.settings.pipeline import OPERATORS
 from workers.settings.topics import DERIVED_TOPICS
@@ -77,19 +77,10 @@ def _window_conflicts(settings: Settings) -> Iterator[Conflict]:
         )
 
 
-_OF_KIND: Final[dict[str, tuple[str, ...]]] = {
-    "tumbling": ("size", "offset", "time_zone", "fill_gaps"),
-    "hopping": ("size", "hop", "offset"),
-    "session": ("gap",),
-    "calendar": ("calendar", "session", "close_grace"),
-}
-"""The keys of a window that mean something for a kind, of those that don't for all."""
-
-
 def _kind_conflicts(settings: Settings) -> Iterator[Conflict]:
     window = settings.window
-    own = _OF_KIND[window.kind]
-    for name in sorted({name for names in _OF_KIND.values() for name in names} - set(own)):
+    own = KINDS[window.kind].settings()
+    for name in sorted({name for kind in KINDS.values() for name in kind.settings()} - set(own)):
         # A value that is the default may stay: files that list every setting have it.
         if getattr(window, name) != WindowSettings.model_fields[name].default:
             yield Conflict((f"window.{name}", "window.kind"), f"means nothing with kind {window.kind}")
@@ -102,26 +93,17 @@ def _kind_conflicts(settings: Settings) -> Iterator[Conflict]:
             yield Conflict(("window.kind", "window.calendar"), "kind calendar needs the name of one, like XNYS")
         return  # how long its sessions are is known when it is loaded
     keys = tuple(f"window.{name}" for name in own if name != "fill_gaps")
+    windows = KINDS[window.kind].of(window)
     try:
-        assigner = _assigner(window)
+        assigner = windows.assigner()
     except ValueError as error:
         yield Conflict(("window.kind", *keys), str(error))
         return
     needed = assigner.longest_ns + window.lag + window.allowed_lateness
     if window.key_ttl is not None and window.key_ttl < needed:
         keys = ("window.key_ttl", keys[0], "window.lag", "window.allowed_lateness")
-        length = "size" if window.time_zone is None else "longest window"
-        length = "gap" if window.kind == "session" else length
-        why = f"key_ttl must be at least {length} + lag + allowed_lateness = {format_duration(needed)}"
+        why = f"key_ttl must be at least {windows.length} + lag + allowed_lateness = {format_duration(needed)}"
         yield Conflict(keys, why)
-
-
-def _assigner(window: WindowSettings) -> Assigner:
-    if window.kind == "hopping":
-        return Hopping(window.size, window.hop, window.offset)
-    if window.kind == "session":
-        return Sessions(window.gap)
-    return make_tumbling(window.size, window.offset, window.time_zone)
 
 
 _MOST_FILLED: Final = 10_000  # bars that one tick can bring out

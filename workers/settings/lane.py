@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workers.core.lane import LaneSpec
+from workers.core.spec import LaneSpec
 from workers.core.ticks import TickFormat
+from workers.core.windows.kinds import KINDS
 from workers.settings.model import Settings
 from workers.settings.ticks import TickSettings
 
@@ -29,7 +30,7 @@ def lane_spec(settings: Settings) -> LaneSpec:
     tick, window = settings.tick, settings.window
     return LaneSpec(
         tick=tick_format(tick),
-        size_ns=window.size,
+        window=KINDS[window.kind].of(window),
         lag_ns=window.lag,
         lateness_ns=window.allowed_lateness,
         idle_after_ns=window.idle_after,
@@ -40,15 +41,6 @@ def lane_spec(settings: Settings) -> LaneSpec:
         scope=window.watermark_scope,
         aggregation=window.aggregation,
         pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
-        kind=window.kind,
-        hop_ns=window.hop,
-        offset_ns=window.offset,
-        time_zone=window.time_zone,
-        gap_ns=window.gap,
-        fill_gaps_ns=window.fill_gaps,
-        calendar=window.calendar,
-        session=window.session,
-        close_grace_ns=window.close_grace,
         format=tick.format,
         corrections=settings.corrections.rules(),
         max_jump_ns=tick.max_jump,

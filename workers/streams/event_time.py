@@ -7,10 +7,11 @@ from collections.abc import Callable, Hashable
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from workers.core.reasons import Reason
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.assign import WindowSpec
 from workers.core.windows.engine import Lateness, WindowRules
 from workers.streams.calls import value_of
+from workers.streams.specs import WindowSpec
 from workers.times import (
     MAX_EVENT_TIME_NS,
     check_timedelta,
@@ -35,7 +36,7 @@ def window_rules(
     key_ttl: timedelta | None = None,
 ) -> WindowRules:
     """The engine's rules. Raises ``TypeError`` and ``ValueError`` for durations that are none or don't fit together."""
-    assigner = spec.assigner()
+    assigner = spec.windows().assigner()
     for name, value in (("idle_after", idle_after), ("key_ttl", key_ttl)):
         if value is not None:
             check_timedelta(name, value)
@@ -85,7 +86,7 @@ class LateItems(Generic[T]):
 
 
 def _warn(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
-    if lateness.reason == "outside_session":
+    if lateness.reason is Reason.OUTSIDE_SESSION:
         _log.warning(
             "an item with key %r and event time %s is outside of all sessions; pass on_late to have such items, they "
             "are only counted from here on",

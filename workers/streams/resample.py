@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from workers.core.prices import Prices
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.assign import TumblingWindowSpec
 from workers.core.windows.engine import Emission, Lateness, WindowEngine
 from workers.streams.event_time import LateItems, event_time_ns, window_rules
+from workers.streams.specs import TumblingWindowSpec
 from workers.streams.stream import OwnedSource, Stream
 from workers.times import check_timedelta, datetime_from_ns
 

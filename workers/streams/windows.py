@@ -20,15 +20,20 @@ from enum import Enum
 from typing import Final, Generic, Literal, TypeVar
 
 from workers.core.frames import WindowFrame, frame_from_emission
+from workers.core.reasons import Trigger
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.assign import Tumbling, TumblingWindowSpec, WindowSpec
-from workers.core.windows.choose import make_engine
-from workers.core.windows.engine import Lateness, Trigger, WindowEngine
+from workers.core.windows.assign import Tumbling
+from workers.core.windows.engine import Lateness, WindowEngine
 from workers.streams.channel import DRAINED
 from workers.streams.event_time import LateItems, event_time_ns, window_rules
 from workers.streams.pump import TIMED_OUT, pumped, take_within
+from workers.streams.specs import TumblingWindowSpec, WindowSpec
 from workers.streams.stream import OwnedSource, Stream
-from workers.times import NS_PER_SECOND, datetime_from_ns, timedelta_to_ns
+from workers.times import (
+    NS_PER_SECOND,
+    datetime_from_ns,
+    timedelta_to_ns,
+)
 
 __all__ = ["WindowStream", "tumbling_window", "tumbling_window_event_time", "window_event_time"]
 
@@ -147,7 +152,9 @@ def window_event_time(
     if not flush_interval > 0:
         raise ValueError(f"flush_interval is {flush_interval}; expected more than 0 seconds")
     rules = window_rules(spec, watermark_policy or WatermarkPolicy(), idle_after=idle_after, key_ttl=key_ttl)
-    engine: WindowEngine[Hashable, T] = make_engine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
+    engine: WindowEngine[Hashable, T] = spec.windows().engine(
+        rules, keep=lambda item: item, emit_partial=spec.emit_partial
+    )
     intake = _Intake(engine, get_event_time, get_key, on_late)
     events: AsyncIterable[T | Literal[_Signal.FLUSH] | _Silence] = source
     if spec.emit_partial or idle_after is not None:

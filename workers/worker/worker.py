@@ -29,8 +29,8 @@ import structlog
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.compiled.choose import make_lane, takes_batches
-from workers.core.lane import Effects, Input, Lane
-from workers.core.pipeline.stage import SequenceGap
+from workers.core.effects import Effects, SequenceGap
+from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
 from workers.errors import BrokerError, DataLossError, FencedError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
@@ -521,13 +521,9 @@ class OwnedPartition:
 
     def _count_operators(self, effects: Effects) -> None:
         metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))
-        counters = {
-            "duplicate": metrics.ticks_deduplicated,
-            "throttled": metrics.ticks_throttled,
-            "filtered": metrics.ticks_filtered,
-        }
         for (reason, stage), number in effects.taken_out.items():
-            counters[reason].labels(*labels, stage).inc(number)
+            assert reason.account is not None, "what operators drop are ticks"
+            metrics.dropped[reason.account].labels(*labels, stage).inc(number)
         for name, records in effects.routed.items():
             metrics.ticks_routed_away.labels(*labels, name).inc(len(records))
         for gap in effects.gaps:

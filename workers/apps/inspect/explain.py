@@ -34,10 +34,12 @@ from workers.apps.inspect.fates import MadeFrame, WindowStory
 from workers.apps.inspect.witness import Investigation, says_symbol
 from workers.core.encoding import json_object
 from workers.core.frames import frame_name
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import windows_between
+from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
 from workers.kafka.clients import admin_client
 from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem
@@ -162,7 +164,7 @@ def _check_times(spec: LaneSpec, time_ns: int, around_ns: int) -> None:
     """Raises `ConfigError` where too much is asked for."""
     if abs(time_ns) + around_ns > MAX_EVENT_TIME_NS or around_ns < 0:
         raise ConfigError(f"the time {time_ns} ns, {around_ns} ns around it, is out of the range of event times")
-    windows = windows_between(spec.assigner(), time_ns - around_ns, time_ns + around_ns)
+    windows = windows_between(spec.window.assigner(), time_ns - around_ns, time_ns + around_ns)
     if next(islice(windows, MOST_WINDOWS, None), None) is not None:
         raise ConfigError(f"too many windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
 
@@ -186,12 +188,10 @@ class _Search:
     until_ms: int | None = None  # the timestamp up to which the home partition was read; None: to its end
 
     async def _begin(self, log: PartitionLag, *, from_beginning: bool) -> int:
-        if from_beginning or self.spec.pipeline or self.spec.max_jump_ns or self.spec.kind == "session":
+        if from_beginning or self.spec.pipeline or self.spec.max_jump_ns or self.spec.window.merges:
             return log.begin
         earliest_ns = min([self.first_ns, *(start_ns for start_ns, _ in self.spans())])
-        if self.spec.fill_gaps_ns:
-            earliest_ns -= self.spec.fill_gaps_ns + self.spec.assigner().longest_ns
-        earliest_ns -= self.spec.end_reach_ns
+        earliest_ns -= self.spec.window.looks_back_ns + self.spec.end_reach_ns
         earliest_ms = (earliest_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         return await self.reader.offset_at(self.settings.topics.ticks, log.partition, earliest_ms)
 
@@ -265,15 +265,15 @@ class _Search:
 
     def spans(self) -> list[tuple[int, int]]:
         """Start and end of the windows asked for, by start; of session windows, as far as they were found."""
-        if self.spec.kind != "session":
-            return list(windows_between(self.spec.assigner(), self.first_ns, self.last_ns))
+        if not self.spec.window.merges:
+            return list(windows_between(self.spec.window.assigner(), self.first_ns, self.last_ns))
         stories = [story for looked in self.found.values() for story in looked.touching()]
         return sorted({(story.start_ns, story.end_ns) for story in stories})
 
     def _is_of(self, span: tuple[int, int], record: KafkaRecord) -> bool:
         """Whether a published frame is of the window ``span``, or of a session that became part of it."""
         start_ns = _start_ns(record.value)
-        if self.spec.kind != "session":
+        if not self.spec.window.merges:
             return start_ns == span[0]
         return span[0] // NS_PER_MS * NS_PER_MS <= start_ns < span[1]
 
@@ -292,8 +292,8 @@ class _Search:
                 f"records of the symbol are on partition {wrong}, where Kafka's murmur2 does not put them: their "
                 "producer uses another partitioner (librdkafka: set partitioner=murmur2_random)"
             )
-        if self.spec.kind == "calendar" and not self.spans():
-            yield f"no session of {self.spec.calendar} contains this time"
+        if isinstance(self.spec.window, CalendarWindows) and not self.spans():
+            yield f"no session of {self.spec.window.calendar} contains this time"
         if log.committed is None:
             yield f"the group {self.settings.application_id} has committed nothing of {topic}[{home}] yet"
 

@@ -1,4 +1,4 @@
-"""What an explanation says: windows, their ticks, frames made and published, and how those differ."""
+"""What an explanation says, as objects and as JSON: windows, ticks and frames, with what was found of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a tick, a clock, a frame and a window."""
+"""What can become of a tick, and the story of one window: what a `workers.apps.inspect.witness` writes down."""
 
 from __future__ import annotations
 

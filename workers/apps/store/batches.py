@@ -8,7 +8,7 @@ from workers.apps.store.base import (
     RejectedFrame,
 )
 from workers.apps.store.parse import REFUSED_BY_DATABASE, reject
-from workers.core.ticks import Record
+from workers.core.records import Record
 
 __all__ = ["Item", "StoredPartition", "smaller"]
 

@@ -14,7 +14,7 @@ import orjson
 
 from workers.apps.store.base import FrameRow, RejectedFrame
 from workers.core.frames import Frame, NoFrame, decode_frame
-from workers.core.ticks import Record
+from workers.core.records import Record
 
 __all__ = ["MALFORMED_JSON", "NOT_A_FRAME", "NO_VALUE", "REFUSED_BY_DATABASE", "parse_frame", "reject"]
 

@@ -42,7 +42,8 @@ from workers.apps.store.metrics import StoreMetrics
 from workers.apps.store.parse import parse_frame
 from workers.apps.store.queue import Chunk, FrameQueue
 from workers.backpressure.levels import Level, LevelGauge
-from workers.core.ticks import Record, is_end_of_input
+from workers.core.records import Record
+from workers.core.ticks import is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
 from workers.kafka.clients import admin_client
 from workers.kafka.connection import connecting

@@ -12,17 +12,9 @@ from typing import Final
 import orjson
 
 from workers.core.frames import BAR_FIELDS
-from workers.core.ticks import (
-    DEEPEST_FRAME,
-    EndOfInput,
-    Reason,
-    Record,
-    Rejection,
-    excerpt,
-    is_deeper,
-    too_deep,
-    without_value,
-)
+from workers.core.reasons import Reason
+from workers.core.records import Record
+from workers.core.ticks import DEEPEST_FRAME, EndOfInput, Rejection, excerpt, is_deeper, too_deep, without_value
 from workers.core.windows.assign import Assigner, Hopping, Tumbling
 from workers.core.windows.resample import Child, ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
