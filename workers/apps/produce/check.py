@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import orjson
 
-from workers.apps.produce.files import Row, TickInput
+from workers.apps.produce.files import TickInput
 from workers.apps.produce.names import as_option, suggested_map
+from workers.apps.produce.parsers import Row
 from workers.core.partitioning import partition_for
 from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
 from workers.core.windows.corrections import Correction, correction_decoder

@@ -1,4 +1,4 @@
-"""Sending ticks: sources that say what is due, and a sender that packs it into batches.
+"""Sending ticks: what `workers.apps.produce.sources` give at a pace is packed into batches.
 
     file ─▶ parser ─┐
                     ├─▶ paced or not ─▶ sender: one open batch per partition ─▶ producer (idempotent)
@@ -17,395 +17,39 @@ is bounded by that: when the cluster does not take the batches, nothing more is 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from workers.apps.produce.files import TickInput
+from workers.apps.produce.sources import Ticks, TickSource
 from workers.core.partitioning import partition_for
-from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
-from workers.core.token_bucket import PS_PER_NS, TokenBucket
+from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import admin_client, ensure_topics
 from workers.settings.all import producer_options
-from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
     from workers.settings.all import Settings
 
-__all__ = [
-    "FileSource",
-    "GeneratedSource",
-    "Produced",
-    "RateLimited",
-    "Replayed",
-    "Slowed",
-    "Source",
-    "StoppedError",
-    "TickSender",
-    "blocks_of",
-    "event_time_ns",
-    "paced",
-    "prepare_topic",
-    "produce",
-    "unless_stopped",
-]
+__all__ = ["Produced", "StoppedError", "TickSender", "prepare_topic", "produce", "unless_stopped"]
 
 T = TypeVar("T")
 
-Ticks = list[tuple[bytes, bytes]]
-
 _TAKE: Final = 4096
-_STEP_NS: Final = 5_000_000
-_BURST_NS: Final = NS_PER_SECOND // 10
-_LOOK_NS: Final = NS_PER_SECOND // 4  # a wait is no longer, to notice a changed scale
-_CATCH_UP_NS: Final = NS_PER_SECOND
 _BATCH_BYTES: Final = 512 * 1024
 _OPEN_BYTES: Final = 64 * 1024 * 1024
 _SILENCE_S: Final = 5.0
 _GRACE_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-
-
-# -- sources ----------------------------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Where ticks come from, at the pace at which they are to be sent."""
-
-    async def take(self, limit: int) -> Ticks:
-        """Up to ``limit`` ticks that are due; waits for the first. Empty at the end, and when asked to stop."""
-        ...
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing more is due just now, so that what was taken should not wait for company."""
-        ...
-
-
-class GeneratedSource:
-    """Ticks out of an iterator, at most ``count`` and for at most ``duration_ns``, as fast as they are taken."""
-
-    def __init__(
-        self, ticks: Iterator[tuple[bytes, bytes]], *, count: int | None = None, duration_ns: int | None = None
-    ) -> None:
-        self._ticks = ticks if count is None else islice(ticks, count)
-        self._duration_ns = duration_ns
-        self._deadline_ns: int | None = None
-
-    async def take(self, limit: int) -> Ticks:
-        """See `Source`. The duration begins at the first call."""
-        if self._duration_ns is not None:
-            self._deadline_ns = self._deadline_ns or time.monotonic_ns() + self._duration_ns
-            if time.monotonic_ns() >= self._deadline_ns:
-                return []
-        return list(islice(self._ticks, limit))
-
-    @property
-    def idle(self) -> bool:
-        """Never: an iterator has more at once."""
-        return False
-
-
-class FileSource:
-    """Ticks of a file. A pipe is read by a thread, since nobody can know when it has something."""
-
-    def __init__(self, file: TickInput, stop: asyncio.Event) -> None:
-        self._file = file
-        self._stop = stop
-        self._held: Ticks = []
-        self._taken = 0
-        self._ended = False
-        self._pipe = _PipeReader(file) if file.size is None else None
-
-    async def take(self, limit: int) -> Ticks:
-        """See `Source`. Raises ``WorkersError`` where the file is damaged."""
-        while self._taken >= len(self._held) and not self._ended:
-            block = await self._pipe.next(self._stop) if self._pipe else self._file.read_block()
-            if block is None:
-                return []
-            self._ended = not block
-            self._held, self._taken = self._file.parse(block), 0
-        ticks = self._held[self._taken : self._taken + limit]
-        self._taken += len(ticks)
-        return ticks
-
-    @property
-    def idle(self) -> bool:
-        """True for a pipe that has nothing more to read at the moment."""
-        return self._pipe is not None and self._taken >= len(self._held) and self._pipe.empty
-
-
-async def blocks_of(file: TickInput, stop: asyncio.Event) -> AsyncIterator[bytes]:
-    """A file's blocks and at its end an empty one, until asked to stop. Raises ``WorkersError`` where it is damaged."""
-    pipe = _PipeReader(file) if file.size is None else None
-    while not stop.is_set():
-        block = await pipe.next(stop) if pipe else file.read_block()
-        if block is None:
-            return
-        yield block
-        if not block:
-            return
-        await asyncio.sleep(0)  # so that the stop can come
-
-
-class _PipeReader:
-    """Reads a pipe in a thread, at most a few blocks ahead. The thread ends with the process: a blocked read of
-    standard input can't be called off."""
-
-    def __init__(self, file: TickInput) -> None:
-        self._file = file
-        self._blocks: queue.Queue[bytes | WorkersError] = queue.Queue(maxsize=4)
-        self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        threading.Thread(target=self._read, name="ticks-reader", daemon=True).start()
-
-    def _read(self) -> None:
-        while True:
-            item: bytes | WorkersError
-            try:
-                item = self._file.read_block()
-            except WorkersError as error:
-                item = error
-            self._blocks.put(item)
-            try:
-                self._loop.call_soon_threadsafe(self._arrived.set)
-            except RuntimeError:  # the loop is closed: nobody reads any more
-                return
-            if not item or isinstance(item, WorkersError):
-                return
-
-    @property
-    def empty(self) -> bool:
-        return self._blocks.empty()
-
-    async def next(self, stop: asyncio.Event) -> bytes | None:
-        """The next block, empty at the end; None when asked to stop first."""
-        while True:
-            self._arrived.clear()
-            try:
-                item = self._blocks.get_nowait()
-            except queue.Empty:
-                await _first_of(self._arrived, stop)
-                if stop.is_set():
-                    return None
-                continue
-            if isinstance(item, WorkersError):
-                raise item
-            return item
-
-
-class RateLimited:
-    """Gives out ``rate`` ticks a second, times the scale that the group asks of its producers.
-
-    A pause (the cluster was away, the group was full) is made good for a tenth of a second's worth, not more: whoever
-    was in trouble must not meet a flood when it recovers.
-    """
-
-    def __init__(self, source: Source, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
-        self._source, self._stop, self._scale = source, stop, scale
-        self._bucket = TokenBucket.per_second(rate)
-        self._clock = 0  # picoseconds of the full rate: it goes slower by the scale
-        self._full_at = self._bucket.depth - self._bucket.spacing  # it begins with one
-        self._seen_ns: int | None = None
-
-    async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
-        while not self._stop.is_set():
-            self._refill()
-            allowed = self._bucket.held(self._full_at, self._clock)
-            if allowed >= 1:
-                ticks = await self._source.take(min(limit, allowed))
-                self._full_at = self._bucket.taken(self._full_at, self._clock, len(ticks))
-                return ticks
-            await _sleep(self._wait_ns(), self._stop)
-        return []
-
-    @property
-    def idle(self) -> bool:
-        """True once what is due has been taken."""
-        return self._bucket.held(self._full_at, self._clock) < 1 or self._source.idle
-
-    def _refill(self) -> None:
-        now_ns = time.monotonic_ns()
-        passed_ns = now_ns - (self._seen_ns if self._seen_ns is not None else now_ns)
-        self._seen_ns = now_ns
-        self._clock += int(passed_ns * PS_PER_NS * self._scale())
-
-    def _wait_ns(self) -> int:
-        """Until the next tick is due, but long enough for a few, and short enough to notice a changed scale."""
-        scale = self._scale()
-        wait = self._bucket.wait(self._full_at, self._clock)
-        due_ns = int(wait / scale) // PS_PER_NS if scale > 0 else _BURST_NS
-        return min(max(due_ns, _STEP_NS), _LOOK_NS)
-
-
-class Replayed:
-    """Gives out ticks at the pace of their event times, ``speed`` times as fast as they happened.
-
-    Ticks keep their order; one that is earlier than those before it is due with them. A tick whose time can't be read
-    goes with the one before. The replay has a clock of its own, which goes slower by the ``scale`` (0 to 1) that the
-    group asks of its producers and stands still at 0; what was not sent meanwhile is due later, not all at once. For
-    the same reason the clock passes over what a pause of the cluster took beyond a second.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        form: TickFormat,
-        speed: float,
-        stop: asyncio.Event,
-        scale: Callable[[], float] = lambda: 1.0,
-    ) -> None:
-        if not speed > 0:
-            raise ValueError(f"speed is {speed}; expected more than 0")
-        self._source, self._form, self._speed, self._stop, self._scale = source, form, speed, stop, scale
-        self._held: Ticks = []
-        self._due_ns: list[int] = []
-        self._taken = 0
-        self._first_ns: int | None = None
-        self._newest_ns = 0
-        self._clock_ns = 0
-        self._seen_ns: int | None = None
-
-    async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
-        if self._taken >= len(self._held):
-            await self._next(limit)
-        if not self._held:
-            return []
-        while (left_ns := self._due_ns[self._taken] - self._now_ns()) > 0 or self._scale() <= 0:
-            scale = self._scale()
-            await _sleep(min(int(left_ns / scale), _LOOK_NS) if scale > 0 else _LOOK_NS, self._stop)
-            if self._stop.is_set():
-                return []
-        end = self._taken
-        while end < len(self._held) and end - self._taken < limit and self._due_ns[end] <= self._clock_ns:
-            end += 1
-        ticks = self._held[self._taken : end]
-        self._taken = end
-        return ticks
-
-    @property
-    def idle(self) -> bool:
-        """True while the next tick is not yet due."""
-        if self._taken >= len(self._held):
-            return self._source.idle
-        return self._due_ns[self._taken] > self._now_ns()
-
-    async def _next(self, limit: int) -> None:
-        """More ticks of the source. Time spent waiting for it passes in full: it is the ticks that were slow."""
-        before_ns = self._now_ns()
-        asked_ns = time.monotonic_ns()
-        self._held, self._taken = await self._source.take(limit), 0
-        self._seen_ns = time.monotonic_ns()
-        self._clock_ns = before_ns + self._seen_ns - asked_ns
-        self._due_ns = [self._due(value) for _key, value in self._held]
-
-    def _now_ns(self) -> int:
-        """The replay's own time."""
-        now_ns = time.monotonic_ns()
-        if self._seen_ns is not None:
-            self._clock_ns += int(min(now_ns - self._seen_ns, _CATCH_UP_NS) * self._scale())
-        self._seen_ns = now_ns
-        return self._clock_ns
-
-    def _due(self, value: bytes) -> int:
-        ts_ns = event_time_ns(value, self._form)
-        if ts_ns is not None:
-            if self._first_ns is None:
-                self._first_ns, self._newest_ns = ts_ns, ts_ns
-                self._clock_ns = 0
-            self._newest_ns = max(self._newest_ns, ts_ns)
-        if self._first_ns is None:
-            return 0
-        return int((self._newest_ns - self._first_ns) / self._speed)
-
-
-class Slowed:
-    """A source that goes as fast as it can, but only for the share of the time that ``scale`` (0 to 1) allows."""
-
-    def __init__(self, source: Source, stop: asyncio.Event, scale: Callable[[], float]) -> None:
-        self._source, self._stop, self._scale = source, stop, scale
-        self._taken_ns: int | None = None
-
-    async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
-        worked_ns = 0 if self._taken_ns is None else time.monotonic_ns() - self._taken_ns
-        while (share := self._scale()) <= 0 and not self._stop.is_set():
-            await _sleep(NS_PER_SECOND // 10, self._stop)
-        if share < 1:
-            await _sleep(int(worked_ns * (1 / max(share, 0.001) - 1)), self._stop)
-        self._taken_ns = time.monotonic_ns()
-        return await self._source.take(limit)
-
-    @property
-    def idle(self) -> bool:
-        """Whether the source is, or has to be."""
-        return self._source.idle or self._scale() < 1
-
-
-def paced(
-    source: Source,
-    form: TickFormat,
-    stop: asyncio.Event,
-    *,
-    rate: float | None = None,
-    speed: float | None = None,
-    scale: Callable[[], float] | None = None,
-) -> Source:
-    """A source at a pace: ``rate`` ticks a second, ``speed`` times the speed at which they happened, or neither.
-
-    ``scale`` (0 to 1) is asked again and again for the share of its pace that the group leaves to this producer.
-    Raises ``ValueError`` where rate or speed is not above 0, or both are given.
-    """
-    if rate is not None and speed is not None:
-        raise ValueError("rate and speed are both given; a pace is one or the other")
-    if rate is not None:
-        return RateLimited(source, rate, stop, scale or (lambda: 1.0))
-    if speed is not None:
-        return Replayed(source, form, speed, stop, scale or (lambda: 1.0))
-    return source if scale is None else Slowed(source, stop, scale)
-
-
-def event_time_ns(value: bytes, form: TickFormat) -> int | None:
-    """The event time of a tick's JSON; None where it can't be read."""
-    try:
-        found = orjson.loads(value)[form.ts]
-        return int(found) * form.unit_ns if isinstance(found, int) else parse_rfc3339(found)
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-
-
-async def _sleep(wait_ns: int, stop: asyncio.Event) -> None:
-    """Sleep, but not beyond a request to stop."""
-    try:
-        async with asyncio.timeout(wait_ns / NS_PER_SECOND):
-            await stop.wait()
-    except TimeoutError:
-        pass
 
 
 # -- sending ----------------------------------------------------------------------------------------------------------
@@ -569,7 +213,7 @@ class Produced:
 
 async def produce(
     settings: Settings,
-    source: Source,
+    source: TickSource,
     *,
     topic: str,
     stop: asyncio.Event,
@@ -626,7 +270,7 @@ def _options(settings: Settings, partitions: int) -> dict[str, object]:
 
 
 async def _pump(
-    source: Source,
+    source: TickSource,
     sender: TickSender,
     stop: asyncio.Event,
     progress: Callable[[int], None],
