@@ -17,8 +17,11 @@ from workers.times import NS_PER_MS
 __all__ = [
     "FRAME_TOO_LARGE",
     "MESSAGE_HEADER",
+    "OFFSET_HEADER",
+    "PARTITION_HEADER",
     "REASON_HEADER",
     "ROUTED_TOO_LARGE",
+    "TOPIC_HEADER",
     "TRUNCATED_HEADER",
     "UNCORRECTABLE",
     "dead_letter",
@@ -39,6 +42,9 @@ ROUTED_TOO_LARGE = "routed_too_large"
 _LATE_ENTRY_BYTES = 2_048  # of one without key and tick, generously
 _ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
 MESSAGE_HEADER = _ERRORS + "message"
+TOPIC_HEADER = _ERRORS + "topic"
+PARTITION_HEADER = _ERRORS + "partition"
+OFFSET_HEADER = _ERRORS + "offset"
 
 
 def late_record(
@@ -121,10 +127,10 @@ def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
         *record.headers,
         (REASON_HEADER, rejection.reason.encode()),
         (_ERRORS + "exception", b"workers.ticks.Rejection"),
-        (_ERRORS + "message", rejection.message.encode("utf-8", "backslashreplace")),
-        (_ERRORS + "topic", topic.encode()),
-        (_ERRORS + "partition", str(partition).encode()),
-        (_ERRORS + "offset", str(record.offset).encode()),
+        (MESSAGE_HEADER, rejection.message.encode("utf-8", "backslashreplace")),
+        (TOPIC_HEADER, topic.encode()),
+        (PARTITION_HEADER, str(partition).encode()),
+        (OFFSET_HEADER, str(record.offset).encode()),
     )
     return OutRecord(record.key, record.value, None, headers)
 
@@ -141,7 +147,7 @@ def shrink_frame(frame: OutRecord, limit_bytes: int) -> OutRecord:
     headers = (
         (REASON_HEADER, FRAME_TOO_LARGE.encode()),
         (_ERRORS + "exception", b"workers.sink.OversizedError"),
-        (_ERRORS + "message", message.encode()),
+        (MESSAGE_HEADER, message.encode()),
     )
     return OutRecord(frame.key, to_json(fields), frame.timestamp_ms, headers)
 
@@ -153,7 +159,7 @@ def oversized_routed(record: OutRecord, topic: str, limit_bytes: int) -> OutReco
         *record.headers,
         (REASON_HEADER, ROUTED_TOO_LARGE.encode()),
         (_ERRORS + "exception", b"workers.sink.OversizedError"),
-        (_ERRORS + "message", message.encode()),
+        (MESSAGE_HEADER, message.encode()),
     )
     return OutRecord(record.key, record.value, record.timestamp_ms, headers)
 

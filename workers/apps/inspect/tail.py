@@ -19,7 +19,14 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.core.encoding import json_object
 from workers.core.frames import RESERVED_FIELDS
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ledger import (
+    MESSAGE_HEADER,
+    OFFSET_HEADER,
+    PARTITION_HEADER,
+    REASON_HEADER,
+    TOPIC_HEADER,
+    UNCORRECTABLE,
+)
 from workers.core.ticks import is_end_of_input
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.fetch_hook import install
@@ -34,7 +41,6 @@ __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "
 
 _POLL_MS: Final = 200
 _BATCH: Final = 2_000
-_ERRORS: Final = "__streams.errors."
 _SHOWN_VALUE: Final = 200
 _YEAR_NS: Final = 31_556_952 * 10**9
 _FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
@@ -219,9 +225,9 @@ def dead_letter_line(record: ConsumerRecord) -> str:
     """A rejected record in one line: why, where it was, its key, and how its value begins."""
     headers = _headers(record)
     return (
-        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(_ERRORS + 'topic')}"
-        f"[{headers.get(_ERRORS + 'partition')}] offset {headers.get(_ERRORS + 'offset')} key={_excerpt(record.key)}: "
-        f"{headers.get(_ERRORS + 'message', '')} | {_excerpt(record.value)}"
+        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(TOPIC_HEADER)}"
+        f"[{headers.get(PARTITION_HEADER)}] offset {headers.get(OFFSET_HEADER)} key={_excerpt(record.key)}: "
+        f"{headers.get(MESSAGE_HEADER, '')} | {_excerpt(record.value)}"
     )
 
 
@@ -234,14 +240,13 @@ def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
     if not ledger:
         return _one_line(record.value)
     headers = _headers(record)
-    origin = {name: headers.get(_ERRORS + name) for name in ("topic", "partition", "offset")}
     return orjson.dumps(
         {
             "reason": headers.get(REASON_HEADER),
-            "message": headers.get(_ERRORS + "message"),
-            "topic": origin["topic"],
-            "partition": _whole(origin["partition"]),
-            "offset": _whole(origin["offset"]),
+            "message": headers.get(MESSAGE_HEADER),
+            "topic": headers.get(TOPIC_HEADER),
+            "partition": _whole(headers.get(PARTITION_HEADER)),
+            "offset": _whole(headers.get(OFFSET_HEADER)),
             "key": _text(record.key),
             "value": _text(record.value),
         }

@@ -17,7 +17,7 @@ from workers.apps.inspect.watched import WatchedLane
 from workers.core.encoding import json_object
 from workers.core.frames import Frame, OutRecord, decode_frame
 from workers.core.lane import Input, LaneSpec
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, REASON_HEADER, UNCORRECTABLE
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
 from workers.core.ticks import Record, Tick
@@ -31,13 +31,11 @@ __all__ = ["Investigation", "says_symbol"]
 OUTSIDE: Final = "outside_session"
 _SESSIONS_HELD: Final = 256
 _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
-_MESSAGE_HEADER: Final = "__streams.errors.message"
-_OFFSET_HEADER: Final = "__streams.errors.offset"
 
 
 def _offset_of(letter: OutRecord) -> int:
     """Where the record of a dead letter was; the last header of that name is the lane's own."""
-    return int(dict(letter.headers)[_OFFSET_HEADER] or b"")
+    return int(dict(letter.headers)[OFFSET_HEADER] or b"")
 
 
 class Investigation:
@@ -295,14 +293,14 @@ class Investigation:
             return
         headers = dict(letter.headers)  # the last of a name is the lane's own
         fate.fate, fate.reason = "rejected", (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         fate.detail = f"rejected as {fate.reason}: {message}"
         self._keep(fate)
 
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
         headers = dict(letter.headers[len(record.headers) :])
         reason = (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         ts_ns = _time_said(record.value, *self._spec.time_field)
         fate = TickFate(
             self._source.partition,
