@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from workers.backpressure.levels import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
-from workers.errors import BrokerError, TopicError, WorkersError
+from workers.errors import TopicError
 from workers.kafka.connection import connecting
+from workers.kafka.outages import OUTAGE, Backoff, keep_trying
 from workers.kafka.repairs import stop_consumer, stop_producer
 from workers.kafka.topics import admin_client, describe_topics
 from workers.settings.all import client_options
@@ -38,8 +38,6 @@ _TOPIC_CHECK_S: Final = 5.0
 _SEND_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 _MAX_BACKOFF_S: Final = 2.0
-
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 
 def level_policy(settings: Settings) -> LevelPolicy:
@@ -101,25 +99,16 @@ class FeedbackListener:
             await asyncio.wait({self._task}, timeout=2 * _CLOSE_TIMEOUT_S)
 
     async def _run(self) -> None:
-        backoff_s = 0.2
-        while True:
-            try:
-                partitions = await self._partitions()
-                if partitions:
-                    backoff_s = 0.2
-                    await self._follow(partitions)
-                else:
-                    self.failure = None
-                    backoff_s = _TOPIC_CHECK_S  # nobody has had anything to say yet
-            except _OUTAGE as error:
-                self._failed(error)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+        await keep_trying(self._listen, self._failed, most_s=_MAX_BACKOFF_S)
+
+    async def _listen(self, backoff: Backoff) -> None:
+        partitions = await self._partitions()
+        if partitions:
+            backoff.reset()
+            await self._follow(partitions)
+        else:
+            self.failure = None
+            backoff.next_s = _TOPIC_CHECK_S  # nobody has had anything to say yet
 
     async def _partitions(self) -> int:
         async with admin_client(self._settings) as admin:
@@ -226,7 +215,7 @@ class FeedbackPublisher:
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 producer = await self._opened()
                 await producer.send_and_wait(self._settings.topics.feedback, value, self._coordinator_id.encode())
-        except _OUTAGE as error:
+        except OUTAGE as error:
             if self.failure is None:
                 log.warning("cannot publish feedback", topic=self._settings.topics.feedback, error=repr(error))
             self.failure = error

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from workers.core.partitioning import partition_for
 from workers.core.ticks import Tick, tick_decoder
-from workers.errors import BrokerError, WorkersError
+from workers.errors import BrokerError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
+from workers.kafka.outages import OUTAGE, Backoff, keep_trying
 from workers.kafka.repairs import stop_consumer
 from workers.settings.all import client_options
 from workers.settings.lane import tick_format
@@ -59,7 +59,6 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 _MAX_BACKOFF_S: Final = 2.0
 
 _T = TypeVar("_T")
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,22 +195,14 @@ class LagMonitor:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        backoff_s = 0.2
-        while True:
-            try:
-                async with self._clients() as (reader, heads):
-                    while True:
-                        await self._measure(reader, heads)
-                        backoff_s = 0.2
-                        await asyncio.sleep(self._settings.backpressure.poll_interval / NS_PER_SECOND)
-            except _OUTAGE as error:
-                self._failed(error)
-            except asyncio.CancelledError:
-                if _cancelled():
-                    raise
-                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+        await keep_trying(self._keep_measuring, self._failed, most_s=_MAX_BACKOFF_S)
+
+    async def _keep_measuring(self, backoff: Backoff) -> None:
+        async with self._clients() as (reader, heads):
+            while True:
+                await self._measure(reader, heads)
+                backoff.reset()
+                await asyncio.sleep(self._settings.backpressure.poll_interval / NS_PER_SECOND)
 
     @contextlib.asynccontextmanager
     async def _clients(self) -> AsyncIterator[tuple[LagReader, _Ends]]:
@@ -226,7 +217,7 @@ class LagMonitor:
             stack.push_async_callback(ends.close)
             yield reader, ends
         finally:
-            with contextlib.suppress(*_OUTAGE):
+            with contextlib.suppress(*OUTAGE):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await stack.aclose()
 
@@ -361,11 +352,6 @@ def _between(first: list[int], newest: list[int]) -> int | None:
 def _growth(before: Mapping[int, int], now: Mapping[int, int]) -> int:
     """By how much offsets went on, over the partitions known before."""
     return sum(max(offset - before.get(number, offset), 0) for number, offset in now.items())
-
-
-def _cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _call(callback: Callable[[_T], None], value: _T) -> None:

@@ -25,9 +25,9 @@ from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import rate_scale
 from workers.core.snapshot import META_KEY
 from workers.core.ticks import is_end_of_input
-from workers.errors import WorkersError
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
+from workers.kafka.outages import Backoff, keep_trying
 from workers.kafka.repairs import repair_client, stop_consumer
 from workers.kafka.topics import admin_client, describe_topics
 from workers.settings.all import client_options
@@ -50,8 +50,8 @@ _SAMPLE_EVERY_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 _MAX_BACKOFF_S: Final = 5.0
+_WORKED_S: Final = 30.0  # what lasted longer than this had worked
 _LOOK_BACK: Final = 64
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 Take = Callable[["ConsumerRecord", bool], None]
 """Takes a record, and whether it came after reading began."""
@@ -154,20 +154,19 @@ class Feed:
 
     async def _keep(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Do ``work``, which ends only by failing, again and again."""
-        backoff_s = 0.2
-        while True:
+
+        async def attempt(backoff: Backoff) -> None:
             began_s = time.monotonic()
             try:
                 await work()
-            except _OUTAGE as error:
-                self._model.set_source(name, "failed", str(error) or repr(error))
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self._model.set_source(name, "failed", "the Kafka client ended a request")
-            backoff_s = 0.2 if time.monotonic() - began_s > 30 else min(2 * backoff_s, _MAX_BACKOFF_S)
-            await asyncio.sleep(backoff_s)
+            finally:
+                if time.monotonic() - began_s > _WORKED_S:
+                    backoff.reset()
+
+        def failed(error: Exception) -> None:
+            self._model.set_source(name, "failed", str(error) or repr(error))
+
+        await keep_trying(attempt, failed, most_s=_MAX_BACKOFF_S)
 
     async def _follow(self, name: str, topic: str, take: Take) -> None:
         """Hand every record of a topic to ``take``: some history first, then whatever comes."""
