@@ -1,4 +1,4 @@
-"""Sending ticks: sources that say what is due, and a sender that packs it into batches.
+"""Sending ticks: what `workers.apps.produce.sources` give at a pace is packed into batches.
 
     file ─▶ parser ─┐
                     ├─▶ paced or not ─▶ sender: one open batch per partition ─▶ producer (idempotent)

@@ -426,7 +426,6 @@ class StoreWriter:
             async with self.database.turn():
                 started_s = time.monotonic()
                 await self.store.apply(batch)
-                after_apply()
         except RefusedError as error:
             for part, part_ends in smaller(items, ends, str(error)):
                 await self._store(part, part_ends)
