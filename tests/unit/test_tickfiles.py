@@ -12,15 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.apps.produce.files import (
-    MAX_TICK_BYTES,
-    CsvParser,
-    NdjsonParser,
-    Refused,
-    TickInput,
-    TickParser,
-    open_ticks,
-)
+from workers.apps.produce.files import TickInput, open_ticks
+from workers.apps.produce.parsers import MAX_TICK_BYTES, CsvParser, NdjsonParser, Refused, TickParser
 from workers.core.ticks import Tick, TickFormat, tick_decoder
 from workers.errors import ConfigError, WorkersError
 

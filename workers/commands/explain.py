@@ -36,7 +36,24 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-@app.command(rich_help_panel=LOOKING)
+_HELP = """Say what happened to a symbol around a time: why is this tick missing from that bar?
+
+Shows the window that TIME falls in: the ticks that joined it, those that
+were late (by how much, and which tick had moved the watermark) or rejected
+(why), the frames that carried it, and whether they are what the log gives
+when it is computed again. Nothing is written or committed. Give it the
+workers' configuration: where it is another, that is said first, and the
+exit code is 2. Without a group of that name it is 1.
+
+[bold]Examples[/bold]
+
+  workers explain AAPL 2026-01-30T13:21:25.5Z
+
+  workers explain AAPL 13:21:25 --around 10s --json
+"""
+
+
+@app.command(rich_help_panel=LOOKING, help=_HELP)
 def explain(
     symbol: Annotated[str, typer.Argument(help="Whose ticks.")],
     time_text: Annotated[
@@ -66,21 +83,7 @@ def explain(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Say what happened to a symbol around a time: why is this tick missing from that bar?
-
-    Shows the window that TIME falls in: the ticks that joined it, those that
-    were late (by how much, and which tick had moved the watermark) or rejected
-    (why), the frames that carried it, and whether they are what the log gives
-    when it is computed again. Nothing is written or committed. Give it the
-    workers' configuration: where it is another, that is said first, and the
-    exit code is 2. Without a group of that name it is 1.
-
-    [bold]Examples[/bold]
-
-      workers explain AAPL 2026-01-30T13:21:25.5Z
-
-      workers explain AAPL 13:21:25 --around 10s --json
-    """
+    """Say what happened to a symbol around a time."""
     from workers.apps.inspect.explain import explain as explained
     from workers.apps.inspect.explain import parse_time
     from workers.times import parse_duration
@@ -105,14 +108,18 @@ def explain(
             on_progress=lambda text: say(f"workers: {text}"),
         )
     )
+    _show(found, as_json=as_json)
+    if found.problem is not None:
+        sys.exit(ExitCode.USAGE if found.other_settings else ExitCode.FAILED)
+
+
+def _show(found: Explanation, *, as_json: bool) -> None:
     with closed_output_is_an_end():
         if as_json:
             sys.stdout.write(json.dumps(found.to_dict()) + "\n")
         else:
             for line in _lines(found):
                 sys.stdout.write(printable(line) + "\n")
-    if found.problem is not None:
-        sys.exit(ExitCode.USAGE if found.other_settings else ExitCode.FAILED)
 
 
 def _lines(found: Explanation) -> Iterator[str]:

@@ -30,7 +30,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from workers.apps.store.base import FrameRow, Store
     from workers.settings import Settings
@@ -87,15 +87,8 @@ def store(
       workers store show --symbol AAPL
     """
     if context.invoked_subcommand is not None:
-        given = {
-            "--batch-size": batch_size,
-            "--flush-interval": flush_interval,
-            "--sqlite": sqlite,
-            "--postgres": postgres,
-        }
-        misplaced = [name for name, value in given.items() if value is not None]
-        if misplaced:
-            raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {context.invoked_subcommand}`")
+        given = {"--batch-size": batch_size, "--flush-interval": flush_interval}
+        _refuse_misplaced(context.invoked_subcommand, {**given, "--sqlite": sqlite, "--postgres": postgres})
         return
     from workers.apps.store import choose_store
     from workers.telemetry.logs import configure_logging
@@ -115,6 +108,13 @@ def store(
         on_stop=lambda: say("workers: finishing; once more to stop at once"),
         patience_s=math.inf,
     )
+
+
+def _refuse_misplaced(subcommand: str, given: Mapping[str, object]) -> None:
+    """Raises ``ConfigError`` for options of the store itself before the name of a subcommand."""
+    misplaced = [name for name, value in given.items() if value is not None]
+    if misplaced:
+        raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {subcommand}`")
 
 
 async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:

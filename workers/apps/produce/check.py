@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import orjson
 
-from workers.apps.produce.files import Row, TickInput
+from workers.apps.produce.files import TickInput
 from workers.apps.produce.names import as_option, suggested_map
+from workers.apps.produce.parsers import Row
 from workers.core.partitioning import partition_for
 from workers.core.reasons import Reason
 from workers.core.records import Record
