@@ -12,7 +12,7 @@ from workers.core.frames import WindowFrame
 from workers.core.partitioning import PartitioningSpec
 from workers.core.ticks import Tick
 from workers.core.watermark import EventTimeClock, WatermarkPolicy
-from workers.core.windows.engine import Lateness
+from workers.core.windows.window import Lateness
 from workers.errors import ChannelClosed, WorkersError
 from workers.streams.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
 from workers.streams.operators import Bar, deduplicate, resample_ohlc, router, throttle

@@ -21,7 +21,8 @@ from workers.apps.produce.files import (
     TickParser,
     open_ticks,
 )
-from workers.core.ticks import Tick, TickFormat, tick_decoder
+from workers.core.formats.json import tick_decoder
+from workers.core.ticks import Tick, TickFormat
 from workers.errors import ConfigError, WorkersError
 
 FORM = TickFormat()

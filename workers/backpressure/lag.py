@@ -32,8 +32,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
-from workers.core.ticks import Tick, tick_decoder
+from workers.core.ticks import Tick
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.connection import admin_client, connecting
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag

@@ -54,6 +54,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.pipeline.pipeline import (
     TO_WINDOWS,
     Conflate,
@@ -66,7 +67,6 @@ from workers.core.pipeline.pipeline import (
     Throttle,
 )
 from workers.core.windows.assign import check_time_zone
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import KINDS
 from workers.errors import ConfigError
 from workers.times import (

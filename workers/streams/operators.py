@@ -18,7 +18,8 @@ from fractions import Fraction
 from typing import Final, TypeVar
 
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.engine import Emission, Lateness, WindowEngine
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import Emission, Lateness
 from workers.streams.channel import Channel, OwnedSource, Stream, raisable
 from workers.streams.specs import TumblingWindowSpec
 from workers.streams.windows import _event_time_ns, _value, _warn_late, _window_rules

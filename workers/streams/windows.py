@@ -26,7 +26,8 @@ from typing import Final, Literal, TypeVar, overload
 from workers.core.frames import WindowFrame, frame_from_emission
 from workers.core.watermark import WatermarkPolicy
 from workers.core.windows.assign import Tumbling
-from workers.core.windows.engine import Lateness, Trigger, WindowEngine, WindowRules
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import Lateness, Trigger, WindowRules
 from workers.streams.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
 from workers.streams.specs import TumblingWindowSpec, WindowSpec
 from workers.times import (

@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
-from workers.core.windows.engine import Window
+from workers.core.windows.window import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.commit import Commit, OutTopic, PartitionSink, SinkSpec

@@ -13,6 +13,8 @@ from typing import Final, Literal
 import orjson
 
 from workers.core.effects import Effects
+from workers.core.formats.corrections import Correction
+from workers.core.formats.frames import ChildBar
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
@@ -21,10 +23,9 @@ from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Operat
 from workers.core.records import Record
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import Changed, Correction, NotFound
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.corrections import Changed, NotFound
 from workers.core.windows.kinds import CalendarWindows
-from workers.core.windows.resample import ChildBar
+from workers.core.windows.window import LONG_AGO
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
 __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]

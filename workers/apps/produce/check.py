@@ -15,10 +15,11 @@ import orjson
 
 from workers.apps.produce.files import Row, TickInput
 from workers.apps.produce.names import as_option, suggested_map
+from workers.core.formats.corrections import Correction, correction_decoder
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
 from workers.core.records import Record
-from workers.core.ticks import EndOfInput, Reason, Rejection, Tick, tick_decoder
-from workers.core.windows.corrections import Correction, correction_decoder
+from workers.core.ticks import EndOfInput, Reason, Rejection, Tick
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 

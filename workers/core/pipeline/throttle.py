@@ -29,7 +29,7 @@ from workers.core.frames import OutRecord
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.window import LONG_AGO
 
 __all__ = [
     "Conflate",

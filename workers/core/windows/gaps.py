@@ -27,18 +27,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from workers.core.steps import Portion
-from workers.core.windows.engine import (
-    LONG_AGO,
-    Folding,
-    K,
-    KeyState,
-    Status,
-    T,
-    Trigger,
-    Window,
-    WindowEngine,
-    WindowRules,
-)
+from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.window import LONG_AGO, K, KeyState, Status, Trigger, Window, WindowRules
 
 __all__ = ["Filling", "GapBarEngine", "GapKey"]
 

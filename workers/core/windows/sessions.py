@@ -37,7 +37,8 @@ from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.window import K, KeyState, Status, Trigger, Window, WindowRules
 
 __all__ = ["Merging", "SessionEngine", "SessionKey"]
 
