@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.core.frames import BAR_FIELDS, Frame, FrameEncoder, FrameName, NoFrame, decode_frame, frame_name
-from workers.core.windows.engine import Emission
+from workers.core.windows.window import Emission
 from workers.times import NS_PER_MS
 
 MS = st.integers(-(10**12), 10**12)

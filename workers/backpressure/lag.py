@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
-from workers.core.ticks import Tick, tick_decoder
+from workers.core.ticks import Tick
 from workers.errors import BrokerError
 from workers.kafka.clients import admin_client
 from workers.kafka.errors import OUTAGE

@@ -28,7 +28,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.apps.inspect.state import PartitionState
-    from workers.core.windows.engine import Window
+    from workers.core.windows.window import Window
 
 __all__: list[str] = []
 

@@ -35,8 +35,8 @@ from workers.core.records import RawBatch, Record, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
-from workers.core.windows.engine import Lateness
 from workers.core.windows.kinds import TumblingWindows
+from workers.core.windows.window import Lateness
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS
 

@@ -13,7 +13,7 @@ import orjson
 from workers.core.encoding import json_object, to_json
 from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
-from workers.core.windows.engine import Emission
+from workers.core.windows.window import Emission
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, datetime_from_ns
 
 __all__ = [

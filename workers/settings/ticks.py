@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.core.windows.corrections import CorrectionRules
+from workers.core.formats.corrections import CorrectionRules
 from workers.settings.section import Section
 from workers.settings.values import DurationNs, InstantNs, JsonField, Names, OptionalField, allowed
 from workers.times import NS_PER_SECOND, TimestampUnit

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.engine import Lateness, WindowRules
+from workers.core.windows.window import Lateness, WindowRules
 from workers.streams.calls import value_of
 from workers.streams.specs import WindowSpec
 from workers.times import (

@@ -16,11 +16,12 @@ import orjson
 from workers.apps.produce.files import TickInput
 from workers.apps.produce.names import as_option, suggested_map
 from workers.apps.produce.parsers import Row
+from workers.core.formats.corrections import Correction, correction_decoder
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
 from workers.core.reasons import Reason
 from workers.core.records import Record
-from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
-from workers.core.windows.corrections import Correction, correction_decoder
+from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 

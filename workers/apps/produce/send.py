@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from workers.apps.produce.sender import TickSender
 from workers.apps.produce.sources import TickSource
-from workers.kafka.clients import admin_client, start_producer, stop_producer
+from workers.kafka.clients import admin_client, start_producer
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.options import producer_options
+from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import ensure_topics
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ import msgspec
 import orjson
 
 from workers.core.encoding import to_json
+from workers.core.formats.json import tick_decoder
 from workers.core.frames import OutRecord
 from workers.core.pipeline.deduplicate import Deduplicate, Deduplicator
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, stage_of
@@ -35,7 +36,7 @@ from workers.core.pipeline.throttle import Conflate, Conflator, Throttle, Thrott
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS, format_time
 

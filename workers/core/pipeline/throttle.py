@@ -31,7 +31,7 @@ from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
 from workers.core.token_bucket import ALWAYS_FULL, TokenBucket
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.window import LONG_AGO
 
 __all__ = [
     "Conflate",

@@ -42,44 +42,15 @@ import msgspec
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.formats.frames import Child, ChildBar
+from workers.core.frames import BAR_FIELDS
 from workers.core.prices import join_later
 from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
-from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import LONG_AGO, KeyState, Lateness, Window, WindowRules
 
-__all__ = ["BarEngine", "BarRules", "Bars", "Child", "ChildBar", "Contents"]
-
-_RESULTS: Final = ("open", "high", "low", "close", "volume", "vwap")
-
-
-class Child(msgspec.Struct, array_like=True, frozen=True):
-    """A child as it is kept; times in nanoseconds. Without ticks, and not ``filled``, it is empty: numbers are 0."""
-
-    start_ns: int
-    end_ns: int
-    rev: int
-    count: int
-    filled: bool
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    vwap: float
-    first_ns: int
-    last_ns: int
-
-
-@dataclass(slots=True)
-class ChildBar(Tick):
-    """A frame of another application on its way into a window.
-
-    As a tick it has the child's start for a time, its close for a price and its volume for a size.
-    """
-
-    child: Child
-    provisional: bool
-    trigger: str
+__all__ = ["BarEngine", "BarRules", "Bars", "Contents"]
 
 
 # -- what a parent holds ----------------------------------------------------------------------------------------------
@@ -236,7 +207,7 @@ class Bars(Aggregation[Contents]):
 def _result_of(real: _Sums | None, filled: _Sums | None) -> Mapping[str, object]:
     sums = real or filled
     if sums is None:
-        return dict.fromkeys(_RESULTS)
+        return dict.fromkeys(BAR_FIELDS)
     return {
         "open": sums.open,
         "high": sums.high,
