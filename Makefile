@@ -9,7 +9,7 @@ TEST_LIMIT ?= 45m
 TEST_PROCESSES ?= 3
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check format bench load soak broker readme docs docs-serve clean
+.PHONY: help demo test check format bench load soak broker reference docs docs-serve clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -26,10 +26,11 @@ demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the 
 test: $(READY)  ## the whole suite, on a real broker; it ends with what it left out for want of which program
 	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-check: $(READY)  ## format, lint and types
+check: $(READY)  ## format, lint, types, and which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## put the code into the project's format
 	$(BIN)/ruff format .
@@ -47,8 +48,8 @@ soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, with new see
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
 	@$(BIN)/python -m workers.apps.broker
 
-readme: $(READY)  ## write the settings' tables into README.md
-	$(BIN)/python docs/update_readme.py
+reference: $(READY)  ## write what the code knows (settings, commands, metrics, ...) into the pages of docs/
+	$(BIN)/python docs/generate_reference.py
 
 docs: $(READY)  ## build the documentation into site/, strictly; nothing in it asks another host
 	$(BIN)/python docs/build_site.py

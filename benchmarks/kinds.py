@@ -19,15 +19,17 @@ import numpy as np
 
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
-from workers.compiled.choose import make_lane, records_of
+from workers.compiled.choose import make_lane
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Filter, Map, OperatorSpec, Route, Router
 from workers.core.pipeline.throttle import Conflate, Throttle
-from workers.core.records import RawBatch
-from workers.core.ticks import Record, Tick
+from workers.core.records import RawBatch, Record, records_of
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows
 from workers.times import NS_PER_SECOND
 
 RUNS = 3
@@ -51,12 +53,28 @@ def specs() -> Iterator[tuple[str, LaneSpec, bool]]:
     base = LaneSpec()
     yield "tumbling 5 s, compiled lane", base, True
     yield PLAIN, base, False
-    yield "tumbling 5 s with an offset, compiled lane", replace(base, offset_ns=NS_PER_SECOND), True
-    yield "tumbling 1 h, New York", replace(base, size_ns=HOUR_NS, time_zone="America/New_York"), False
-    yield "tumbling 5 s, gaps up to 1 min filled", replace(base, fill_gaps_ns=60 * NS_PER_SECOND), False
-    yield "hopping, 5 s every 1 s", replace(base, kind="hopping", hop_ns=NS_PER_SECOND), False
-    yield "session, gap 1 s", replace(base, kind="session", gap_ns=NS_PER_SECOND), False
-    calendar = replace(base, kind="calendar", calendar="XNYS", session="full", key_ttl_ns=240 * HOUR_NS)
+    yield (
+        "tumbling 5 s with an offset, compiled lane",
+        replace(base, window=replace(base.window, offset_ns=NS_PER_SECOND)),
+        True,
+    )
+    yield (
+        "tumbling 1 h, New York",
+        replace(base, window=replace(base.window, size_ns=HOUR_NS, time_zone="America/New_York")),
+        False,
+    )
+    yield (
+        "tumbling 5 s, gaps up to 1 min filled",
+        replace(base, window=replace(base.window, fill_gaps_ns=60 * NS_PER_SECOND)),
+        False,
+    )
+    yield (
+        "hopping, 5 s every 1 s",
+        replace(base, window=HoppingWindows(size_ns=base.window.size_ns, hop_ns=NS_PER_SECOND)),
+        False,
+    )
+    yield "session, gap 1 s", replace(base, window=SessionWindows(NS_PER_SECOND)), False
+    calendar = replace(base, window=CalendarWindows("XNYS", session="full"), key_ttl_ns=240 * HOUR_NS)
     yield "exchange sessions, XNYS full", calendar, False
     rules = CorrectionRules(field="type", cancel=("cancel",), correct=("correct",), id="ts")
     yield "corrections on, none comes", replace(base, corrections=rules), False

@@ -25,12 +25,14 @@ import psutil
 
 from tests.raw_batches import build_batch
 from workers.compiled.choose import make_lane
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Conflate, Filter, Map, Route, Router, Throttle
 from workers.core.records import RawRecord
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -43,14 +45,14 @@ PORTION = 500
 QUARTERS = 4
 LEVEL_MIB, LEVEL_SHARE = 2.0, 0.05  # what the last half may add
 
-COMMON = LaneSpec(size_ns=30 * S, key_ttl_ns=10 * MINUTE, lateness_ns=30 * S)
+COMMON = LaneSpec(window=TumblingWindows(30 * S), key_ttl_ns=10 * MINUTE, lateness_ns=30 * S)
 KINDS = {
     "tumbling": COMMON,
-    "tumbling, New York": replace(COMMON, size_ns=MINUTE, time_zone="America/New_York"),
-    "tumbling, gaps filled": replace(COMMON, fill_gaps_ns=5 * MINUTE),
-    "hopping": replace(COMMON, kind="hopping", hop_ns=10 * S),
-    "session": replace(COMMON, kind="session", gap_ns=20 * S),
-    "calendar, days": replace(COMMON, kind="calendar", calendar="XNYS", key_ttl_ns=8 * 60 * MINUTE),
+    "tumbling, New York": replace(COMMON, window=replace(COMMON.window, size_ns=MINUTE, time_zone="America/New_York")),
+    "tumbling, gaps filled": replace(COMMON, window=replace(COMMON.window, fill_gaps_ns=5 * MINUTE)),
+    "hopping": replace(COMMON, window=HoppingWindows(size_ns=COMMON.window.size_ns, hop_ns=10 * S)),
+    "session": replace(COMMON, window=SessionWindows(20 * S)),
+    "calendar, days": replace(COMMON, window=CalendarWindows("XNYS"), key_ttl_ns=8 * 60 * MINUTE),
 }
 OPERATORS = (
     Deduplicate(("id",), 5 * MINUTE),
@@ -94,9 +96,9 @@ def cases() -> Iterator[Case]:
     for name, spec in KINDS.items():
         for scope in ("key", "partition"):
             for stages, options in STAGES.items():
-                if spec.fill_gaps_ns and stages == "corrections":
+                if spec.window.looks_back_ns and stages == "corrections":
                     continue
-                if spec.fill_gaps_ns and "payload" in options:
+                if spec.window.looks_back_ns and "payload" in options:
                     stages, options = "operators", {"pipeline": OPERATORS}
                 yield Case(name, scope, stages, replace(spec, scope=scope, **options))  # type: ignore[arg-type]
 
@@ -127,7 +129,7 @@ def measure(case: Case, ticks: int) -> list[float]:
     lane.process([])
     found = [resident_mib()]
     portion: list[RawRecord] = []
-    for number, record in enumerate(log(ticks, 24 if case.spec.kind == "calendar" else 1), 1):
+    for number, record in enumerate(log(ticks, 24 if case.spec.window.kind == "calendar" else 1), 1):
         portion.append(record)
         if len(portion) == PORTION or number == ticks:
             lane.process([build_batch(portion)] if case.compiled else portion)

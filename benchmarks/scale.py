@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 
 from benchmarks.stages import Log, _fetched, make_logs, pack_logs
-from workers.compiled.choose import make_lane, records_of, takes_batches
-from workers.core.lane import Input, Lane, LaneSpec
-from workers.core.records import RawBatch
+from workers.compiled.choose import make_lane, takes_batches
+from workers.core.lane import Input, Lane
+from workers.core.records import RawBatch, records_of
+from workers.core.spec import LaneSpec
 from workers.times import NS_PER_SECOND
 
 STEP_RECORDS = 5_000
@@ -85,7 +86,7 @@ def loads(ticks: int, most_keys: int) -> Iterator[Load]:
             x=disorder_ms / 1000,
         )
     yield Load("hot key: half of the ticks", lambda: hot(ticks))
-    hour = replace(LaneSpec(), size_ns=3_600 * NS_PER_SECOND)
+    hour = replace(LaneSpec(), window=replace(LaneSpec().window, size_ns=3_600 * NS_PER_SECOND))
     yield Load("windows of 1 h", lambda: make_logs(ticks, partitions=1), hour)
     late = replace(LaneSpec(), lateness_ns=600 * NS_PER_SECOND)
     yield Load("10 min allowed lateness: 120 kept windows a key", lambda: make_logs(ticks, partitions=1), late)

@@ -22,10 +22,11 @@ from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from workers.compiled import lane as batch_lane
-from workers.compiled.choose import make_lane, records_of
-from workers.core.lane import Input, LaneSpec
+from workers.compiled.choose import make_lane
+from workers.core.lane import Input
 from workers.core.partitioning import partition_for
-from workers.core.records import RawBatch
+from workers.core.records import RawBatch, records_of
+from workers.core.spec import LaneSpec
 from workers.kafka.fetch_hook import _BatchRecords, _BatchSlices
 
 PARTITIONS = 4

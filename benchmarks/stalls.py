@@ -23,13 +23,16 @@ import orjson
 from benchmarks.stages import _fetched, pack_logs
 from workers.commands.run import calm_collector
 from workers.compiled.choose import make_lane
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Map
 from workers.core.records import RawBatch, RawRecord
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import TumblingWindows
 from workers.kafka.commit import _portions
 from workers.worker import committer, partition
 
@@ -131,10 +134,14 @@ def jumps() -> Records:
 
 
 SHAPES = (
-    Shape("compiled: days shuffled, 1 s, lag 1 d", LaneSpec(size_ns=S, lag_ns=DAY, key_ttl_ns=30 * DAY), shuffled_days),
+    Shape(
+        "compiled: days shuffled, 1 s, lag 1 d",
+        LaneSpec(window=TumblingWindows(S), lag_ns=DAY, key_ttl_ns=30 * DAY),
+        shuffled_days,
+    ),
     Shape(
         "compiled: 40,000 scattered windows of a key",
-        LaneSpec(size_ns=S, lag_ns=DAY, key_ttl_ns=30 * DAY),
+        LaneSpec(window=TumblingWindows(S), lag_ns=DAY, key_ttl_ns=30 * DAY),
         lambda: scattered(40_000),
     ),
     Shape("one clock a partition, 200 keys come and go", LaneSpec(scope="partition"), visits),
@@ -145,15 +152,19 @@ SHAPES = (
     ),
     Shape(
         "items behind map, 200,000 in a window",
-        LaneSpec(pipeline=(Map("benchmarks.stalls:more"),), payload="items", size_ns=DAY),
+        LaneSpec(pipeline=(Map("benchmarks.stalls:more"),), payload="items", window=TumblingWindows(DAY)),
         lambda: records((number, "A", {}) for number in range(200_000)),
     ),
     Shape(
         "corrections, 16,000 windows kept",
-        LaneSpec(size_ns=S, lateness_ns=DAY, corrections=CORRECTIONS),
+        LaneSpec(window=TumblingWindows(S), lateness_ns=DAY, corrections=CORRECTIONS),
         lambda: corrected(16_000),
     ),
-    Shape("plain: one tick closes 2,000 windows", LaneSpec(size_ns=S, lag_ns=36_000 * S, payload="both"), jumps),
+    Shape(
+        "plain: one tick closes 2,000 windows",
+        LaneSpec(window=TumblingWindows(S), lag_ns=36_000 * S, payload="both"),
+        jumps,
+    ),
 )
 
 

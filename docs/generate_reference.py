@@ -1,21 +1,24 @@
-"""Stage the documentation site: the pages of docs/, with the parts that the code knows best written by the code.
+"""Write what the code knows best into the pages of docs/, and stage those pages for the site.
 
-    python docs/generate_reference.py build/docs
+    python docs/generate_reference.py      write the pages: `make reference`
 
-A page says where such a part goes:
+A page says where such a part goes, and holds it, so that it can be read in the repository too:
 
     <!-- generated: settings -->               one of `PARTS`
-    <!-- include: examples/ticks.ndjson -->    a file, from the folder docs/, as a block of code
+    ...
+    <!-- end: settings -->
+    <!-- include: examples/ticks.ndjson -->    a file, from the folder docs/, as a block of code: on the site only
 
-Nothing that is generated is committed, so it can't drift. `make docs` runs this and then builds the site.
+`tests/unit/test_readme.py` fails where a page holds another text than the code gives. `docs/build_site.py` stages the
+pages; there the library's part is mkdocstrings' work, which links types and shows whole docstrings.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -30,40 +33,28 @@ from workers import errors
 from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level
 from workers.commands.common import ExitCode, app, exit_code_for
-from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
-from workers.core.ticks import Reason
+from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason
+from workers.kafka.acls import needed_acls
 from workers.kafka.topics import planned_topics
-from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
+from workers.settings import Settings, load_settings
+from workers.settings.reference import ReferenceRow, operator_reference, reference
 from workers.telemetry.metrics import CatalogueRow, catalogue
 from workers.testing import TestDriver
 
-__all__ = ["PARTS", "environment_name", "stage"]
+__all__ = ["PARTS", "environment_name", "stage", "updated", "write"]
 
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
 LEFT_OUT: Final = {".py"}  # scripts of this folder; those of examples/ are shown
-GENERATED: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+GENERATED: Final = re.compile(
+    r"^<!-- generated: (?P<part>[a-z-]+) -->\n(?P<text>.*?)^<!-- end: (?P=part) -->$", re.MULTILINE | re.DOTALL
+)
+MARKER: Final = re.compile(r"^<!-- (?:generated|end): \S+ -->$", re.MULTILINE)
 INCLUDE: Final = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
 TEST: Final = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
-ALERT: Final = re.compile(r"\[([A-Z][A-Za-z]+)\]\((\S*alerts\.md)\)")  # its heading is there once it is generated
 HELP_WIDTH: Final = 100
 
 KEPT: Final = {"-1": "for ever"}
-REASONS: Final = {
-    Reason.MALFORMED_JSON: "It is not JSON, is nested deeper than 60 levels, or has no value.",
-    Reason.MISSING_FIELD: "It lacks one of the four fields.",
-    Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
-    Reason.NEGATIVE_SIZE: "Its size is below 0.",
-    Reason.KEY_MISMATCH: "The record's key is not its symbol.",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time is before `tick.min_time`, or does not fit 64-bit nanoseconds.",
-    Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
-    Reason.CLOCK_JUMP: "It was further ahead than `tick.max_jump`, and its symbol's next tick went back.",
-    Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
-    Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
-    Reason.PROCESSING_FAILED: "It made the worker raise where it should not: a bug, whose traceback is in the log.",
-    FRAME_TOO_LARGE: "It is a frame, without its items, that its topic would refuse.",
-    ROUTED_TOO_LARGE: "It is a tick that the topic it was routed to would refuse.",
-}
 EXIT_CODES: Final = {
     ExitCode.OK: "Done; for `workers run`, also stopped on request.",
     ExitCode.FAILED: "Failed: one of the errors below, or a check that found a difference.",
@@ -247,11 +238,40 @@ def _feedback() -> str:
     return _record(event.coordinator_id.encode(), event.encode(), "the time of sending", ())
 
 
-def _reasons() -> str:
-    known = {str(reason) for reason in Reason} | {FRAME_TOO_LARGE, ROUTED_TOO_LARGE}
-    if missing := known ^ {str(reason) for reason in REASONS}:
-        raise RuntimeError(f"generate_reference.py and the code disagree about the reasons {sorted(missing)}")
-    return _table(("`workers.reason`", "the record"), ((_code(str(key)), text) for key, text in REASONS.items()))
+def _dead_letter_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.DEAD_LETTERS)
+
+
+def _late_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.LATE)
+
+
+def _reason_rows(reasons: Iterable[Reason]) -> str:
+    cells = ((_code(reason), reason.text, _code(reason.counter)) for reason in reasons)
+    return _table(("`workers.reason`", "why", "counted by"), cells)
+
+
+def _statuses() -> str:
+    return _table(("`status`", "meaning"), ((_code(status), text) for status, text in STATUSES.items()))
+
+
+def _triggers() -> str:
+    cells = ((_code(name), ", ".join(map(_code, row.statuses)), row.text) for name, row in TRIGGERS.items())
+    return _table(("`trigger`", "`status`", "what brought the frame out"), cells)
+
+
+def _accounts() -> str:
+    return _table(("counted by", "what"), ((_code(account.metric), account.text) for account in Account))
+
+
+def _acls() -> str:
+    settings = load_settings(None, environ={"WORKERS_CONFIG": os.devnull}, overrides={"application_id": "bars-5s"})
+    rows: list[tuple[str, str, str]] = []
+    before = ""
+    for who, resource, operations in needed_acls(settings):
+        rows.append(("" if who == before else who, resource, ", ".join(operations)))
+        before = who
+    return _table(("who", "resource", "operation"), rows)
 
 
 # -- metrics, alerts, errors, library ---------------------------------------------------------------------------------
@@ -307,20 +327,56 @@ def _errors() -> str:
     return _table(("error", "is a", "exit code", "meaning"), rows)
 
 
-def _library() -> str:
+def _public_groups() -> dict[str, tuple[str, ...]]:
     public = [name for name in workers.__all__ if name != "__version__"]
     if gone := {name for names in GROUPS.values() for name in names} - set(public):
         raise RuntimeError(f"generate_reference.py groups names that workers no longer has: {sorted(gone)}")
     grouped = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "More": tuple(name for name in public if name not in grouped)}
+    return {title: names for title, names in groups.items() if names}
+
+
+def _library() -> str:
+    """Signatures and the docstrings' first paragraphs, for readers of the repository."""
     parts = []
-    for title, names in groups.items():
-        if not names:
-            continue
+    for title, names in _public_groups().items():
         parts += [f"## {title}", ""]
         for name in names:
-            parts += [f"::: workers.{name}", ""]
+            item: Any = getattr(workers, name)
+            parts += [f"### {name}", "", "```text", _signature(name, item), "```", "", _first_paragraph(item), ""]
     return "\n".join(parts)
+
+
+def _library_of_the_site() -> str:
+    parts = []
+    for title, names in _public_groups().items():
+        parts += [f"## {title}", "", *(f"::: workers.{name}\n" for name in names)]
+    return "\n".join(parts)
+
+
+def _signature(name: str, item: Any) -> str:
+    try:
+        parameters = tuple(inspect.signature(item).parameters.values())
+    except (TypeError, ValueError):  # an alias of types
+        return name
+    kind = "class " if inspect.isclass(item) else ""
+    plain = [_parameter(each) for each in parameters]
+    if first := next((place for place, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY), None):
+        plain.insert(first, "*")
+    short = f"{kind}{name}({', '.join(plain)})"
+    return short if len(short) <= HELP_WIDTH else "\n".join((f"{kind}{name}(", *(f"    {one}," for one in plain), ")"))
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    text = f"{parameter.name}: {parameter.annotation}"
+    if parameter.default is parameter.empty:
+        return text
+    return f"{text} = {getattr(parameter.default, '__name__', repr(parameter.default))}"
+
+
+def _first_paragraph(item: Any) -> str:
+    text = (inspect.getdoc(item) or "").partition("\n\n")[0]
+    return " ".join(text.split()).replace("``", "`")
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
@@ -333,7 +389,12 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "record-late": lambda: _records("late"),
     "record-dead-letters": lambda: _records("dead_letters"),
     "record-feedback": _feedback,
-    "reasons": _reasons,
+    "statuses": _statuses,
+    "triggers": _triggers,
+    "late-reasons": _late_reasons,
+    "dead-letter-reasons": _dead_letter_reasons,
+    "accounts": _accounts,
+    "acls": _acls,
     "metrics": lambda: _metric_rows(catalogue()),
     "store-metrics": _store_metrics,
     "alerts": _alerts,
@@ -343,7 +404,31 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
 }
 
 
-# -- staging ----------------------------------------------------------------------------------------------------------
+SITE_PARTS: Final = {**PARTS, "library": _library_of_the_site}
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def updated(text: str, parts: dict[str, Callable[[], str]] = PARTS) -> str:
+    """A page with its parts as the code has them.
+
+    Raises ``KeyError`` for a part that doesn't exist, ``ValueError`` for a marker that lacks its other one.
+    """
+    paired = 2 * sum(1 for _ in GENERATED.finditer(text))
+    if paired != len(MARKER.findall(GENERATED.sub(lambda match: match[0].replace(match["text"], ""), text))):
+        raise ValueError("expected `<!-- generated: PART -->` and `<!-- end: PART -->` in pairs")
+    return GENERATED.sub(lambda match: _between(match["part"], parts[match["part"]]()), text)
+
+
+def _between(part: str, text: str) -> str:
+    return f"<!-- generated: {part} -->\n\n{text.strip()}\n\n<!-- end: {part} -->"
+
+
+def write() -> None:
+    """Bring every page of docs/ up to date."""
+    for page in sorted(DOCS.rglob("*.md")):
+        page.write_text(updated(page.read_text()))
 
 
 def _included(match: re.Match[str]) -> str:
@@ -354,17 +439,15 @@ def _included(match: re.Match[str]) -> str:
     return f"```{language}\n{path.read_text().rstrip()}\n```"
 
 
-def expanded(text: str) -> str:
-    """A page as it is built: parts generated, files included, notes to the tests left out."""
-    text = GENERATED.sub(lambda match: PARTS[match[1]](), text)
-    text = ALERT.sub(lambda match: f"[{match[1]}]({match[2]}#{match[1].lower()})", text)
-    return TEST.sub("", INCLUDE.sub(_included, text))
+def _as_built(text: str) -> str:
+    """A page as the site has it: parts generated, files included, markers and notes to the tests left out."""
+    return TEST.sub("", INCLUDE.sub(_included, MARKER.sub("", updated(text, SITE_PARTS))))
 
 
 def stage(folder: Path) -> None:
     """Fill ``folder`` with the site's sources; what was there before is removed.
 
-    Raises ``KeyError`` for a part that doesn't exist, ``OSError`` for a file that can't be included.
+    Raises what `updated` raises, and ``OSError`` for a file that can't be included.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for path in sorted(DOCS.rglob("*")):
@@ -373,11 +456,11 @@ def stage(folder: Path) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            target.write_text(expanded(path.read_text()))
+            target.write_text(_as_built(path.read_text()))
         else:
             shutil.copyfile(path, target)
     (folder / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text())
 
 
 if __name__ == "__main__":
-    stage(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs")
+    write()

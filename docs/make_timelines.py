@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workers import EventTimeClock, WatermarkPolicy
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.testing import TestDriver
 
 __all__ = ["SCENARIOS", "draw"]

@@ -13,7 +13,7 @@ from workers.apps.dashboard import DashboardModel
 from workers.apps.dashboard.access import Access
 from workers.apps.dashboard.feed import model_for
 from workers.apps.dashboard.server import Dashboard, listen, serve
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 __all__ = ["NOW_MS", "Board", "board", "frame"]
 

@@ -9,8 +9,7 @@ from itertools import pairwise
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c as crc32c
 
-from workers.core.records import RawBatch, RawRecord
-from workers.core.ticks import Record
+from workers.core.records import RawBatch, RawRecord, Record
 
 __all__ = ["batches", "build_batch", "by_hand", "packed", "varint", "with_header_names"]
 

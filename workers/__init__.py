@@ -12,11 +12,11 @@ from workers.core.frames import WindowFrame
 from workers.core.partitioning import PartitioningSpec
 from workers.core.ticks import Tick
 from workers.core.watermark import EventTimeClock, WatermarkPolicy
-from workers.core.windows.assign import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
 from workers.core.windows.engine import Lateness
 from workers.errors import ChannelClosed, WorkersError
 from workers.streams.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
 from workers.streams.operators import Bar, deduplicate, resample_ohlc, router, throttle
+from workers.streams.specs import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
 from workers.streams.windows import (
     WindowStream,
     buffer_async,

@@ -1,9 +1,9 @@
 """Testing what workers would make of your ticks: no broker, no threads, no waiting.
 
-    from workers.core.lane import LaneSpec
-    from workers.testing import TestDriver
+    from workers.testing import LaneSpec, TestDriver, TumblingWindows
 
-    driver = TestDriver(LaneSpec(lag_ns=2_000_000_000, size_ns=5_000_000_000), partitions=2)
+    spec = LaneSpec(window=TumblingWindows(size_ns=5_000_000_000), lag_ns=2_000_000_000)
+    driver = TestDriver(spec, partitions=2)
     driver.send("AAPL", 1_700_000_000_000, price=189.10, size=100)
     driver.send("AAPL", 1_700_000_007_000, price=189.20, size=50)  # the watermark reaches the first window's end
     driver.commit()
@@ -34,13 +34,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import orjson
 
+from workers.core.effects import Counts
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
-from workers.core.ledger import REASON_HEADER
+from workers.core.lane import Input, Lane
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Router
-from workers.core.snapshot import Counts
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
+from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.kafka.memory import LogRecord, MemoryKafka
 from workers.kafka.ports import Commit, Fetched
 from workers.times import (
@@ -52,18 +55,28 @@ from workers.times import (
     timedelta_to_ns,
 )
 from workers.worker.committer import CommitRules
-from workers.worker.life import Action, Actions, Event
+from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin, agreed_offset
 from workers.worker.partition import Partition, PartitionRules
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
-__all__ = ["LogRecord", "Sent", "TestDriver"]
+__all__ = [
+    "CalendarWindows",
+    "CorrectionRules",
+    "HoppingWindows",
+    "LaneSpec",
+    "LogRecord",
+    "Sent",
+    "SessionWindows",
+    "TestDriver",
+    "TumblingWindows",
+    "parse_duration",
+]
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
-_ERRORS: Final = "__streams.errors."
 _MOST_PARTITIONS: Final = 10_000
 _AT_ONCE: Final = 5_000  # records of a step, as a worker has it by default
 
@@ -157,9 +170,9 @@ class _Owner:
 
     def move(self) -> None:
         """Go to another worker in a rebalance: the old owner commits, the new one restores."""
-        self._carry_out(self._state.on(Event.REVOKED, self._now_ns))
+        self._carry_out(self._state.on(LifeEvent.REVOKED, self._now_ns))
         self.commit()
-        self._carry_out(self._state.on(Event.LOST, self._now_ns))
+        self._carry_out(self._state.on(LifeEvent.LOST, self._now_ns))
         self.restart()
 
 
@@ -398,9 +411,9 @@ def _rejected(record: OutRecord) -> dict[str, Any]:
     headers = {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
     return {
         "reason": headers[REASON_HEADER],
-        "message": headers[_ERRORS + "message"],
-        "partition": int(headers[_ERRORS + "partition"]),
-        "offset": int(headers[_ERRORS + "offset"]),
+        "message": headers[MESSAGE_HEADER],
+        "partition": int(headers[PARTITION_HEADER]),
+        "offset": int(headers[OFFSET_HEADER]),
         "key": record.key,
         "value": record.value,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.testing import TestDriver
 
 START = datetime(2026, 1, 30, 13, 21, 25, tzinfo=UTC)

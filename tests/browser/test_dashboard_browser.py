@@ -15,7 +15,8 @@ from tests.integration.apps import App, Process, wait_until
 from workers.apps.broker import Broker
 from workers.apps.dashboard import DashboardModel
 from workers.apps.dashboard.model import LagReading, Member, PartitionReading
-from workers.core.snapshot import Counts, LaneMeta, write_meta
+from workers.core.effects import Counts
+from workers.core.snapshot import LaneMeta, write_meta
 
 pytest.importorskip("playwright", reason="playwright is not installed; it comes with the dev extra")
 

@@ -12,9 +12,10 @@ from aiokafka.errors import KafkaError
 
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
-from workers.kafka.consumer import Source
+from workers.kafka.consumer import KafkaGroupConsumer
+from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
-from workers.settings.all import consumer_options, load_settings
+from workers.settings import load_settings
 
 MIB = 1024 * 1024
 GROWTH_LIMIT_BYTES = 128 * MIB
@@ -112,7 +113,9 @@ async def test_a_committed_offset_is_never_taken_for_missing_while_the_coordinat
     repair_client()
     settings = load_settings(overrides=arena.settings, environ={})
     options = consumer_options(settings)
-    source = Source(arena.topics.ticks, arena.application_id, options, on_revoked=on_revoked, on_assigned=on_assigned)
+    source = KafkaGroupConsumer(
+        arena.topics.ticks, arena.application_id, options, on_revoked=on_revoked, on_assigned=on_assigned
+    )
     await source.start()
     answers, refusals = 0, 0
     try:

@@ -36,7 +36,7 @@ from workers.errors import WorkersError
 from workers.kafka import cluster
 from workers.kafka import commit as sink
 from workers.kafka.ports import Commit
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
 from workers.worker import main as running
 from workers.worker import worker

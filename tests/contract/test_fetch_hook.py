@@ -19,8 +19,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from tests.raw_batches import build_batch, packed, with_header_names
 from workers.apps.broker import Broker
-from workers.compiled.choose import records_of
-from workers.core.records import RawBatch, RawRecord
+from workers.core.records import RawBatch, RawRecord, records_of
 from workers.errors import BrokerError
 from workers.kafka import fetch_hook as batches
 from workers.kafka.fetch_hook import HookError, install

@@ -20,9 +20,10 @@ from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.errors import DataLossError, FencedError
 from workers.kafka.cluster import Cluster
+from workers.kafka.errors import PASSING
 from workers.kafka.memory import MemoryKafka
 from workers.kafka.ports import Commit, CommitSink, Kafka
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.testing import TestDriver
 from workers.worker.worker import Worker
 
@@ -106,7 +107,22 @@ async def place(request: pytest.FixtureRequest) -> Place:
     bootstrap = request.getfixturevalue("broker").bootstrap_servers
     made = OnBroker(bootstrap, request.getfixturevalue("topic_name"))
     await made.kafka.prepare()
+    for partition in range(PARTITIONS):
+        await settled(made.kafka, partition)
     return made
+
+
+async def settled(kafka: Kafka, partition: int) -> None:
+    """Topics that are new answer with passing errors for a moment, which workers wait out."""
+    limit_s = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            async with opened(kafka, partition):
+                await kafka.read_changelog(partition, lambda records: None)
+                return
+        except PASSING:
+            assert time.monotonic() < limit_s
+            await asyncio.sleep(0.2)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

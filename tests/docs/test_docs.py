@@ -30,8 +30,10 @@ from workers.apps.broker import Broker
 from workers.apps.broker.jars import kafka_jars
 from workers.apps.broker.jvm import find_java
 from workers.errors import BrokerUnavailableError, ConfigError
-from workers.kafka.topics import admin_client, delete_topics, describe_topics
-from workers.settings.all import load_settings, operator_reference, reference
+from workers.kafka.clients import admin_client
+from workers.kafka.topics import delete_topics, describe_topics
+from workers.settings import load_settings
+from workers.settings.reference import operator_reference, reference
 
 ALL = {page: blocks(page) for page in PAGES}
 SHELLS = ("console", "sh")
@@ -49,7 +51,7 @@ TOLD_APART = {
 READERS = 5
 COMPILE = "; ".join(
     (
-        "from workers.core.lane import LaneSpec",
+        "from workers.core.spec import LaneSpec",
         "from workers.compiled.choose import takes_batches",
         "takes_batches(LaneSpec())",
     )

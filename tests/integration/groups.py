@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 
 __all__ = ["commit", "create", "http", "produce", "samples", "settings_for", "until"]
 

@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 from tests.integration.commands import workers
 from workers.apps.broker import Broker, find_broker
 from workers.errors import BrokerError, TopicError
+from workers.kafka.clients import admin_client
 from workers.kafka.connection import (
     _NotAsAdvertisedError,
     _unreachable,
@@ -24,15 +25,9 @@ from workers.kafka.connection import (
     explain_connection_error,
 )
 from workers.kafka.group_offsets import LagReader
-from workers.kafka.topics import (
-    TopicLayout,
-    admin_client,
-    delete_topics,
-    describe_topics,
-    ensure_topics,
-    planned_topics,
-)
-from workers.settings.all import Settings, client_options, load_settings
+from workers.kafka.options import client_options
+from workers.kafka.topics import TopicLayout, delete_topics, describe_topics, ensure_topics, planned_topics
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 
@@ -176,7 +171,8 @@ async def test_lag_is_what_the_group_has_not_committed(
     assert shown.lines[-1].split() == ["total", "16"]
     found = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", "--json", *mine, cwd=tmp_path))
     report = json.loads(found.out)
-    assert (report["total"], report["partitions"][1]) == (16, {"partition": 1, "committed": 4, "end": 10, "lag": 6})
+    of_partition = {"partition": 1, "begin": 0, "committed": 4, "end": 10, "lag": 6, "lost": 0}
+    assert (report["total"], report["partitions"][1]) == (16, of_partition)
     other = ("--application-id", f"{group}x", *mine[2:])
     nobody = await asyncio.to_thread(lambda: workers(broker.bootstrap_servers, "lag", *other, cwd=tmp_path))
     assert nobody.code == 1

@@ -23,8 +23,9 @@ from workers.apps.produce.market import Market, arrivals, synthetic_ticks
 from workers.apps.produce.send import GeneratedSource, produce
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
-from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.all import Settings, load_settings
+from workers.kafka.clients import admin_client
+from workers.kafka.topics import ensure_topics
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 
@@ -302,7 +303,7 @@ async def test_an_outage_is_waited_out_said_once_and_nothing_is_lost_or_doubled(
             from workers.settings.lane import tick_format
 
             stop = asyncio.Event()
-            source = paced(GeneratedSource(market, count=20_000), tick_format(settings), stop, rate=2_000)
+            source = paced(GeneratedSource(market, count=20_000), tick_format(settings.tick), stop, rate=2_000)
             async with asyncio.timeout(80):
                 result = await produce(
                     settings, source, topic=topic_name, stop=stop, on_progress=progress, on_notice=notices.append

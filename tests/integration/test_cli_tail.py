@@ -14,8 +14,8 @@ from aiokafka.admin import NewTopic
 
 from tests.integration.commands import environment, start, workers
 from workers.apps.broker import Broker
-from workers.kafka.topics import admin_client
-from workers.settings.all import Settings, load_settings
+from workers.kafka.clients import admin_client
+from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
 

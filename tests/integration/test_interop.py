@@ -14,8 +14,9 @@ from workers.apps.broker.jars import kafka_jars
 from workers.apps.broker.jvm import find_java
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerUnavailableError
-from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.all import load_settings
+from workers.kafka.clients import admin_client
+from workers.kafka.topics import ensure_topics
+from workers.settings import load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 

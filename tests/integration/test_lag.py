@@ -19,8 +19,8 @@ from workers.apps.broker import Broker
 from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, TopicError
+from workers.kafka.clients import admin_client
 from workers.kafka.group_offsets import LagReader
-from workers.kafka.topics import admin_client
 
 pytestmark = pytest.mark.broker
 

@@ -19,7 +19,7 @@ from tests.verify import read_topic
 from workers.apps.broker import Broker
 from workers.apps.inspect.explain import Explanation, explain
 from workers.errors import ConfigError, TopicError
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.backpressure.lag import LagSnapshot, SmoothedRate
-from workers.backpressure.producer_throttle import Ramp, TokenBucket
+from workers.backpressure.producer_throttle import Ramp, RampedBucket
 from workers.kafka.group_offsets import GroupLag, PartitionLag, lost_records_problem
 
 S = 1_000_000_000
@@ -47,7 +47,7 @@ def test_the_area_under_a_ramp_is_that_of_its_many_thin_slices(aims: list[tuple[
     assert ramp.full_ns(now_ns, now_ns + span_ns) == pytest.approx(thin, rel=1e-3, abs=span_ns * 1e-3)
 
 
-def run(bucket: TokenBucket, ramp: Ramp, until_ns: int, *, start_ns: int = 0, count: int = 1) -> tuple[int, int]:
+def run(bucket: RampedBucket, ramp: Ramp, until_ns: int, *, start_ns: int = 0, count: int = 1) -> tuple[int, int]:
     """Take as fast as the bucket allows; records taken, and how often it was asked."""
     now_ns, taken, asked = start_ns, 0, 0
     while now_ns < until_ns:
@@ -62,7 +62,7 @@ def run(bucket: TokenBucket, ramp: Ramp, until_ns: int, *, start_ns: int = 0, co
 
 def test_a_bucket_gives_its_rate_and_asks_for_few_looks() -> None:
     ramp = Ramp()
-    taken, asked = run(TokenBucket(1_000, ramp), ramp, 10 * S)
+    taken, asked = run(RampedBucket(1_000, ramp), ramp, 10 * S)
     assert taken == pytest.approx(10_100, rel=0.02)
     assert asked <= 2 * taken + 2, "a wait that does not lead to a grant is a busy wait"
 
@@ -70,14 +70,14 @@ def test_a_bucket_gives_its_rate_and_asks_for_few_looks() -> None:
 def test_a_bucket_at_half_scale_gives_half() -> None:
     ramp = Ramp()
     ramp.jump(0.5, 0)
-    taken, _ = run(TokenBucket(1_000, ramp), ramp, 10 * S)
+    taken, _ = run(RampedBucket(1_000, ramp), ramp, 10 * S)
     assert taken == pytest.approx(5_100, rel=0.02)
 
 
 def test_a_bucket_that_gets_nothing_says_so_instead_of_being_asked_again_and_again() -> None:
     ramp = Ramp()
     ramp.jump(0.0, 0)
-    bucket = TokenBucket(1_000, ramp, burst=1)
+    bucket = RampedBucket(1_000, ramp, burst=1)
     assert bucket.take(1, 0) == 0
     assert bucket.take(1, 60 * S) is None
     ramp.aim(1.0, 60 * S)
@@ -88,7 +88,7 @@ def test_a_bucket_that_gets_nothing_says_so_instead_of_being_asked_again_and_aga
 
 def test_a_request_above_the_burst_is_let_through_and_paid_for_afterwards() -> None:
     ramp = Ramp()
-    bucket = TokenBucket(1_000, ramp, burst=10)
+    bucket = RampedBucket(1_000, ramp, burst=10)
     assert bucket.take(1_000, 0) == 0
     wait_ns = bucket.take(1, 0)
     assert wait_ns == pytest.approx(0.991 * S, rel=0.01)
@@ -101,7 +101,7 @@ def test_a_bucket_never_gives_more_than_its_burst_and_rate_allow(
     burst: int, rate: float, calls: list[tuple[int, int]]
 ) -> None:
     ramp = Ramp()
-    bucket, now_ns, taken, largest = TokenBucket(rate, ramp, burst=burst), 0, 0, 0
+    bucket, now_ns, taken, largest = RampedBucket(rate, ramp, burst=burst), 0, 0, 0
     for passed_ns, count in calls:
         now_ns += passed_ns
         largest = max(largest, count)
@@ -113,7 +113,7 @@ def test_a_bucket_never_gives_more_than_its_burst_and_rate_allow(
 @pytest.mark.parametrize("rate", [0, -1, math.nan])
 def test_a_rate_of_nothing_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="rate is"):
-        TokenBucket(rate, Ramp())
+        RampedBucket(rate, Ramp())
 
 
 def test_a_smoothed_rate_follows_a_saw_tooth_without_its_teeth() -> None:

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workers import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
-from workers.core.lane import LaneSpec
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import (
     Assigner,
     ExchangeSessions,
@@ -29,6 +29,7 @@ from workers.core.windows.assign import (
     make_tumbling,
     windows_between,
 )
+from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_SECOND, datetime_to_ns
 
@@ -405,7 +406,7 @@ def test_without_the_package_the_error_names_the_extra() -> None:
 def test_nothing_is_imported_for_calendars_unless_one_is_used() -> None:
     program = (
         "import sys\n"
-        "from workers.core.lane import LaneSpec\n"
+        "from workers.core.spec import LaneSpec\n"
         "LaneSpec().rules()\n"
         "assert 'pandas' not in sys.modules and 'exchange_calendars' not in sys.modules\n"
     )
@@ -413,11 +414,11 @@ def test_nothing_is_imported_for_calendars_unless_one_is_used() -> None:
 
 
 def test_a_key_ttl_shorter_than_the_longest_session_is_refused() -> None:
-    spec = LaneSpec(kind="calendar", calendar="XNYS", session="full", key_ttl_ns=24 * HOUR)
+    spec = LaneSpec(window=CalendarWindows("XNYS", session="full"), key_ttl_ns=24 * HOUR)
     with pytest.raises(ConfigError, match=r"key_ttl is 1d; the longest window of the calendar 'XNYS'.* is 604802s"):
         spec.rules()
-    LaneSpec(kind="calendar", calendar="XNYS", key_ttl_ns=24 * HOUR).rules()
-    LaneSpec(kind="calendar", calendar="XNYS", session="full").rules()  # nothing expires
+    LaneSpec(window=CalendarWindows("XNYS"), key_ttl_ns=24 * HOUR).rules()
+    LaneSpec(window=CalendarWindows("XNYS", session="full")).rules()  # nothing expires
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,15 @@ from tests.unit.test_lane import TOPIC, KafkaRecord, real_frames, reasons
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
-from workers.core.windows.engine import Lateness, WindowRules
-from workers.core.windows.resample import BarEngine, Bars, ChildBar, Contents, bar_decoder
+from workers.core.windows.engine import Lateness
+from workers.core.windows.kinds import HoppingWindows, TumblingWindows, Windows
+from workers.core.windows.resample import BarEngine, BarRules, Bars, ChildBar, Contents, bar_decoder
 from workers.errors import ConfigError
-from workers.settings.all import Settings, TickSettings, load_settings
+from workers.settings import Settings, TickSettings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
 
@@ -38,7 +40,7 @@ CHILD = 10  # ms
 
 def spec_of(config: Config, *, emit_partial: bool = False) -> LaneSpec:
     return LaneSpec(
-        size_ns=config.size * MS,
+        window=TumblingWindows(config.size * MS),
         lateness_ns=config.lateness * MS,
         idle_after_ns=config.size * MS,
         key_ttl_ns=None if config.ttl == NEVER else config.ttl * MS,
@@ -231,8 +233,13 @@ def feed(rng: random.Random, symbols: Sequence[str], count: int, *, dyadic: bool
 
 def chain(ticks: Sequence[Sent], sizes_ns: Sequence[int], rng: random.Random) -> list[TestDriver]:
     """Applications of which each reads the frames of the one before; each is killed now and then."""
-    first = LaneSpec(lag_ns=2 * SECOND_NS, lateness_ns=60 * SECOND_NS, size_ns=sizes_ns[0], emit_partial=True)
-    specs = [first, *(replace(first, size_ns=size_ns, format="frames") for size_ns in sizes_ns[1:])]
+    first = LaneSpec(
+        lag_ns=2 * SECOND_NS, lateness_ns=60 * SECOND_NS, window=TumblingWindows(sizes_ns[0]), emit_partial=True
+    )
+    specs = [
+        first,
+        *(replace(first, window=replace(first.window, size_ns=size_ns), format="frames") for size_ns in sizes_ns[1:]),
+    ]
     drivers = [TestDriver(spec, partitions=2) for spec in specs]
     handed_on = [0] * len(drivers)
 
@@ -267,7 +274,9 @@ def test_a_chain_of_three_applications_gives_the_bars_that_ticks_give(seed: int,
     drivers = chain(ticks, sizes_ns, rng)
     last = max(ts for _, ts, _, _ in ticks)
     for driver, size_ns in list(zip(drivers, sizes_ns, strict=True))[1:]:
-        straight = TestDriver(replace(drivers[0].spec, size_ns=size_ns), partitions=2)
+        straight = TestDriver(
+            replace(drivers[0].spec, window=replace(drivers[0].spec.window, size_ns=size_ns)), partitions=2
+        )
         for symbol, ts, price, size in ticks:
             straight.send(symbol, ts, price=price, size=size)
         straight.commit()
@@ -341,7 +350,7 @@ def test_vwap_is_exact_where_each_childs_is() -> None:
 
 # -- one rule at a time -----------------------------------------------------------------------------------------------
 
-SPEC = LaneSpec(size_ns=60 * SECOND_NS, lateness_ns=30 * SECOND_NS, format="frames")
+SPEC = LaneSpec(window=TumblingWindows(60 * SECOND_NS), lateness_ns=30 * SECOND_NS, format="frames")
 
 
 def child(second: int, *, rev: int = 0, status: str = "closed", key: str = "A", **more: object) -> Bar:
@@ -493,7 +502,7 @@ def test_children_of_two_sizes_are_not_counted_twice() -> None:
 
 
 def test_what_is_kept_of_a_window_does_not_grow_with_its_children() -> None:
-    lane = Lane(replace(SPEC, size_ns=3_600 * SECOND_NS), Input(TOPIC, 0, 1))
+    lane = Lane(replace(SPEC, window=replace(SPEC.window, size_ns=3_600 * SECOND_NS)), Input(TOPIC, 0, 1))
     children = [child(10 * number) for number in range(359)]
     lane.process(records_of(children))
     (window,) = lane._engine.windows()
@@ -502,11 +511,14 @@ def test_what_is_kept_of_a_window_does_not_grow_with_its_children() -> None:
     assert len(Bars().dump(window.state)) < 400
 
 
-@pytest.mark.parametrize("kind", [{"kind": "hopping", "hop_ns": 20 * SECOND_NS}, {"offset_ns": 20 * SECOND_NS}])
-def test_other_kinds_of_parents_hold_what_ticks_would_give_them(kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "window",
+    [HoppingWindows(60 * SECOND_NS, 20 * SECOND_NS), TumblingWindows(60 * SECOND_NS, offset_ns=20 * SECOND_NS)],
+)
+def test_other_kinds_of_parents_hold_what_ticks_would_give_them(window: Windows) -> None:
     rng = random.Random(3)
-    first = LaneSpec(lag_ns=2 * SECOND_NS, lateness_ns=60 * SECOND_NS, size_ns=10 * SECOND_NS)
-    parent_spec = replace(first, size_ns=60 * SECOND_NS, format="frames", **kind)
+    first = LaneSpec(lag_ns=2 * SECOND_NS, lateness_ns=60 * SECOND_NS, window=TumblingWindows(10 * SECOND_NS))
+    parent_spec = replace(first, window=window, format="frames")
     ticks = feed(rng, ["A", "B"], 300, dyadic=True)
     below, parent = TestDriver(first), TestDriver(parent_spec)
     straight = TestDriver(replace(parent_spec, format="json"))
@@ -540,7 +552,7 @@ class Halves:
 
 
 def test_a_child_outside_of_all_sessions_is_late_and_closes_those_before() -> None:
-    engine = BarEngine(WindowRules(Halves(), 0, late_by="window"), track_changes=True)
+    engine = BarEngine(BarRules(Halves(), 0), track_changes=True)
     decode = bar_decoder("ms", Halves())
 
     def add(bar: Bar) -> Lateness | None:

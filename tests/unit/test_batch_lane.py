@@ -23,15 +23,18 @@ from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
 from workers.compiled import choose as lanes_module
 from workers.compiled import lane as batch_lane
 from workers.compiled import tables
-from workers.compiled.choose import count_of, end_of, make_lane, records_of, supports
+from workers.compiled.choose import make_lane, supports
 from workers.compiled.lane import BatchLane
 from workers.compiled.windows import WINDOW_VALUE_BYTES
 from workers.core.aggregates import OHLCV_STATE
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
-from workers.core.records import RawBatch, RawRecord
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.records import RawBatch, RawRecord, Record, count_of, end_of, records_of
 from workers.core.snapshot import _WINDOW
-from workers.core.ticks import Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
 
 bar_configs = (
@@ -43,7 +46,8 @@ cases = bar_configs.flatmap(lambda config: streams(config, max_size=120).map(lam
 
 
 def lanes(case: Case, *, emit_partial: bool = False, offset_ns: int = 0) -> tuple[Lane, BatchLane]:
-    spec = replace(spec_of(case.config, emit_partial=emit_partial), offset_ns=offset_ns)
+    spec = spec_of(case.config, emit_partial=emit_partial)
+    spec = replace(spec, window=replace(spec.window, offset_ns=offset_ns))
     source = Input(TOPIC, 0, case.config.partitions or 1)
     return Lane(spec, source), BatchLane(spec, source)
 
@@ -120,7 +124,9 @@ def _market(ticks: int, symbols: int, seed: int, *, disorder_ms: int = 1500, ste
 @pytest.mark.parametrize("emit", ["eager", "final"])
 def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_lane, "SETTLE_AT_LEAST", 1 << 20)  # the reference shows all it has at once
-    spec = LaneSpec(size_ns=10**9, lag_ns=10**9, lateness_ns=10**9, emit=emit, emit_partial=True, key_ttl_ns=10**10)  # type: ignore[arg-type]
+    spec = LaneSpec(
+        window=TumblingWindows(10**9), lag_ns=10**9, lateness_ns=10**9, emit=emit, emit_partial=True, key_ttl_ns=10**10
+    )  # type: ignore[arg-type]
     reference, fast = Lane(spec, Input(TOPIC, 0, 1)), BatchLane(spec, Input(TOPIC, 0, 1))
     records = _market(60_000, 6_000, seed=5)
     changelog: list[OutRecord] = []
@@ -139,7 +145,7 @@ def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: 
 
 def test_forgotten_keys_and_windows_give_their_room_back() -> None:
     """A hundred thousand symbols, of which some two thousand are alive at any time."""
-    spec = LaneSpec(size_ns=10**9, lag_ns=10**9, key_ttl_ns=2 * 10**9)
+    spec = LaneSpec(window=TumblingWindows(10**9), lag_ns=10**9, key_ttl_ns=2 * 10**9)
     lane = BatchLane(spec, Input(TOPIC, 0, 1))
     records = [_tick(n, n, f"symbol-{n}") for n in range(100_000)]
     for number, batch in enumerate(batches(records, range(1_000, 100_000, 1_000))):
@@ -153,7 +159,7 @@ def test_forgotten_keys_and_windows_give_their_room_back() -> None:
 
 
 def test_one_key_may_have_more_windows_than_fit_a_round() -> None:
-    spec = LaneSpec(size_ns=10**6, lag_ns=10**11, lateness_ns=0, key_ttl_ns=10**12)
+    spec = LaneSpec(window=TumblingWindows(10**6), lag_ns=10**11, lateness_ns=0, key_ttl_ns=10**12)
     order = list(range(20_000))
     random.Random(1).shuffle(order)
     times = [*order, 200_000]  # the last closes all of them at once
@@ -194,7 +200,7 @@ def test_the_place_of_a_window_among_a_keys_many_is_found_in_few_steps(order: st
             for pair in zip(numbers[: count // 2], numbers[: count // 2 - 1 : -1], strict=True)
             for number in pair
         ]
-    spec = LaneSpec(size_ns=10**9, lag_ns=86_400 * 10**9, key_ttl_ns=10**15)
+    spec = LaneSpec(window=TumblingWindows(10**9), lag_ns=86_400 * 10**9, key_ttl_ns=10**15)
     lane = BatchLane(spec, Input(TOPIC, 0, 1))
     records = [_tick(offset, number * 10_000) for offset, number in enumerate(numbers)]
     lane.process(list(batches(records, range(1_000, count, 1_000))))
@@ -327,7 +333,7 @@ def test_damaged_or_foreign_state_is_refused_as_by_the_reference() -> None:
     with pytest.raises(StateFormatError, match="not the input offset"):
         BatchLane(spec, source).restore({window: entries[window]}, where="here")
     with pytest.raises(StateMismatchError, match=r"window\.size was 5s, is 1s"):
-        BatchLane(LaneSpec(size_ns=10**9), source).restore(entries, where="here")
+        BatchLane(LaneSpec(window=TumblingWindows(10**9)), source).restore(entries, where="here")
     assert BatchLane(spec, source).restore({}, where="here") is None
 
 
@@ -395,7 +401,8 @@ def test_nothing_needs_numba_but_the_compiled_lane() -> None:
     code = (
         "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
         "from workers.compiled.choose import is_available, make_lane\n"
-        "from workers.core.lane import Input, LaneSpec\n"
+        "from workers.core.lane import Input\n"
+        "from workers.core.spec import LaneSpec\n"
         "assert not is_available()\n"
         "print(type(make_lane(LaneSpec(), Input('t', 0, 1))).__name__)"
     )
@@ -458,7 +465,9 @@ def test_mutated_json_is_decoded_or_rejected_as_by_the_reference(seed: int) -> N
         key = symbol if draw.randrange(6) else draw.choice((b"AAPL", b"B", b"", b"A", None, b'AA"PL', b"\xff"))
         sent_ms = draw.choice((1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_000, 17))
         records.append(RawRecord(offset, sent_ms, key, value))
-    lane = BatchLane(LaneSpec(form, size_ns=10**18, lag_ns=10**16, key_ttl_ns=10**16), Input(TOPIC, 0, 1))
+    lane = BatchLane(
+        LaneSpec(form, window=TumblingWindows(10**18), lag_ns=10**16, key_ttl_ns=10**16), Input(TOPIC, 0, 1)
+    )
     seen: list[tuple[int, bytes, int, float, float]] = []
     _watch(lane, seen)
     effects = lane.process(list(batches(records, sorted(draw.sample(range(5_000), 30)))))

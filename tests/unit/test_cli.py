@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from workers.commands.cli import app
 from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
-from workers.settings.all import LoggingSettings
+from workers.settings import LoggingSettings
 from workers.telemetry.logs import Sparing, configure_logging
 
 COMMANDS = ["run", "produce", "tail", "lag", "topics", "config"]

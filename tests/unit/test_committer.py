@@ -9,8 +9,10 @@ import orjson
 import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
+from workers.core.spec import LaneSpec
 from workers.kafka.ports import Commit, OutTopic
 from workers.worker.committer import CommitRules, Committer, WaitingLimits, wait_too_many
 

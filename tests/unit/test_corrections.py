@@ -23,13 +23,15 @@ from workers.apps.inspect.tail import late_line
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Deduplicate, Filter
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
 
@@ -42,7 +44,7 @@ RULES = CorrectionRules(KIND, ("X",), ("C",), ID, REF)
 def lane_of(config: oracle.Config, *, emit_partial: bool = False) -> Lane:
     spec = replace(spec_of(config, emit_partial=emit_partial), corrections=RULES)
     if config.windows_of is not None:
-        spec = replace(spec, kind="hopping", hop_ns=config.windows_of.args[1])  # type: ignore[attr-defined]
+        spec = replace(spec, window=HoppingWindows(size_ns=spec.window.size_ns, hop_ns=config.windows_of.args[1]))  # type: ignore[attr-defined]
     return Lane(spec, Input(TOPIC, 0, 1))
 
 
@@ -124,9 +126,9 @@ def test_corrections_in_any_batches_over_any_crashes_give_what_the_oracle_gives(
 
 
 KINDS = {
-    "hopping": LaneSpec(kind="hopping", size_ns=6 * MS, hop_ns=2 * MS, lag_ns=2 * MS, lateness_ns=4 * MS),
-    "session": LaneSpec(kind="session", gap_ns=5 * MS, lag_ns=2 * MS, lateness_ns=4 * MS),
-    "tumbling": LaneSpec(size_ns=5 * MS, lag_ns=2 * MS, lateness_ns=4 * MS),
+    "hopping": LaneSpec(window=HoppingWindows(size_ns=6 * MS, hop_ns=2 * MS), lag_ns=2 * MS, lateness_ns=4 * MS),
+    "session": LaneSpec(window=SessionWindows(5 * MS), lag_ns=2 * MS, lateness_ns=4 * MS),
+    "tumbling": LaneSpec(window=TumblingWindows(5 * MS), lag_ns=2 * MS, lateness_ns=4 * MS),
 }
 
 
@@ -280,7 +282,7 @@ def test_the_clock_stays_where_a_cancelled_trade_has_set_it_also_over_a_restart(
 def test_what_came_out_as_final_is_not_corrected_though_its_window_still_holds_the_clock(
     emit: Literal["eager", "final"],
 ) -> None:
-    spec = LaneSpec(kind="calendar", calendar="XNYS", lateness_ns=600 * SECOND_NS, emit=emit, corrections=RULES)
+    spec = LaneSpec(window=CalendarWindows("XNYS"), lateness_ns=600 * SECOND_NS, emit=emit, corrections=RULES)
     closes_ms = 1_704_488_400_000  # 2024-01-05 16:00 in New York
     driver = TestDriver(spec)
     after_hours = (closes_ms + 602_000) / 1_000  # the clock that the session's window holds
@@ -403,7 +405,7 @@ def test_state_that_lost_a_correction_is_refused() -> None:
 def test_what_can_not_be_together_is_refused() -> None:
     assert not supports(LaneSpec(corrections=RULES))
     with pytest.raises(ConfigError, match="fill_gaps"):
-        Lane(replace(SPEC, fill_gaps_ns=50 * SECOND_NS), Input(TOPIC, 0, 1))
+        Lane(replace(SPEC, window=replace(SPEC.window, fill_gaps_ns=50 * SECOND_NS)), Input(TOPIC, 0, 1))
 
 
 def test_a_correction_is_told_with_the_window_that_it_changed() -> None:

@@ -11,7 +11,8 @@ from workers.apps.dashboard.access import Access
 from workers.apps.dashboard.model import DashboardModel, LagReading, Limits, Member, PartitionReading, shown_symbol
 from workers.apps.dashboard.views import View, Wish, WishError, read_wish
 from workers.backpressure.levels import Level, LevelPolicy
-from workers.core.snapshot import Counts, LaneMeta, write_meta
+from workers.core.effects import Counts
+from workers.core.snapshot import LaneMeta, write_meta
 from workers.errors import ConfigError
 
 SECOND = 1_000_000_000

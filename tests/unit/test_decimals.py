@@ -20,11 +20,13 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled.lane import BatchLane
 from workers.core.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
+from workers.core.windows.kinds import SessionWindows, TumblingWindows
 from workers.errors import StateFormatError
 from workers.testing import TestDriver
 
-SPEC = LaneSpec(size_ns=60 * 10**9, lag_ns=10**9)
+SPEC = LaneSpec(window=TumblingWindows(60 * 10**9), lag_ns=10**9)
 SOURCE = Input(TOPIC, 0, 1)
 
 
@@ -219,7 +221,7 @@ def test_sums_that_are_wide_are_rounded_once(compiled: bool) -> None:
 
 
 def test_sums_of_sessions_are_exact_when_they_merge() -> None:
-    driver = TestDriver(LaneSpec(kind="session", gap_ns=5 * 10**9, lag_ns=10**9, lateness_ns=60 * 10**9))
+    driver = TestDriver(LaneSpec(window=SessionWindows(5 * 10**9), lag_ns=10**9, lateness_ns=60 * 10**9))
     for second, size in ((0, 0.1), (8, 0.2), (4, 0.3), (30, 1)):
         driver.send("A", second * 1000, price=0.7, size=size)
         driver.crash()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,11 @@ from tests.unit.test_lane import real_frames, spec_of
 from workers import testing
 from workers.core.aggregates import Aggregation
 from workers.core.frames import RESERVED_FIELDS
-from workers.core.lane import LaneSpec
 from workers.core.pipeline.pipeline import Filter, Route, Router
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
 from workers.errors import CallbackError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.testing import TestDriver
 
 SECOND_NS = 10**9

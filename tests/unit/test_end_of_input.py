@@ -15,16 +15,19 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.apps.inspect.tail import frame_line
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.lane import BatchLane
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER
 from workers.core.pipeline.pipeline import Conflate
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import SessionWindows, TumblingWindows
 from workers.testing import TestDriver
 
 S = 10**9
-SPEC = LaneSpec(size_ns=5 * S, lag_ns=2 * S)
+SPEC = LaneSpec(window=TumblingWindows(5 * S), lag_ns=2 * S)
 CONTROL = ((CONTROL_HEADER, END_OF_INPUT),)
 
 
@@ -120,7 +123,7 @@ def test_a_partition_ends_alone() -> None:
 
 
 def test_sessions_that_are_open_end_where_their_ticks_did() -> None:
-    spec = LaneSpec(kind="session", gap_ns=5 * S, lag_ns=2 * S, lateness_ns=4 * S)
+    spec = LaneSpec(window=SessionWindows(5 * S), lag_ns=2 * S, lateness_ns=4 * S)
     driver = driver_with(spec, ("A", 0), ("A", 3), ("A", 20))
     driver.end_of_input()
     send(driver, ("A", 24.999), ("A", 25), ("A", 6))
@@ -134,7 +137,9 @@ def test_sessions_that_are_open_end_where_their_ticks_did() -> None:
 
 
 def test_gaps_between_bars_are_filled_and_the_next_bar_fills_on_from_the_last() -> None:
-    driver = driver_with(replace(SPEC, fill_gaps_ns=60 * S, lateness_ns=30 * S), ("A", 1), ("A", 12))
+    driver = driver_with(
+        replace(SPEC, window=replace(SPEC.window, fill_gaps_ns=60 * S), lateness_ns=30 * S), ("A", 1), ("A", 12)
+    )
     driver.end_of_input()
     driver.rebalance()
     send(driver, ("A", 27), ("A", 70))

@@ -12,11 +12,14 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled import tables
 from workers.compiled.choose import make_lane, supports
 from workers.compiled.lane import BatchLane
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.effects import Effects
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.spec import LaneSpec
 from workers.core.windows.engine import NEVER
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
 S = 10**9
@@ -108,7 +111,7 @@ def test_nothing_is_kept_for_an_expiry_that_never_comes() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_times_at_both_ends_of_64_bits_are_as_near_as_any(sign: int) -> None:
     """The compiled lane must not compute a time to live that is none."""
-    spec = LaneSpec(size_ns=S)
+    spec = LaneSpec(window=TumblingWindows(S))
     far_ms = sign * 9_160_000_000_000
     log = [
         KafkaRecord(n, -1, key.encode(), orjson.dumps({"symbol": key, "ts": ts, "price": 1, "size": 1}))

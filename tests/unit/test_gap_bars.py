@@ -17,13 +17,15 @@ from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_gaps
 from workers.compiled.choose import supports
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
+from workers.core.spec import LaneSpec
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError
 from workers.testing import TestDriver
 
 S = 10**9
 MS = 10**6
-SPEC = LaneSpec(size_ns=5 * S, lag_ns=2 * S, idle_after_ns=S, fill_gaps_ns=20 * S)
+SPEC = LaneSpec(window=TumblingWindows(size_ns=5 * S, fill_gaps_ns=20 * S), lag_ns=2 * S, idle_after_ns=S)
 LATE = replace(SPEC, lateness_ns=30 * S)
 
 
@@ -93,7 +95,9 @@ class TestFilling:
 
     def test_zoned_windows_are_filled_over_a_change_of_clocks(self) -> None:
         hour_ms = 3_600_000
-        spec = replace(SPEC, size_ns=3_600 * S, fill_gaps_ns=86_400 * S, time_zone="America/New_York")
+        spec = replace(
+            SPEC, window=replace(SPEC.window, size_ns=3_600 * S, fill_gaps_ns=86_400 * S, time_zone="America/New_York")
+        )
         driver = TestDriver(spec)
         before = 1_710_046_800_000  # 2024-03-10 00:00 in New York; at 02:00 clocks went to 03:00
         for ts in (before, before + 4 * hour_ms, before + 6 * hour_ms + 2_000):
@@ -225,7 +229,7 @@ class TestLimits:
                 TestDriver(replace(SPEC, payload=payload))
 
     def test_compiled_lanes_leave_it_to_the_reference(self) -> None:
-        assert supports(replace(SPEC, fill_gaps_ns=0))
+        assert supports(replace(SPEC, window=replace(SPEC.window, fill_gaps_ns=0)))
         assert not supports(SPEC)
 
 
@@ -277,7 +281,8 @@ cases = busy_cases() | any_cases()
 
 
 def lane_of(case: Case, fill_ns: int, *, emit_partial: bool = False) -> Lane:
-    spec = replace(spec_of(case.config, emit_partial=emit_partial), fill_gaps_ns=fill_ns)
+    spec = spec_of(case.config, emit_partial=emit_partial)
+    spec = replace(spec, window=replace(spec.window, fill_gaps_ns=fill_ns))
     return Lane(spec, Input(TOPIC, 0, 1))
 
 

@@ -10,19 +10,22 @@ import pytest
 
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.core import partitioning, steps
+from workers.core.effects import Effects
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline import deduplicate as deduplication
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Map
 from workers.core.snapshot import SEGMENT_BYTES
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows import corrections
 from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
+from workers.core.windows.kinds import HoppingWindows, SessionWindows, TumblingWindows, Windows
 from workers.kafka import commit as sink
 from workers.kafka.ports import Fetched
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.worker import committer, partition, report, worker
 from workers.worker.committer import CommitRules
 from workers.worker.partition import Partition, PartitionRules
@@ -60,7 +63,9 @@ def test_with_one_clock_for_a_partition_a_visit_leaves_nothing_behind(key_ttl_ns
 
 def test_a_key_that_comes_back_still_expires_when_its_last_tick_is_too_old() -> None:
     """The sweep leaves what is scheduled for keys that are there."""
-    lane = lane_of(scope="partition", size_ns=100 * S, lag_ns=100 * S, key_ttl_ns=150 * S, idle_after_ns=1_000 * S)
+    lane = lane_of(
+        scope="partition", window=TumblingWindows(100 * S), lag_ns=100 * S, key_ttl_ns=150 * S, idle_after_ns=1_000 * S
+    )
     offset = 0
     frames = []
     for visit in range(3):
@@ -106,8 +111,8 @@ KEEPING: dict[str, tuple[Lane, Callable[[int], KafkaRecord]]] = {
         lane_of(pipeline=(Map("tests.unit.test_growth:wide"),), payload="items"),
         lambda n: tick(n, 0),
     ),
-    "frames": (lane_of(size_ns=S, lag_ns=S), lambda n: tick(n, n * 1_000)),
-    "late ticks": (lane_of(size_ns=S, lag_ns=S), lambda n: tick(n, 10**6 if n == 0 else 0)),
+    "frames": (lane_of(window=TumblingWindows(S), lag_ns=S), lambda n: tick(n, n * 1_000)),
+    "late ticks": (lane_of(window=TumblingWindows(S), lag_ns=S), lambda n: tick(n, 10**6 if n == 0 else 0)),
     "dropped ticks": (lane_of(pipeline=(Deduplicate(("id",), DAY),)), lambda n: tick(n, 0, id=1)),
 }
 
@@ -298,14 +303,12 @@ def engine_of(lane: Lane) -> CorrectingEngine:
 
 
 @pytest.mark.parametrize("restored", [False, True])
-@pytest.mark.parametrize(
-    "kind", [{"kind": "tumbling"}, {"kind": "hopping", "hop_ns": S // 2}, {"kind": "session", "gap_ns": S // 2}]
-)
+@pytest.mark.parametrize("window", [TumblingWindows(S), HoppingWindows(S, hop_ns=S // 2), SessionWindows(S // 2)])
 def test_a_correction_costs_what_its_windows_hold(
-    kind: dict[str, object], restored: bool, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+    window: Windows, restored: bool, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five thousand windows of two trades: a cancel reads those that hold its trade; of an unknown id it reads none."""
-    spec = {"size_ns": S, "lateness_ns": DAY, "corrections": RULES, **kind}
+    spec = {"window": window, "lateness_ns": DAY, "corrections": RULES}
     lane = lane_of(**spec)
     count = 10_000
     lane.process([tick(number, number // 2 * 1_000, id=number) for number in range(count)])
@@ -332,7 +335,7 @@ def test_a_correction_costs_what_its_windows_hold(
 
 
 def test_the_ids_of_windows_that_are_gone_are_forgotten() -> None:
-    lane = lane_of(size_ns=S, corrections=RULES)
+    lane = lane_of(window=TumblingWindows(S), corrections=RULES)
     engine = engine_of(lane)
     for begin in range(0, 50_000, 1_000):
         lane.process(
@@ -344,7 +347,7 @@ def test_the_ids_of_windows_that_are_gone_are_forgotten() -> None:
 
 def test_ids_are_forgotten_with_their_symbol_and_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corrections, "FORGOTTEN_AT_ONCE", 100)
-    lane = lane_of(size_ns=S, corrections=RULES, key_ttl_ns=60 * S)
+    lane = lane_of(window=TumblingWindows(S), corrections=RULES, key_ttl_ns=60 * S)
     engine = engine_of(lane)
     lane.process([tick(number, 0, "old", id=number) for number in range(1_000)])
     lane.process([tick(1_000, 100_000, "new", id="x")])
@@ -355,7 +358,7 @@ def test_ids_are_forgotten_with_their_symbol_and_in_portions(monkeypatch: pytest
 
 
 def test_an_id_that_comes_again_and_again_is_noted_once_for_each_window() -> None:
-    lane = lane_of(size_ns=S, lateness_ns=DAY, corrections=RULES)
+    lane = lane_of(window=TumblingWindows(S), lateness_ns=DAY, corrections=RULES)
     lane.process([tick(number, number % 5 * 1_000, id="same") for number in range(1_000)])
     index = engine_of(lane)._indices["A"]
     assert len(index) == 5
@@ -366,11 +369,11 @@ def test_an_id_that_comes_again_and_again_is_noted_once_for_each_window() -> Non
 
 STORED: dict[str, dict[str, object]] = {
     "windows": {},
-    "items": {"payload": "items", "size_ns": 10**6 * S},
-    "sessions": {"kind": "session", "gap_ns": S // 2},
-    "filled": {"fill_gaps_ns": 60 * S},
+    "items": {"payload": "items", "window": TumblingWindows(10**6 * S)},
+    "sessions": {"window": SessionWindows(S // 2)},
+    "filled": {"window": TumblingWindows(S, fill_gaps_ns=60 * S)},
     "corrections": {"corrections": RULES},
-    "ids": {"pipeline": (Deduplicate(("id",), DAY),), "size_ns": 10**6 * S},
+    "ids": {"pipeline": (Deduplicate(("id",), DAY),), "window": TumblingWindows(10**6 * S)},
     "partition": {"scope": "partition"},
 }
 
@@ -380,7 +383,7 @@ def test_a_plain_lane_is_restored_in_steps_of_bounded_work(name: str, monkeypatc
     """Ten thousand things that are stored take several steps, and what comes of it is the same."""
     monkeypatch.setattr(steps, "UNITS", 200)
     monkeypatch.setattr(deduplication, "PART_IDS", 500)
-    spec = {"size_ns": S, "lateness_ns": DAY, **STORED[name]}
+    spec = {"window": TumblingWindows(S), "lateness_ns": DAY, **STORED[name]}
     lane = lane_of(**spec)
     lane.process([tick(number, number * 1_000, id=number, text="x" * 300) for number in range(10_000)])
     stored = entries_of(lane.take_changes())

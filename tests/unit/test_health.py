@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from workers.backpressure.levels import Level
 from workers.errors import ConfigError
-from workers.settings.all import METRICS_OFF, MetricsSettings
+from workers.settings import METRICS_OFF, MetricsSettings
 from workers.telemetry.health import MAX_CONNECTIONS, HealthServer
 from workers.telemetry.metrics import Metrics
 

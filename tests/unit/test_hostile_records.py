@@ -26,13 +26,16 @@ from tests.raw_batches import by_hand, packed
 from workers.compiled.choose import supports
 from workers.compiled.lane import BatchLane
 from workers.core.aggregates import Aggregation
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle
-from workers.core.records import RawRecord
-from workers.core.ticks import DEEPEST_TICK, Record, Rejection, Tick, TickFormat, excerpt, is_deeper
+from workers.core.records import RawRecord, Record
+from workers.core.spec import LaneSpec
+from workers.core.ticks import DEEPEST_TICK, Rejection, Tick, TickFormat, excerpt, is_deeper
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import BrokerError, CallbackError
 from workers.kafka.commit import SinkSpec
 from workers.kafka.fit import fit, size_in_batch
@@ -212,7 +215,7 @@ def a_spec(rng: random.Random) -> LaneSpec:
     while True:
         spec = LaneSpec(
             tick=TickFormat(unit="ms", on_misrouted=rng.choice(["warn", "warn", "reject"])),
-            size_ns=rng.choice([50 * MS, S]),
+            window=TumblingWindows(rng.choice([50 * MS, S])),
             lag_ns=rng.choice([10 * MS, 2 * S]),
             lateness_ns=rng.choice([0, 50 * MS]),
             key_ttl_ns=rng.choice([S, DAY, 3 * DAY]),
@@ -225,27 +228,29 @@ def a_spec(rng: random.Random) -> LaneSpec:
             format=rng.choice(["json", "json", "json", "frames"]),
             corrections=rng.choice([None, CorrectionRules("kind", ("X",), ("C",), "id")]),
         )
-        window: dict[str, Any] = rng.choice(
+        size_ns = spec.window.size_ns
+        window = rng.choice(
             [
-                {},
-                {"offset_ns": 7 * MS},
-                {"time_zone": "Europe/Berlin", "size_ns": 3_600 * S},
-                {"fill_gaps_ns": 2 * S},
-                {"kind": "hopping", "hop_ns": 10 * MS, "size_ns": 50 * MS},
-                {"kind": "session", "gap_ns": 20 * MS},
-                {"kind": "calendar", "calendar": "XNYS"},
+                spec.window,
+                TumblingWindows(size_ns, offset_ns=7 * MS),
+                TumblingWindows(3_600 * S, time_zone="Europe/Berlin"),
+                TumblingWindows(size_ns, fill_gaps_ns=2 * S),
+                HoppingWindows(50 * MS, hop_ns=10 * MS),
+                SessionWindows(20 * MS),
+                CalendarWindows("XNYS"),
             ]
         )
+        fills = isinstance(window, TumblingWindows) and window.fill_gaps_ns > 0
         if spec.format == "frames":
             spec = replace(
                 spec, scope="key", pipeline=(), corrections=None, aggregation="ohlcv", payload="ohlcv", lag_ns=0
             )
-            if window.get("kind") == "session" or "fill_gaps_ns" in window:
+            if window.merges or fills:
                 continue
-        spec = replace(spec, **window)
-        if spec.fill_gaps_ns and (spec.corrections or spec.payload != "ohlcv" or spec.aggregation != "ohlcv"):
+        spec = replace(spec, window=window)
+        if fills and (spec.corrections or spec.payload != "ohlcv" or spec.aggregation != "ohlcv"):
             continue
-        if spec.kind == "calendar":
+        if window.kind == "calendar":
             spec = replace(spec, key_ttl_ns=3 * DAY)
         return spec
 
@@ -384,7 +389,7 @@ CORRECTIONS = CorrectionRules("kind", ("X",), ("C",), "id")
 SPECS = {
     "ticks": LaneSpec(),
     "items": LaneSpec(payload="both"),
-    "frames": LaneSpec(format="frames", size_ns=S, lag_ns=0),
+    "frames": LaneSpec(format="frames", window=TumblingWindows(S), lag_ns=0),
     "corrections": LaneSpec(corrections=CORRECTIONS, payload="items"),
 }
 
@@ -482,7 +487,7 @@ def test_frames_that_say_more_ticks_than_there_are_nanoseconds_are_refused() -> 
 
 
 def test_the_counts_of_all_that_a_parent_can_hold_fit_64_bits() -> None:
-    spec = LaneSpec(format="frames", size_ns=366 * DAY, lag_ns=0, key_ttl_ns=366 * DAY)
+    spec = LaneSpec(format="frames", window=TumblingWindows(366 * DAY), lag_ns=0, key_ttl_ns=366 * DAY)
     lane = Lane(spec, Input("ticks", 0, 1))
     half = 183 * 86_400_000
     begin = NOW_MS // (2 * half) * 2 * half

@@ -12,8 +12,9 @@ from tests.strategies import SYMBOLS, Case, configs, streams
 from tests.unit.test_lane import kafka_records, spec_of
 from workers.apps.inspect.explain import differences, parse_time
 from workers.apps.inspect.witness import Investigation, WindowStory, seconds_text
-from workers.core.lane import Input, LaneSpec
+from workers.core.lane import Input
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.testing import TestDriver
 from workers.times import MAX_EVENT_TIME_NS, parse_rfc3339

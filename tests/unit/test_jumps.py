@@ -18,15 +18,18 @@ from tests.unit.test_lane import TOPIC, KafkaRecord, late_entries, real_frames, 
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports, takes_batches
 from workers.compiled.lane import BatchLane
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
 from workers.core.jumps import JumpGuard
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
 S, MS = 10**9, 10**6
@@ -46,7 +49,7 @@ def timeline(text: str) -> list[KafkaRecord]:
 
 
 def guarded(**changes: object) -> LaneSpec:
-    spec = LaneSpec(size_ns=10 * MS, lag_ns=20 * MS, max_jump_ns=JUMP_MS * MS)
+    spec = LaneSpec(window=TumblingWindows(10 * MS), lag_ns=20 * MS, max_jump_ns=JUMP_MS * MS)
     return replace(spec, **changes)  # type: ignore[arg-type]
 
 

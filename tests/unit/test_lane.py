@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.strategies import Case, configs, cuts, streams
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
+from workers.core.spec import LaneSpec
 from workers.core.ticks import TickFormat
+from workers.core.windows.kinds import TumblingWindows
 
 TOPIC = "ticks"
 
@@ -37,7 +40,7 @@ def spec_of(config: oracle.Config, *, emit_partial: bool = False) -> LaneSpec:
         TickFormat(
             *(symbol, ts, price, size, config.unit, config.max_future_skew_ns, config.on_misrouted, config.min_time_ns)
         ),
-        size_ns=config.size_ns,
+        window=TumblingWindows(config.size_ns),
         lag_ns=config.lag_ns,
         lateness_ns=config.allowed_lateness_ns,
         idle_after_ns=config.size_ns,

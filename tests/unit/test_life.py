@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.worker.life import TABLE, Action, Event, Life, LifeError, Phase, after
+from workers.worker.life import TABLE, Action, Life, LifeError, LifeEvent, Phase, after
 
 OPENING, RUNNING, SUSPENDED, CLOSED = Phase.OPENING, Phase.RUNNING, Phase.SUSPENDED, Phase.CLOSED
 CLOSE = (CLOSED, (Action.CLOSE,))
@@ -16,47 +16,47 @@ DISCARD = (CLOSED, (Action.DISCARD,))
 
 # What is to become of each, written by hand and not taken from the table. None: it can't be.
 EXPECTED = {
-    (OPENING, Event.OPENED): (RUNNING, (Action.COMMIT_WHEN_DUE, Action.START_READING)),
-    (OPENING, Event.OPENED_UNOWNED): (SUSPENDED, (Action.COMMIT_WHEN_DUE,)),
-    (OPENING, Event.OPENING_FAILED): (OPENING, (Action.DISCARD,)),
-    (OPENING, Event.REVOKED): (OPENING, ()),
-    (OPENING, Event.ASSIGNED): (OPENING, ()),
-    (OPENING, Event.LOST): CLOSE,
-    (OPENING, Event.COMMIT_FAILED): None,
-    (OPENING, Event.STOPPED): CLOSE,
-    (RUNNING, Event.OPENED): None,
-    (RUNNING, Event.OPENED_UNOWNED): None,
-    (RUNNING, Event.OPENING_FAILED): None,
-    (RUNNING, Event.REVOKED): (SUSPENDED, ()),
-    (RUNNING, Event.ASSIGNED): (RUNNING, (Action.START_READING,)),
-    (RUNNING, Event.LOST): CLOSE,
-    (RUNNING, Event.COMMIT_FAILED): (OPENING, (Action.STOP_READING, Action.DISCARD, Action.OPEN)),
-    (RUNNING, Event.STOPPED): CLOSE,
-    (SUSPENDED, Event.OPENED): None,
-    (SUSPENDED, Event.OPENED_UNOWNED): None,
-    (SUSPENDED, Event.OPENING_FAILED): None,
-    (SUSPENDED, Event.REVOKED): (SUSPENDED, ()),
-    (SUSPENDED, Event.ASSIGNED): (RUNNING, (Action.START_READING,)),
-    (SUSPENDED, Event.LOST): CLOSE,
-    (SUSPENDED, Event.COMMIT_FAILED): DISCARD,
-    (SUSPENDED, Event.STOPPED): CLOSE,
-    (CLOSED, Event.OPENED): DISCARD,
-    (CLOSED, Event.OPENED_UNOWNED): DISCARD,
-    (CLOSED, Event.OPENING_FAILED): DISCARD,
-    (CLOSED, Event.REVOKED): (CLOSED, ()),
-    (CLOSED, Event.ASSIGNED): (CLOSED, (Action.CLOSE, Action.REPLACE)),
-    (CLOSED, Event.LOST): CLOSE,
-    (CLOSED, Event.COMMIT_FAILED): DISCARD,
-    (CLOSED, Event.STOPPED): CLOSE,
+    (OPENING, LifeEvent.OPENED): (RUNNING, (Action.COMMIT_WHEN_DUE, Action.START_READING)),
+    (OPENING, LifeEvent.OPENED_UNOWNED): (SUSPENDED, (Action.COMMIT_WHEN_DUE,)),
+    (OPENING, LifeEvent.OPENING_FAILED): (OPENING, (Action.DISCARD,)),
+    (OPENING, LifeEvent.REVOKED): (OPENING, ()),
+    (OPENING, LifeEvent.ASSIGNED): (OPENING, ()),
+    (OPENING, LifeEvent.LOST): CLOSE,
+    (OPENING, LifeEvent.COMMIT_FAILED): None,
+    (OPENING, LifeEvent.STOPPED): CLOSE,
+    (RUNNING, LifeEvent.OPENED): None,
+    (RUNNING, LifeEvent.OPENED_UNOWNED): None,
+    (RUNNING, LifeEvent.OPENING_FAILED): None,
+    (RUNNING, LifeEvent.REVOKED): (SUSPENDED, ()),
+    (RUNNING, LifeEvent.ASSIGNED): (RUNNING, (Action.START_READING,)),
+    (RUNNING, LifeEvent.LOST): CLOSE,
+    (RUNNING, LifeEvent.COMMIT_FAILED): (OPENING, (Action.STOP_READING, Action.DISCARD, Action.OPEN)),
+    (RUNNING, LifeEvent.STOPPED): CLOSE,
+    (SUSPENDED, LifeEvent.OPENED): None,
+    (SUSPENDED, LifeEvent.OPENED_UNOWNED): None,
+    (SUSPENDED, LifeEvent.OPENING_FAILED): None,
+    (SUSPENDED, LifeEvent.REVOKED): (SUSPENDED, ()),
+    (SUSPENDED, LifeEvent.ASSIGNED): (RUNNING, (Action.START_READING,)),
+    (SUSPENDED, LifeEvent.LOST): CLOSE,
+    (SUSPENDED, LifeEvent.COMMIT_FAILED): DISCARD,
+    (SUSPENDED, LifeEvent.STOPPED): CLOSE,
+    (CLOSED, LifeEvent.OPENED): DISCARD,
+    (CLOSED, LifeEvent.OPENED_UNOWNED): DISCARD,
+    (CLOSED, LifeEvent.OPENING_FAILED): DISCARD,
+    (CLOSED, LifeEvent.REVOKED): (CLOSED, ()),
+    (CLOSED, LifeEvent.ASSIGNED): (CLOSED, (Action.CLOSE, Action.REPLACE)),
+    (CLOSED, LifeEvent.LOST): CLOSE,
+    (CLOSED, LifeEvent.COMMIT_FAILED): DISCARD,
+    (CLOSED, LifeEvent.STOPPED): CLOSE,
 }
 
 
 def test_every_phase_with_every_event_is_decided_here() -> None:
-    assert set(EXPECTED) == set(itertools.product(Phase, Event))
+    assert set(EXPECTED) == set(itertools.product(Phase, LifeEvent))
 
 
 @pytest.mark.parametrize(("phase", "event"), EXPECTED, ids=lambda each: each.name.lower())
-def test_each_phase_takes_each_event(phase: Phase, event: Event) -> None:
+def test_each_phase_takes_each_event(phase: Phase, event: LifeEvent) -> None:
     assert after(phase, event) == EXPECTED[phase, event]
     life = Life()
     life.phase = phase
@@ -72,10 +72,10 @@ def test_each_phase_takes_each_event(phase: Phase, event: Event) -> None:
 
 def test_what_can_not_be_is_told_with_what_came_before() -> None:
     life = Life()
-    life.on(Event.OPENED)
-    life.on(Event.REVOKED)
+    life.on(LifeEvent.OPENED)
+    life.on(LifeEvent.REVOKED)
     with pytest.raises(LifeError, match=r"is suspended can't be told 'opened'; before: opened, revoked"):
-        life.on(Event.OPENED)
+        life.on(LifeEvent.OPENED)
 
 
 def test_every_action_is_asked_for_or_is_the_backlogs() -> None:
@@ -83,8 +83,8 @@ def test_every_action_is_asked_for_or_is_the_backlogs() -> None:
     assert set(Action) - asked == {Action.PAUSE, Action.RESUME}
 
 
-@given(st.lists(st.sampled_from(list(Event)), max_size=40))
-def test_whatever_happens_one_opening_is_under_way_at_a_time_and_closed_is_for_ever(events: list[Event]) -> None:
+@given(st.lists(st.sampled_from(list(LifeEvent)), max_size=40))
+def test_whatever_happens_one_opening_is_under_way_at_a_time_and_closed_is_for_ever(events: list[LifeEvent]) -> None:
     """The producer, the tasks and the reading that the actions leave behind, over any history."""
     life = Life()
     opening, reading = True, False  # whoever makes a partition opens it
@@ -92,7 +92,7 @@ def test_whatever_happens_one_opening_is_under_way_at_a_time_and_closed_is_for_e
         before = life.phase
         if after(before, event) is None:
             continue
-        if event in (Event.OPENED, Event.OPENED_UNOWNED):
+        if event in (LifeEvent.OPENED, LifeEvent.OPENED_UNOWNED):
             if not opening:
                 continue  # nobody is there to tell it
             opening = False

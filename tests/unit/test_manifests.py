@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from workers.apps.store.metrics import StoreMetrics
-from workers.settings.all import Settings, load_settings
+from workers.settings import Settings, load_settings
 from workers.telemetry.metrics import Metrics
 from workers.times import parse_duration
 from workers.worker.worker import STOP_TIMEOUT_S

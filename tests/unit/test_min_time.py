@@ -14,13 +14,15 @@ from tests.raw_batches import batches
 from tests.unit.test_bars_from_bars import SPEC as FRAMES
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled.choose import make_lane
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.effects import Effects
+from workers.core.lane import Input, Lane
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
 from workers.core.pipeline.pipeline import Map
+from workers.core.spec import LaneSpec
 from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
 from workers.core.windows.corrections import CorrectionRules
 from workers.errors import CallbackError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 from workers.times import parse_instant
 
@@ -120,7 +122,7 @@ def test_frames_of_1970_are_rejected_as_well() -> None:
         **dict.fromkeys(("open", "high", "low", "close", "volume", "vwap"), 1.0),
     }
     record = KafkaRecord(0, SENT_MS, b"A", orjson.dumps(child))
-    guarded = Lane(LaneSpec(GUARDED, FRAMES.size_ns, format="frames"), Input(TOPIC, 0, 1))
+    guarded = Lane(LaneSpec(GUARDED, FRAMES.window, format="frames"), Input(TOPIC, 0, 1))
     effects = guarded.process([record])
     [(reason, message)] = letters(effects)
     assert reason == "timestamp_out_of_range"

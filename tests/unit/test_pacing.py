@@ -16,7 +16,7 @@ from workers.apps.produce.market import Market
 from workers.apps.produce.send import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
 from workers.commands.produce import _synthetic_source
 from workers.core.ticks import TickFormat
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 FORM = TickFormat()
 ENDLESS = itertools.repeat((b"A", b'{"symbol":"A","ts":0}'))

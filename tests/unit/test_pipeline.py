@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tests import oracle, pipeline_oracle
 from tests.pipeline_oracle import Account, End, Item
 from tests.strategies import cuts
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
 from workers.core.pipeline.pipeline import (
     Conflate,
@@ -30,7 +31,9 @@ from workers.core.pipeline.pipeline import (
     Throttle,
     describe,
 )
+from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 
 MS = 1_000_000
@@ -204,7 +207,7 @@ class Setting:
     def lane(self) -> Lane:
         config = self.config
         spec = LaneSpec(
-            size_ns=config.size_ns,
+            window=TumblingWindows(config.size_ns),
             lag_ns=config.lag_ns,
             lateness_ns=config.allowed_lateness_ns,
             key_ttl_ns=None if config.key_ttl_ns == oracle.NEVER_NS else config.key_ttl_ns,
@@ -470,7 +473,7 @@ def ticks(*described: tuple[str, int] | tuple[str, int, dict[str, object]]) -> l
 
 
 def lane_with(*pipeline: OperatorSpec, **options: object) -> Lane:
-    spec = LaneSpec(pipeline=pipeline, **{"size_ns": 10 * MS, "lag_ns": 5 * MS, **options})  # type: ignore[arg-type]
+    spec = LaneSpec(pipeline=pipeline, **{"window": TumblingWindows(10 * MS), "lag_ns": 5 * MS, **options})  # type: ignore[arg-type]
     return Lane(spec, Input("ticks", 0, 1))
 
 

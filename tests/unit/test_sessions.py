@@ -19,13 +19,15 @@ from tests.strategies import Case, configs, ended, streams
 from tests.unit.test_lane import TOPIC, KafkaRecord, kafka_records, late_entries, real_frames, run_through, spec_of
 from tests.window_oracles import run_sessions
 from workers import Aggregation, SessionWindowSpec, Tick, WatermarkPolicy, WindowFrame, window_event_time
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
+from workers.core.windows.kinds import SessionWindows
 from workers.errors import ConfigError
 from workers.testing import TestDriver
 
 S = 10**9
 MS = 10**6
-SPEC = LaneSpec(kind="session", gap_ns=5 * S, lag_ns=2 * S, idle_after_ns=S)
+SPEC = LaneSpec(window=SessionWindows(5 * S), lag_ns=2 * S, idle_after_ns=S)
 LATE = replace(SPEC, lateness_ns=20 * S)
 
 
@@ -358,7 +360,7 @@ cases = busy_cases() | any_cases
 
 
 def lane_of(case: Case, *, emit_partial: bool = False) -> Lane:
-    spec = replace(spec_of(case.config, emit_partial=emit_partial), kind="session", gap_ns=case.config.size_ns)
+    spec = replace(spec_of(case.config, emit_partial=emit_partial), window=SessionWindows(case.config.size_ns))
     return Lane(spec, Input(TOPIC, 0, 1))
 
 

@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import workers.settings as module
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
-from workers.settings.all import (
+from workers.kafka.options import client_options, consumer_options, producer_options
+from workers.settings import (
     METRICS_OFF,
     OPERATORS,
     KafkaSettings,
@@ -32,16 +34,11 @@ from workers.settings.all import (
     Settings,
     TopicsSettings,
     WindowSettings,
-    client_options,
-    consumer_options,
-    describe_settings,
     load_settings,
-    operator_reference,
-    producer_options,
-    reference,
 )
-from workers.settings.all import all as module
+from workers.settings.kafka import MANAGED
 from workers.settings.lane import lane_spec
+from workers.settings.reference import ReferenceRow, describe_settings, operator_reference, reference
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -276,7 +273,7 @@ def test_an_unknown_flag_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(module._MANAGED))
+@pytest.mark.parametrize("name", sorted(MANAGED))
 def test_kafka_names_that_are_not_the_users_are_refused_with_the_reason(name: str) -> None:
     line = problem(f'[kafka]\n"{name}" = "x"')
     assert line.startswith(f"x.toml: kafka.{name} can't be set: ")
@@ -1011,7 +1008,7 @@ def test_every_setting_is_documented_with_what_is_allowed_and_its_default() -> N
 @pytest.mark.parametrize(
     "row", [row for row in reference() if row.default and row.key != "pipeline"], ids=lambda row: row.key
 )
-def test_every_documented_default_can_be_written_back(row: module.ReferenceRow) -> None:
+def test_every_documented_default_can_be_written_back(row: ReferenceRow) -> None:
     settings = load("", {"WORKERS__" + row.key.upper().replace(".", "__"): row.default})
     assert settings == Settings()
     assert rows(settings)[row.key][1].startswith("env ")

@@ -39,7 +39,7 @@ from workers.apps.store.postgres import PostgresStore
 from workers.apps.store.queue import Chunk, FrameQueue
 from workers.apps.store.sqlite import SqliteStore
 from workers.errors import ConfigError, StateFormatError
-from workers.settings.all import Settings, StoreSettings
+from workers.settings import Settings, StoreSettings
 
 TOPIC = "frames"
 
@@ -557,6 +557,6 @@ def test_what_belongs_to_owners_that_are_gone_is_dropped() -> None:
 
 
 def test_the_queue_is_hard_at_the_high_watermark_and_reads_on_at_the_low_one() -> None:
-    policy = queue_policy(Settings(), min_dwell_ns=0)
+    policy = queue_policy(Settings().store, Settings().backpressure, min_dwell_ns=0)
     assert (policy.soft, policy.hard) == (25_000, 37_500)
     assert policy.release * policy.hard == pytest.approx(12_500)

@@ -17,7 +17,7 @@ from workers.apps.produce.files import open_ticks
 from workers.commands.cli import app
 from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
-from workers.settings.all import load_settings
+from workers.settings import load_settings
 
 MS = 1_736_000_000_123
 SETTINGS = load_settings(environ={})

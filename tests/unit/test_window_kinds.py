@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import orjson
 import pytest
@@ -17,9 +18,14 @@ from tests.unit.test_lane import kafka_records, lane_configs, late_entries, real
 from workers import CalendarWindowSpec, HoppingWindowSpec, TumblingWindowSpec, window_event_time
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import make_lane, supports
-from workers.core.lane import Input, Lane, LaneSpec, entries_of
-from workers.core.windows.assign import Assigner, ExchangeSessions, WindowSpec
+from workers.core.lane import Input, Lane, entries_of
+from workers.core.spec import LaneSpec
+from workers.core.windows.assign import Assigner, ExchangeSessions
+from workers.core.windows.kinds import KINDS as OF_SETTINGS
+from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows, Windows
 from workers.errors import StateMismatchError
+from workers.settings import WindowSettings
+from workers.streams.specs import WindowSpec
 from workers.testing import TestDriver
 
 S, MS = 10**9, 10**6
@@ -45,13 +51,19 @@ class Recurring:
 
 
 @dataclass(frozen=True)
-class RecurringSpec(LaneSpec):
-    """A lane with such sessions."""
+class RecurringWindows(Windows):
+    """Such sessions, as a kind of windows."""
 
-    period_ns: int = 1
+    kind = "calendar"
+    period_ns: int
+    open_ns: int
 
     def assigner(self) -> Assigner:
-        return Recurring(self.period_ns, self.size_ns)
+        return Recurring(self.period_ns, self.open_ns)
+
+    @property
+    def length(self) -> str:
+        return "longest session"
 
 
 @dataclass(frozen=True)
@@ -94,17 +106,16 @@ def kinds(draw: st.DrawFn) -> Kind:
         case "offset":
             offset_ns = draw(st.integers(0, config.size_ns // step_ns - 1)) * step_ns
             config = replace(config, windows_of=with_offset(config.size_ns, offset_ns))
-            spec = replace(spec, offset_ns=offset_ns)
+            spec = replace(spec, window=replace(spec.window, offset_ns=offset_ns))
         case "hopping":
             hop_ns = draw(st.integers(1, config.size_ns // step_ns)) * step_ns
             offset_ns = draw(st.integers(0, hop_ns // step_ns - 1)) * step_ns
             config = replace(config, windows_of=hopping(config.size_ns, hop_ns, offset_ns))
-            spec = replace(spec, kind="hopping", hop_ns=hop_ns, offset_ns=offset_ns)
+            spec = replace(spec, window=HoppingWindows(size_ns=spec.window.size_ns, hop_ns=hop_ns, offset_ns=offset_ns))
         case _:
             period_ns = config.size_ns + draw(st.integers(1, 12)) * step_ns
             config = replace(config, windows_of=Recurring(period_ns, config.size_ns).assign)
-            fields = {name: getattr(spec, name) for name in LaneSpec.__dataclass_fields__}
-            spec = RecurringSpec(**fields, period_ns=period_ns)
+            spec = replace(spec, window=RecurringWindows(period_ns, config.size_ns))
     return Kind(config, spec, draw(streams(config)))
 
 
@@ -135,12 +146,12 @@ def test_batches_crashes_clocks_and_flushes_change_no_frame(case: Kind, data: st
 # -- what is stored, and which lane -----------------------------------------------------------------------------------
 
 KINDS = {
-    "tumbling with an offset": LaneSpec(offset_ns=S),
-    "tumbling in a zone": LaneSpec(size_ns=HOUR, time_zone="America/New_York"),
-    "hopping": LaneSpec(kind="hopping", hop_ns=S),
-    "session": LaneSpec(kind="session", gap_ns=S),
-    "calendar": LaneSpec(kind="calendar", calendar="XNYS"),
-    "filled gaps": LaneSpec(fill_gaps_ns=60 * S),
+    "tumbling with an offset": LaneSpec(window=TumblingWindows(offset_ns=S)),
+    "tumbling in a zone": LaneSpec(window=TumblingWindows(size_ns=HOUR, time_zone="America/New_York")),
+    "hopping": LaneSpec(window=HoppingWindows(size_ns=5 * S, hop_ns=S)),
+    "session": LaneSpec(window=SessionWindows(S)),
+    "calendar": LaneSpec(window=CalendarWindows("XNYS")),
+    "filled gaps": LaneSpec(window=TumblingWindows(fill_gaps_ns=60 * S)),
 }
 
 
@@ -175,6 +186,29 @@ def test_the_settings_stored_with_plain_windows_are_what_they_always_were() -> N
     }
 
 
+STORED = {
+    "tumbling with an offset": {"window.size_ns": 5 * S, "window.offset_ns": S},
+    "tumbling in a zone": {"window.size_ns": HOUR, "window.time_zone": "America/New_York"},
+    "hopping": {"window.size_ns": 5 * S, "window.kind": "hopping", "window.hop_ns": S},
+    "session": {"window.size_ns": 5 * S, "window.kind": "session", "window.gap_ns": S},
+    "calendar": {"window.size_ns": 5 * S, "window.kind": "calendar", "window.calendar": "XNYS"},
+    "filled gaps": {"window.size_ns": 5 * S, "window.fill_gaps_ns": 60 * S},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_settings_stored_with_a_kind_are_those_that_mean_something_for_it(name: str) -> None:
+    stored = KINDS[name].fingerprint(1, None)
+    assert orjson.dumps(stored) == orjson.dumps({**LaneSpec().fingerprint(1, None), **STORED[name]})
+
+
+def test_every_kind_of_the_settings_is_a_type_that_they_can_make() -> None:
+    assert set(OF_SETTINGS) == set(get_args(WindowSettings.model_fields["kind"].annotation))
+    for name, kind in OF_SETTINGS.items():
+        assert kind.kind == name
+        assert set(kind.settings()) <= set(WindowSettings.model_fields)
+
+
 # -- exchange sessions, end to end without a broker -------------------------------------------------------------------
 
 
@@ -183,7 +217,7 @@ def new_york(text: str) -> datetime:
 
 
 def test_an_exchange_session_closes_by_the_trades_after_hours_which_are_late() -> None:
-    driver = TestDriver(LaneSpec(kind="calendar", calendar="XNYS", close_grace_ns=60 * S))
+    driver = TestDriver(LaneSpec(window=CalendarWindows("XNYS", close_grace_ns=60 * S)))
     driver.send("AAPL", new_york("2024-01-05T09:29:59"), 9, 1)  # before the open; there is no clock yet
     driver.send("AAPL", new_york("2024-01-05T09:30:00"), 10, 1)
     driver.send("AAPL", new_york("2024-01-05T16:00:30"), 11, 1)  # closing auction, within the grace
@@ -204,7 +238,7 @@ def test_an_exchange_session_closes_by_the_trades_after_hours_which_are_late() -
 
 def test_a_clock_that_was_moved_outside_of_sessions_survives_a_crash() -> None:
     def run(*, crash: bool) -> list[dict[str, object]]:
-        driver = TestDriver(LaneSpec(kind="calendar", calendar="XNYS", lateness_ns=HOUR))
+        driver = TestDriver(LaneSpec(window=CalendarWindows("XNYS"), lateness_ns=HOUR))
         driver.send("AAPL", new_york("2024-01-05T10:00"), 10, 1)
         driver.send("AAPL", new_york("2024-01-05T16:30"), 11, 1)
         driver.commit()
@@ -222,7 +256,7 @@ def test_a_clock_that_was_moved_outside_of_sessions_survives_a_crash() -> None:
 
 
 def test_a_full_session_holds_the_evening_the_weekend_and_the_next_day() -> None:
-    driver = TestDriver(LaneSpec(kind="calendar", calendar="XNYS", session="full", key_ttl_ns=8 * DAY))
+    driver = TestDriver(LaneSpec(window=CalendarWindows("XNYS", session="full"), key_ttl_ns=8 * DAY))
     for text in (
         "2024-01-05T15:59:59",
         "2024-01-05T16:00",
@@ -240,7 +274,7 @@ def test_a_full_session_holds_the_evening_the_weekend_and_the_next_day() -> None
 
 def test_ticks_beyond_what_a_calendar_knows_are_outside_of_sessions() -> None:
     first_ns, last_ns = ExchangeSessions("XNYS").known_ns
-    driver = TestDriver(LaneSpec(kind="calendar", calendar="XNYS"))
+    driver = TestDriver(LaneSpec(window=CalendarWindows("XNYS")))
     for ts_ns in (first_ns - MS, last_ns):
         driver.send("AAPL", datetime.fromtimestamp(ts_ns // S, UTC), 10, 1)
     driver.commit()
@@ -262,7 +296,7 @@ def investigate(spec: LaneSpec, first_ns: int, last_ns: int, ticks: Sequence[tup
 
 
 def test_an_investigation_shows_a_tick_in_every_hopping_window() -> None:
-    spec = LaneSpec(kind="hopping", size_ns=10 * S, hop_ns=5 * S)
+    spec = LaneSpec(window=HoppingWindows(size_ns=10 * S, hop_ns=5 * S))
     found = investigate(spec, 7 * S, 7 * S, [(3, 1), (7, 2), (11, 3), (40, 4), (8, 5)])
     assert sorted(found.windows) == [0, 5 * S]
     assert [(tick.offset, tick.fate) for tick in found.windows[0].ticks] == [(0, "joined"), (1, "joined"), (4, "late")]
@@ -275,7 +309,7 @@ def test_an_investigation_shows_a_tick_in_every_hopping_window() -> None:
 
 
 def test_an_investigation_follows_sessions_as_they_become_one() -> None:
-    spec = LaneSpec(kind="session", gap_ns=10 * S, lag_ns=30 * S)
+    spec = LaneSpec(window=SessionWindows(10 * S), lag_ns=30 * S)
     found = investigate(spec, 15 * S, 15 * S, [(0, 1), (18, 2), (9, 3), (75, 4), (150, 1), (12, 1)])
     (story,) = found.touching()
     assert (story.start_ns, story.end_ns) == (0, 28 * S)
@@ -289,7 +323,7 @@ def test_an_investigation_follows_sessions_as_they_become_one() -> None:
 
 
 def test_an_investigation_tells_of_ticks_outside_of_sessions() -> None:
-    spec = LaneSpec(kind="calendar", calendar="XNYS")
+    spec = LaneSpec(window=CalendarWindows("XNYS"))
     opens, closes = (new_york(f"2024-01-05T{text}").timestamp() for text in ("09:30", "16:00"))
     found = investigate(spec, int(closes) * S, int(closes + 60) * S, [(opens, 1), (closes + 1, 2), (closes + 5, 3)])
     assert found.windows == {}
@@ -302,7 +336,7 @@ def test_an_investigation_tells_of_ticks_outside_of_sessions() -> None:
 
 
 def test_an_investigation_knows_that_a_symbol_without_windows_moves_the_partitions_clock() -> None:
-    spec = LaneSpec(kind="calendar", calendar="XNYS", scope="partition")
+    spec = LaneSpec(window=CalendarWindows("XNYS"), scope="partition")
     opens, closes = (new_york(f"2024-01-05T{text}").timestamp() for text in ("09:30", "16:00"))
     found = investigate(spec, int(opens) * S, int(opens) * S, [(closes + 1, 1), (opens, 2)])
     (story,) = found.touching()

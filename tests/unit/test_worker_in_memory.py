@@ -16,7 +16,7 @@ from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
 from workers.kafka.memory import MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.testing import TestDriver
 from workers.worker.life import Phase
 from workers.worker.worker import Worker

@@ -19,20 +19,22 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import orjson
-from aiokafka.errors import KafkaError
 
 from workers.apps.broker.supervisor import Supervisor
 from workers.apps.inspect.tail import frame_line, tail
-from workers.core.snapshot import META_KEY, Counts
+from workers.core.effects import Counts
+from workers.core.snapshot import META_KEY
 from workers.errors import BrokerError, WorkersError
 from workers.kafka.changelog import read_changelog
-from workers.kafka.connection import admin_client
+from workers.kafka.clients import admin_client
+from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import consumer_options
 from workers.kafka.topics import delete_topics, ensure_topics
-from workers.settings.all import Settings, consumer_options, load_settings
+from workers.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from aiokafka import ConsumerRecord
+    from workers.kafka.reading import KafkaRecord
 
 __all__ = ["Demo", "DemoSummary"]
 
@@ -178,11 +180,11 @@ class Demo:
         finally:
             done.set()
 
-    def _take(self, batch: Iterable[ConsumerRecord]) -> None:
+    def _take(self, batch: Iterable[KafkaRecord]) -> None:
         now_ns = time.time_ns()
         for record in batch:
             self._show(frame_line(record, now_ns=now_ns))
-            frame = orjson.loads(record.value)
+            frame = orjson.loads(record.value or b"")
             self._summary.frames[frame["status"]] = self._summary.frames.get(frame["status"], 0) + 1
             self._symbols.add(frame["key"])
 

@@ -14,19 +14,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
-from aiokafka.structs import TopicPartition
 
 from workers.backpressure.levels import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
-from workers.errors import BrokerError, TopicError, WorkersError
-from workers.kafka.connection import connecting
-from workers.kafka.repairs import stop_consumer, stop_producer
-from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.errors import TopicError
+from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
+from workers.kafka.errors import OUTAGE
+from workers.kafka.options import client_options
+from workers.kafka.reading import reading
+from workers.kafka.reconnecting import ReconnectingTask
+from workers.kafka.topics import describe_topics
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import BackpressureSettings, Settings
 
 __all__ = ["FeedbackListener", "FeedbackPublisher", "level_policy"]
 
@@ -36,15 +35,10 @@ REPEAT_EVERY_NS: Final = STALE_AFTER_NS // 6
 _POLL_MS: Final = 500
 _TOPIC_CHECK_S: Final = 5.0
 _SEND_TIMEOUT_S: Final = 10.0
-_CLOSE_TIMEOUT_S: Final = 5.0
-_MAX_BACKOFF_S: Final = 2.0
-
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 
-def level_policy(settings: Settings) -> LevelPolicy:
+def level_policy(pressure: BackpressureSettings) -> LevelPolicy:
     """The thresholds of the group's lag that the settings ask for."""
-    pressure = settings.backpressure
     return LevelPolicy(
         soft=pressure.soft_lag,
         hard=pressure.hard_lag,
@@ -75,7 +69,7 @@ class FeedbackListener:
         self._settings = settings
         self._topic = settings.topics.feedback
         self._on_event = on_event
-        self._task: asyncio.Task[None] | None = None
+        self._task = ReconnectingTask(self._follow, self._failed, name="feedback-listener")
         self.book = FeedbackBook(stale_after_ns=stale_after_ns, ignore_sources=ignore_sources)
         self.failure: Exception | None = None
         """Why the topic can't be read at the moment; None while it is."""
@@ -90,66 +84,36 @@ class FeedbackListener:
         return event.level if event is not None else Level.OK
 
     async def __aenter__(self) -> FeedbackListener:
-        self._task = asyncio.create_task(self._run(), name="feedback-listener")
+        await self._task.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=2 * _CLOSE_TIMEOUT_S)
+        await self._task.__aexit__(kind, error, traceback)
 
-    async def _run(self) -> None:
-        backoff_s = 0.2
-        while True:
-            try:
-                partitions = await self._partitions()
-                if partitions:
-                    backoff_s = 0.2
-                    await self._follow(partitions)
-                else:
-                    self.failure = None
-                    backoff_s = _TOPIC_CHECK_S  # nobody has had anything to say yet
-            except _OUTAGE as error:
-                self._failed(error)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-
-    async def _partitions(self) -> int:
-        async with admin_client(self._settings) as admin:
-            found = (await describe_topics(admin)).get(self._topic)
-        return found.partitions if found is not None and found.ready else 0
-
-    async def _follow(self, partitions: int) -> None:
+    async def _follow(self) -> None:
         """Read from the beginning, then whatever comes. Returns never; raises where the cluster is gone."""
-        tps = [TopicPartition(self._topic, number) for number in range(partitions)]
-        consumer = AIOKafkaConsumer(
-            **client_options(self._settings),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=_POLL_MS,
-        )
-        try:
-            async with connecting(self._settings):
-                await consumer.start()
-                await consumer._client.add_topic(self._topic)  # without metadata an assignment can stay idle for good
-            consumer.assign(tps)
+        partitions = await self._until_there()
+        async with reading(self._settings, self._topic, fetch_max_wait_ms=_POLL_MS) as reader:
+            reader.assign(range(partitions))
             async with asyncio.timeout(_SEND_TIMEOUT_S):
-                await consumer.seek_to_beginning(*tps)
+                await reader.seek_to_begin()
             self.failure = None
             while True:
-                for records in (await consumer.getmany(*tps, timeout_ms=_POLL_MS)).values():
+                for records in (await reader.poll(timeout_ms=_POLL_MS)).values():
                     for record in records:
                         self._take(record.key, record.value)
-        finally:
-            await stop_consumer(consumer)
+
+    async def _until_there(self) -> int:
+        """The topic's partitions, once it is there: before, nobody has had anything to say."""
+        while True:
+            async with admin_client(self._settings) as admin:
+                found = (await describe_topics(admin)).get(self._topic)
+            if found is not None and found.ready and found.partitions:
+                return found.partitions
+            self.failure = None
+            await asyncio.sleep(_TOPIC_CHECK_S)
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         bad = self.book.bad
@@ -184,7 +148,7 @@ class FeedbackPublisher:
         self._settings = settings
         self._coordinator_id = coordinator_id
         self._source = source
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Producer | None = None
         self._said: tuple[Level, int] | None = None
         self.failure: Exception | None = None
 
@@ -226,7 +190,7 @@ class FeedbackPublisher:
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 producer = await self._opened()
                 await producer.send_and_wait(self._settings.topics.feedback, value, self._coordinator_id.encode())
-        except _OUTAGE as error:
+        except OUTAGE as error:
             if self.failure is None:
                 log.warning("cannot publish feedback", topic=self._settings.topics.feedback, error=repr(error))
             self.failure = error
@@ -235,20 +199,14 @@ class FeedbackPublisher:
         self.failure = None
         return True
 
-    async def _opened(self) -> AIOKafkaProducer:
+    async def _opened(self) -> Producer:
         if self._producer is None:
             async with admin_client(self._settings) as admin:
                 # Looked for first: sending to a topic that is missing can make it, with the broker's defaults.
                 if self._settings.topics.feedback not in await describe_topics(admin):
                     raise TopicError(f"there is no topic {self._settings.topics.feedback}")
-            producer = AIOKafkaProducer(**client_options(self._settings), acks="all", linger_ms=0)
-            try:
-                async with connecting(self._settings):
-                    await producer.start()
-            except BaseException:
-                await stop_producer(producer)
-                raise
-            self._producer = producer
+            options = client_options(self._settings) | {"acks": "all", "linger_ms": 0}
+            self._producer = await start_producer(self._settings, options)
         return self._producer
 
     async def _drop(self) -> None:

@@ -28,22 +28,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from aiokafka.errors import KafkaError
-from aiokafka.structs import TopicPartition
 
 from workers.core.partitioning import partition_for
 from workers.core.ticks import Tick, tick_decoder
-from workers.errors import BrokerError, WorkersError
-from workers.kafka.connection import admin_client, connecting
+from workers.errors import BrokerError
+from workers.kafka.clients import admin_client
+from workers.kafka.errors import OUTAGE
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
-from workers.kafka.repairs import stop_consumer
-from workers.settings.all import client_options
+from workers.kafka.reading import KafkaRecord, TopicReader, reading
+from workers.kafka.reconnecting import ReconnectingTask
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LagMonitor", "LagSnapshot", "PartitionDelay", "SmoothedRate"]
 
@@ -56,10 +54,8 @@ _DELAYS_TIMEOUT_S: Final = 3.0
 _TAIL_RECORDS: Final = 16  # looked back at from the end: the last offsets may be markers of transactions
 _MEASURE_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-_MAX_BACKOFF_S: Final = 2.0
 
 _T = TypeVar("_T")
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +157,20 @@ class LagMonitor:
         self._arrivals = SmoothedRate()
         self._delays: Mapping[int, PartitionDelay] = {}
         self._delays_read_s = -math.inf
-        self._task: asyncio.Task[None] | None = None
+        self._task = ReconnectingTask(self._keep_measuring, self._failed, name="lag-monitor")
         self._news = asyncio.Event()
         self.latest: LagSnapshot | None = None
         self.failure: Exception | None = None
         """Why the last measurement failed; None after one that worked."""
 
     async def __aenter__(self) -> LagMonitor:
-        self._task = asyncio.create_task(self._run(), name="lag-monitor")
+        await self._task.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=2 * _CLOSE_TIMEOUT_S)
+        await self._task.__aexit__(kind, error, traceback)
 
     async def measured(self, timeout_s: float = 30.0) -> LagSnapshot:
         """The next measurement. Raises ``BrokerError``, with the reason, where there is none in time."""
@@ -195,23 +189,11 @@ class LagMonitor:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        backoff_s = 0.2
-        while True:
-            try:
-                async with self._clients() as (reader, heads):
-                    while True:
-                        await self._measure(reader, heads)
-                        backoff_s = 0.2
-                        await asyncio.sleep(self._settings.backpressure.poll_interval / NS_PER_SECOND)
-            except _OUTAGE as error:
-                self._failed(error)
-            except asyncio.CancelledError:
-                if _cancelled():
-                    raise
-                self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+    async def _keep_measuring(self) -> None:
+        async with self._clients() as (reader, ends):
+            while True:
+                await self._measure(reader, ends)
+                await asyncio.sleep(self._settings.backpressure.poll_interval / NS_PER_SECOND)
 
     @contextlib.asynccontextmanager
     async def _clients(self) -> AsyncIterator[tuple[LagReader, _Ends]]:
@@ -222,11 +204,9 @@ class LagMonitor:
             reader = await stack.enter_async_context(
                 LagReader(self._settings, admin, first_seen_ends=self._first_seen_ends)
             )
-            ends = _Ends(self._settings)
-            stack.push_async_callback(ends.close)
-            yield reader, ends
+            yield reader, _Ends(self._settings, stack)
         finally:
-            with contextlib.suppress(*_OUTAGE):
+            with contextlib.suppress(*OUTAGE):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await stack.aclose()
 
@@ -272,28 +252,28 @@ class LagMonitor:
 
 
 class _Ends:
-    """Reads the records at both ends of a lag: the first still to be done, and the newest."""
+    """Reads the records at both ends of a lag: the first still to be done, and the newest.
 
-    def __init__(self, settings: Settings) -> None:
+    Its reader is opened when it is first needed, and closed with ``stack``.
+    """
+
+    def __init__(self, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
         self._settings = settings
-        self._form = tick_format(settings)
+        self._stack = stack
+        self._form = tick_format(settings.tick)
         self._decode = tick_decoder(self._form)
-        self._consumer: AIOKafkaConsumer | None = None
-
-    async def close(self) -> None:
-        """Let go of the consumer, if there ever was one."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await stop_consumer(consumer)
+        self._reader: TopicReader | None = None
 
     async def delays(self, lagging: list[PartitionLag], partitions: int) -> dict[int, PartitionDelay]:
         """How late each partition, of so many, is; one whose records did not come in time is left out."""
-        consumer = await self._opened([item.partition for item in lagging])
+        numbers = [item.partition for item in lagging]
+        reader = await self._opened()
+        reader.assign(numbers)
         now_ns = time.time_ns()
-        first = await self._read(consumer, {item.partition: item.next_offset for item in lagging})
+        first = await _read(reader, {item.partition: item.next_offset for item in lagging})
         tails = {item.partition: max(item.next_offset, item.end - _TAIL_RECORDS) for item in lagging}
-        newest = await self._read(consumer, tails)
-        consumer.pause(*consumer.assignment())
+        newest = await _read(reader, tails)
+        reader.pause(numbers)
         return {
             number: PartitionDelay(
                 number,
@@ -305,11 +285,11 @@ class _Ends:
             for number, records in first.items()
         }
 
-    def _times(self, records: Sequence[ConsumerRecord], partition: int, partitions: int) -> list[int]:
+    def _times(self, records: Sequence[KafkaRecord], partition: int, partitions: int) -> list[int]:
         """The event times of those records that are ticks: no worker goes by the time of one that it rejects."""
         return [found for each in records if (found := self._time(each, partition, partitions)) is not None]
 
-    def _time(self, record: ConsumerRecord, partition: int, partitions: int) -> int | None:
+    def _time(self, record: KafkaRecord, partition: int, partitions: int) -> int | None:
         try:
             decoded = self._decode(record)
         except Exception:
@@ -319,38 +299,31 @@ class _Ends:
         at_home = partition_for(decoded.symbol.encode(), partitions) == partition
         return decoded.ts_ns if at_home or self._form.on_misrouted == "warn" else None
 
-    async def _opened(self, partitions: list[int]) -> AIOKafkaConsumer:
-        topic = self._settings.topics.ticks
-        if self._consumer is None:
-            self._consumer = AIOKafkaConsumer(
-                **client_options(self._settings),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level=self._settings.kafka.isolation_level,
-                fetch_max_wait_ms=50,
-                max_partition_fetch_bytes=64 * 1024,
+    async def _opened(self) -> TopicReader:
+        if self._reader is None:
+            self._reader = await self._stack.enter_async_context(
+                reading(
+                    self._settings,
+                    self._settings.topics.ticks,
+                    isolation_level=self._settings.kafka.isolation_level,
+                    fetch_max_wait_ms=50,
+                    max_partition_fetch_bytes=64 * 1024,
+                )
             )
-            async with connecting(self._settings):
-                await self._consumer.start()
-                await self._consumer._client.add_topic(topic)  # without metadata an assignment can stay idle for good
-        self._consumer.assign([TopicPartition(topic, number) for number in partitions])
-        return self._consumer
+        return self._reader
 
-    async def _read(self, consumer: AIOKafkaConsumer, offsets: dict[int, int]) -> dict[int, list[ConsumerRecord]]:
-        """Some records of each partition from an offset on, as far as they come in time."""
-        topic = self._settings.topics.ticks
-        for number, offset in offsets.items():
-            consumer.seek(TopicPartition(topic, number), offset)
-        left = {TopicPartition(topic, number) for number in offsets}
-        found: dict[int, list[ConsumerRecord]] = {}
-        deadline_s = time.monotonic() + _DELAYS_TIMEOUT_S
-        while left and time.monotonic() < deadline_s:
-            for tp, records in (await consumer.getmany(*left, timeout_ms=200, max_records=_TAIL_RECORDS)).items():
-                if records:
-                    found[tp.partition] = records
-                    left.discard(tp)
-        return found
+
+async def _read(reader: TopicReader, offsets: dict[int, int]) -> dict[int, Sequence[KafkaRecord]]:
+    """Some records of each partition from an offset on, as far as they come in time."""
+    for number, offset in offsets.items():
+        reader.seek(number, offset)
+    left = set(offsets)
+    found: dict[int, Sequence[KafkaRecord]] = {}
+    deadline_s = time.monotonic() + _DELAYS_TIMEOUT_S
+    while left and time.monotonic() < deadline_s:
+        found |= await reader.poll(left, timeout_ms=200, max_records=_TAIL_RECORDS)
+        left -= found.keys()
+    return found
 
 
 def _between(first: list[int], newest: list[int]) -> int | None:
@@ -361,11 +334,6 @@ def _between(first: list[int], newest: list[int]) -> int | None:
 def _growth(before: Mapping[int, int], now: Mapping[int, int]) -> int:
     """By how much offsets went on, over the partitions known before."""
     return sum(max(offset - before.get(number, offset), 0) for number, offset in now.items())
-
-
-def _cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _call(callback: Callable[[_T], None], value: _T) -> None:

@@ -22,11 +22,11 @@ from workers.backpressure.feedback import FeedbackPublisher, level_policy
 from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import GROUP_SOURCE, Level, LevelGauge, rate_scale
 from workers.kafka.group_offsets import lost_records_problem
-from workers.settings.all import METRICS_OFF
+from workers.settings import METRICS_OFF
 from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["GroupReporter", "show_lag"]
 
@@ -68,7 +68,7 @@ class GroupReporter:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._disagreeing: Mapping[str, Sequence[int]] = {}

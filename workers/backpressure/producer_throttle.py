@@ -31,21 +31,21 @@ import structlog
 from workers.backpressure.feedback import FeedbackListener, level_policy
 from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import GROUP_SOURCE, FeedbackEvent, Level, LevelGauge, LevelPolicy, rate_scale
+from workers.core.token_bucket import ALWAYS_FULL, PS_PER_NS, TokenBucket
 from workers.errors import BrokerError, TopicError, WorkersError
 from workers.times import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
     from workers.telemetry.metrics import Metrics
 
-__all__ = ["AdaptiveThrottle", "Ramp", "ThrottleState", "TokenBucket"]
+__all__ = ["AdaptiveThrottle", "Ramp", "RampedBucket", "ThrottleState"]
 
 log = structlog.get_logger(__name__)
 
 RAMP_UP_NS: Final = 3 * NS_PER_SECOND  # from nothing to the full rate
 RAMP_DOWN_NS: Final = NS_PER_SECOND
 BLIND_AFTER_NS: Final = 5 * NS_PER_SECOND  # or three measurements, whichever is longer
-_BURST_NS: Final = NS_PER_SECOND // 10
 _MIN_WAIT_NS: Final = 2_000_000
 _LOOK_S: Final = 0.5  # events go stale and measurements old without anything happening
 _FIRST_LOOK_S: Final = 20.0
@@ -92,7 +92,7 @@ class Ramp:
         return sloped + self.at(end_ns) * (end_ns - knee_ns)
 
 
-class TokenBucket:
+class RampedBucket:
     """What may be sent, at ``rate`` a second times a ramped share. Pure: time is an argument.
 
     Holds at most ``burst``; one request above that is let through when the bucket is full, and paid for afterwards.
@@ -100,13 +100,9 @@ class TokenBucket:
 
     def __init__(self, rate: float, ramp: Ramp, *, burst: float | None = None) -> None:
         """Raises ``ValueError`` where rate or burst is not above 0. ``burst`` is a tenth of a second's by default."""
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}; expected more than 0 a second")
-        if burst is not None and not burst > 0:
-            raise ValueError(f"burst is {burst}; expected more than 0")
-        self._rate, self._ramp = rate, ramp
-        self._burst = burst if burst is not None else max(rate * _BURST_NS / NS_PER_SECOND, 1.0)
-        self._tokens = self._burst
+        self._bucket, self._ramp = TokenBucket.per_second(rate, burst=burst), ramp
+        self._full_at = ALWAYS_FULL
+        self._clock = 0  # picoseconds of the full rate: it goes as much slower as the share is smaller
         self._seen_ns: int | None = None
 
     def take(self, count: int, now_ns: int) -> int | None:
@@ -115,17 +111,16 @@ class TokenBucket:
         None says that nothing comes in until the ramp is given another target.
         """
         if self._seen_ns is not None:
-            gained = self._rate * self._ramp.full_ns(self._seen_ns, now_ns) / NS_PER_SECOND
-            self._tokens = min(self._tokens + gained, self._burst)
+            self._clock += int(self._ramp.full_ns(self._seen_ns, now_ns) * PS_PER_NS)
         self._seen_ns = now_ns
-        missing = min(count, self._burst) - self._tokens
-        if missing <= 1e-9:
-            self._tokens -= count
+        wait = self._bucket.wait(self._full_at, self._clock, count)
+        if wait <= 0:
+            self._full_at = self._bucket.taken(self._full_at, self._clock, count)
             return 0
-        best_rate = self._rate * max(self._ramp.at(now_ns), self._ramp.target)
-        if best_rate <= 0:
+        best_share = max(self._ramp.at(now_ns), self._ramp.target)
+        if best_share <= 0:
             return None
-        return max(int(missing * NS_PER_SECOND / best_rate), _MIN_WAIT_NS)
+        return max(int(wait / best_share) // PS_PER_NS, _MIN_WAIT_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +157,10 @@ class AdaptiveThrottle:
         ``ValueError`` where rate is not above 0.
         """
         self._settings = _settings(settings, bootstrap_servers, group_id, ticks_topic, feedback_topic, kafka or {})
-        self._policy = policy if policy is not None else level_policy(self._settings)
+        self._policy = policy if policy is not None else level_policy(self._settings.backpressure)
         self._gauge = LevelGauge(self._policy)
         self._ramp = Ramp()
-        self._bucket = TokenBucket(rate, self._ramp) if rate is not None else None
+        self._bucket = RampedBucket(rate, self._ramp) if rate is not None else None
         self._on_change = on_change
         self._metrics = metrics
         self._measured_ns: int | None = None
@@ -324,7 +319,7 @@ def _settings(
     feedback_topic: str | None,
     kafka: Mapping[str, object],
 ) -> Settings:
-    from workers.settings.all import load_settings
+    from workers.settings import load_settings
 
     given: dict[str, object] = {
         "bootstrap_servers": bootstrap_servers,

@@ -20,7 +20,7 @@ from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from workers.kafka.ports import GroupConsumer
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["ReadingPace"]
 
@@ -38,7 +38,7 @@ class ReadingPace:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._policy = level_policy(settings)
+        self._policy = level_policy(settings.backpressure)
         self._listener = (
             FeedbackListener(settings, ignore_sources={GROUP_SOURCE}) if settings.backpressure.enabled else None
         )

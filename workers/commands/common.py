@@ -27,7 +27,7 @@ from workers.errors import BrokerError, ConfigError, TopicError, WorkersError
 if TYPE_CHECKING:
     import asyncio
 
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "LOOKING",
@@ -160,7 +160,7 @@ def load(
 
     Raises ``ConfigError``.
     """
-    from workers.settings.all import load_settings
+    from workers.settings import load_settings
 
     overrides: dict[str, object] = {}
     for item in sets or ():
@@ -305,7 +305,9 @@ def quiet_clients() -> None:
     if _debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         return
-    logger = logging.getLogger("aiokafka")
+    from workers.telemetry.logs import CLIENT_LOGGER
+
+    logger = logging.getLogger(CLIENT_LOGGER)
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
 

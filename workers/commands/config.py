@@ -24,7 +24,7 @@ from workers.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from workers.settings.all import ReferenceRow
+    from workers.settings.reference import ReferenceRow
 
 __all__ = ["markdown_tables"]
 
@@ -52,8 +52,8 @@ def show(
 
       WORKERS__WINDOW__SIZE=1m workers config show --json
     """
-    from workers.settings.all import describe_settings
-    from workers.settings.all import reference as rows_of
+    from workers.settings.reference import describe_settings
+    from workers.settings.reference import reference as rows_of
 
     rows = describe_settings(load(config, sets, bootstrap_servers, application_id))
     if changed:
@@ -81,7 +81,8 @@ def check(
 
       workers config check --config production.toml
     """
-    from workers.settings.all import advice, client_options
+    from workers.kafka.options import client_options
+    from workers.settings import advice
     from workers.settings.lane import lane_spec
 
     settings = load(config, sets, bootstrap_servers, application_id)
@@ -105,7 +106,7 @@ def reference(
 
       workers config reference --markdown
     """
-    from workers.settings.all import reference as rows
+    from workers.settings.reference import reference as rows
 
     wanted = (word or "").lower()
     found = [row for row in rows() if wanted in row.key.lower() or wanted in row.description.lower()]
@@ -119,7 +120,7 @@ def reference(
 
 
 def markdown_tables(rows: Iterable[ReferenceRow]) -> str:
-    """The settings as Markdown, a table for each section; the README's are made of this."""
+    """The settings as Markdown, a table for each section."""
     lines: list[str] = []
     section = None
     for row in rows:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
 
     from workers.apps.dashboard.access import Access
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 

@@ -30,7 +30,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.kafka.group_offsets import GroupLag
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 
@@ -79,8 +79,8 @@ def lag(
 
 async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, interval_s: float | None) -> bool:
     """Whether there is such a group, as far as that was asked once."""
+    from workers.kafka.clients import admin_client
     from workers.kafka.group_offsets import LagReader, lost_records_problem, no_group_problem
-    from workers.kafka.topics import admin_client
 
     live = interval_s is not None and not as_json and sys.stdout.isatty()
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
     from workers.apps.produce.files import TickInput
     from workers.apps.produce.market import Market
-    from workers.apps.produce.send import Produced, Source
-    from workers.settings.all import Settings
+    from workers.apps.produce.send import Produced, TickSource
+    from workers.settings import Settings
 
-    MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], Source]
+    MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], TickSource]
 
 __all__: list[str] = []
 
@@ -299,7 +299,7 @@ def _open(
     from workers.settings.lane import tick_format
 
     chosen: Literal["ndjson", "csv"] | None = "csv" if kind == "csv" else "ndjson" if kind else None
-    opened = open_ticks(file, tick_format(settings), say=tell, mapping=field_map, kind=chosen)
+    opened = open_ticks(file, tick_format(settings.tick), say=tell, mapping=field_map, kind=chosen)
     if max_jump_ns is None:  # what is live is not held back unless that is asked for
         max_jump_ns = _MAX_JUMP_NS if opened.size is not None else 0
     if max_jump_ns:
@@ -349,7 +349,7 @@ def _market(
         late_fraction=late_fraction,
         late_by_ns=settings.window.lag + settings.window.allowed_lateness,
         bad_fraction=bad_fraction,
-        tick=tick_format(settings),
+        tick=tick_format(settings.tick),
     )
 
 
@@ -381,9 +381,9 @@ def _synthetic_source(
         # another time are sent as fast as possible, as with --speed 0.
         limit = rate or None if speed is None else None
 
-    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
         source = GeneratedSource(synthetic_ticks(market, times), count=count, duration_ns=duration_ns)
-        return paced(source, tick_format(settings), stop, rate=limit, speed=speed or None, scale=scale)
+        return paced(source, tick_format(settings.tick), stop, rate=limit, speed=speed or None, scale=scale)
 
     return make
 
@@ -392,14 +392,14 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
     from workers.apps.produce.send import FileSource, paced
     from workers.settings.lane import tick_format
 
-    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+    def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
         source = FileSource(opened, stop)
-        return paced(source, tick_format(settings), stop, rate=rate or None, speed=speed or None, scale=scale)
+        return paced(source, tick_format(settings.tick), stop, rate=rate or None, speed=speed or None, scale=scale)
 
     return make
 
 
-def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> Source:
+def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
     """No ticks: there is only the end of the input to be told."""
     from workers.apps.produce.send import GeneratedSource
 

@@ -30,7 +30,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.apps.inspect.replay import FrameProblem, ReplayResult
-    from workers.settings.all import Settings
+    from workers.settings import Settings
     from workers.times import TimestampUnit
 
 __all__: list[str] = []

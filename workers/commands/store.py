@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from workers.apps.store.base import FrameRow, Store
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 

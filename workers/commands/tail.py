@@ -30,9 +30,8 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     import asyncio
 
-    from aiokafka.structs import ConsumerRecord
-
-    from workers.settings.all import Settings
+    from workers.kafka.reading import KafkaRecord
+    from workers.settings import Settings
 
 __all__: list[str] = []
 
@@ -104,7 +103,7 @@ async def _tail(
     settings: Settings,
     what: What,
     stop: asyncio.Event,
-    show: Callable[[ConsumerRecord], str],
+    show: Callable[[KafkaRecord], str],
     *,
     from_beginning: bool,
     symbol: str | None,
@@ -138,14 +137,14 @@ async def _tail(
             sys.stdout.flush()
 
 
-def _renderer(what: What, settings: Settings, *, as_json: bool) -> Callable[[ConsumerRecord], str]:
+def _renderer(what: What, settings: Settings, *, as_json: bool) -> Callable[[KafkaRecord], str]:
     from workers.apps.inspect.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
 
     unit = settings.tick.timestamp_unit
     noticed = False
     terminal = sys.stdout.isatty()
 
-    def show(record: ConsumerRecord) -> str:
+    def show(record: KafkaRecord) -> str:
         nonlocal noticed
         if as_json:
             line = json_line(record, ledger=what == "dead-letters").decode("utf-8", "backslashreplace")

@@ -27,7 +27,7 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout, TopicPlan, TopicState
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__: list[str] = []
 
@@ -61,7 +61,8 @@ def create(
 
       workers topics create --application-id bars-1m --set topics.frames=bars-1m
     """
-    from workers.kafka.topics import admin_client, ensure_topics
+    from workers.kafka.clients import admin_client
+    from workers.kafka.topics import ensure_topics
 
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id, topics__partitions=partitions)
@@ -149,14 +150,16 @@ def delete(
 
 
 async def _look(settings: Settings) -> tuple[list[TopicPlan], dict[str, TopicState]]:
-    from workers.kafka.topics import admin_client, describe_topics, planned_topics
+    from workers.kafka.clients import admin_client
+    from workers.kafka.topics import describe_topics, planned_topics
 
     async with admin_client(settings) as admin:
         return planned_topics(settings), await describe_topics(admin)
 
 
 async def _delete(settings: Settings, names: list[str]) -> list[str]:
-    from workers.kafka.topics import admin_client, delete_topics
+    from workers.kafka.clients import admin_client
+    from workers.kafka.topics import delete_topics
 
     async with admin_client(settings) as admin:
         return await delete_topics(admin, names)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 
-from workers.core.lane import Input, Lane, LaneSpec
-from workers.core.records import RawBatch
-from workers.core.ticks import Record
+from workers.core.lane import Input, Lane
+from workers.core.spec import LaneSpec
+from workers.core.windows.kinds import TumblingWindows
 
-__all__ = ["count_of", "end_of", "is_available", "make_lane", "records_of", "supports", "takes_batches"]
+__all__ = ["is_available", "make_lane", "supports", "takes_batches"]
 
 SWITCH = "WORKERS_COMPILED"
 LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event time fit 64 bits
@@ -21,18 +20,17 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 def supports(spec: LaneSpec) -> bool:
     """Whether the compiled lane computes what the spec asks for: bars of tumbling windows, each key with its own clock,
     no pipeline, no ticks held."""
-    form = spec.tick
+    form, window = spec.tick, spec.window
+    if not isinstance(window, TumblingWindows) or window.fill_gaps_ns or window.time_zone is not None:
+        return False
     names = (form.symbol, form.ts, form.price, form.size)
-    durations = (spec.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
+    durations = (window.size_ns, spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0)
     return (
         spec.payload == "ohlcv"
         and spec.aggregation == "ohlcv"
         and spec.scope == "key"
         and len(set(names)) == len(names)
         and not spec.pipeline
-        and spec.kind == "tumbling"
-        and spec.fill_gaps_ns == 0
-        and spec.time_zone is None
         and spec.format == "json"
         and spec.corrections is None
         and spec.max_jump_ns == 0
@@ -100,23 +98,3 @@ def make_lane(spec: LaneSpec, source: Input, compiled: bool | None = None) -> La
     from workers.compiled.lane import BatchLane  # not above: it needs numba, 60 MiB and half a second
 
     return BatchLane(spec, source)
-
-
-def count_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
-    """How many records were fetched, those in batches included."""
-    return sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
-
-
-def end_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
-    """The offset behind the last of the items, of which there must be one."""
-    last = items[-1]
-    return last.next_offset if isinstance(last, RawBatch) else last.offset + 1
-
-
-def records_of(items: Sequence[Record] | Sequence[RawBatch]) -> Iterator[Record]:
-    """The records of batches, for a lane that takes records; records are passed on."""
-    for item in items:
-        if isinstance(item, RawBatch):
-            yield from item.records()
-        else:
-            yield item

@@ -27,13 +27,17 @@ from workers.compiled import tables as tb
 from workers.compiled import windows as ke
 from workers.compiled.numbers import FLOAT_BYTES, write_floats
 from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.ledger import late_record
-from workers.core.records import RawBatch, read_record
+from workers.core.reasons import Reason
+from workers.core.records import RawBatch, Record, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
-from workers.core.ticks import EndOfInput, Record, Rejection, Tick
+from workers.core.spec import LaneSpec
+from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.engine import Lateness
+from workers.core.windows.kinds import TumblingWindows
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS
 
@@ -84,10 +88,11 @@ class BatchLane(Lane):
 
     def __init__(self, spec: LaneSpec, source: Input) -> None:
         super().__init__(spec, source)
-        form = spec.tick
+        form, window = spec.tick, spec.window
+        assert isinstance(window, TumblingWindows), f"windows of the kind {window.kind} are not compiled"
         params = np.zeros(tb.P_SIZE, np.int64)
-        params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = spec.size_ns, spec.lag_ns, spec.lateness_ns
-        params[tb.P_OFFSET_NS] = spec.offset_ns
+        params[tb.P_SIZE_NS], params[tb.P_LAG], params[tb.P_LATENESS] = window.size_ns, spec.lag_ns, spec.lateness_ns
+        params[tb.P_OFFSET_NS] = window.offset_ns
         params[tb.P_IDLE_AFTER] = spec.idle_after_ns
         params[tb.P_TTL] = tb.NEVER if spec.key_ttl_ns is None else spec.key_ttl_ns
         params[tb.P_FINAL] = spec.emit == "final"
@@ -490,9 +495,9 @@ class BatchLane(Lane):
             if expired:
                 assert spec.key_ttl_ns is not None
                 late_by_ns = partition_max_ns - spec.key_ttl_ns - window[0]
-                lateness = Lateness("expired", watermark_ns, late_by_ns)
+                lateness = Lateness(Reason.EXPIRED, watermark_ns, late_by_ns)
             else:
-                lateness = Lateness("watermark", watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
+                lateness = Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
             try:
                 entry = late_record(tick, lateness, window, spec.tick.unit_ns, source.topic, source.partition)
             except Exception as error:

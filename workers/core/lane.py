@@ -11,23 +11,24 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2s
-from typing import Literal, TypeVar
 
 import orjson
 
 from workers.core.aggregates import Aggregation, Ohlcv, load_aggregation
 from workers.core.callbacks import AggregationRaised, UsersAggregation
+from workers.core.effects import FAILURES_SHOWN, Counts, Effects
 from workers.core.failures import Failure, raise_unless_of_record, rejection_of
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
-from workers.core.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
+from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.partitioning import partition_for
-from workers.core.pipeline.pipeline import OperatorSpec, Pipeline, describe
-from workers.core.pipeline.stage import Passage, SequenceGap
+from workers.core.pipeline.pipeline import Pipeline
+from workers.core.pipeline.stage import Passage
 from workers.core.quarantine import SUSPECT, Quarantine
+from workers.core.reasons import Reason
+from workers.core.records import Record
 from workers.core.snapshot import (
-    Counts,
     LaneMeta,
     check_fingerprint,
     differing_settings,
@@ -36,175 +37,26 @@ from workers.core.snapshot import (
     write_meta,
     write_windows,
 )
+from workers.core.spec import LaneSpec
 from workers.core.steps import run_through
-from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, TickFormat, tick_decoder
-from workers.core.windows.assign import (
-    Assigner,
-    CalendarSession,
-    ExchangeSessions,
-    Hopping,
-    Sessions,
-    WindowKind,
-    make_tumbling,
-)
-from workers.core.windows.choose import check_merges, make_engine
+from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
 from workers.core.windows.corrections import (
     Changed,
     CorrectingEngine,
     Correction,
-    CorrectionRules,
     NotFound,
     correction_decoder,
     make_correcting_engine,
 )
-from workers.core.windows.engine import LONG_AGO, Emission, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import LONG_AGO, Emission, Window, WindowEngine
 from workers.core.windows.resample import BarEngine, Bars, bar_decoder
-from workers.errors import CallbackError, ConfigError, StateMismatchError
-from workers.times import NS_PER_MS, TimestampUnit, format_duration
+from workers.errors import CallbackError, StateMismatchError
+from workers.times import NS_PER_MS
 
-__all__ = ["Effects", "Input", "Lane", "LaneSpec"]
-
-_Name = TypeVar("_Name", str, tuple[str, str])
+__all__ = ["Input", "Lane", "entries_of"]
 
 MISROUTED_KEYS_REMEMBERED = 10_000
-FAILURES_SHOWN = 5  # of one step; all are counted
-_REPEATED = ("duplicate", "frames")  # children that came before: the stage is the input itself
-_TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
-
-
-@dataclass(frozen=True, slots=True)
-class LaneSpec:
-    """What a lane does with its partition; durations in nanoseconds. ``pipeline``: what ticks pass before windows.
-
-    ``format`` frames: the input is a frames topic (`workers.core.windows.resample`); then ``lag_ns``, ``scope``,
-    ``payload``, ``aggregation`` and what ``tick`` says of fields mean nothing. ``corrections``: how messages about
-    trades are told from trades (`workers.core.windows.corrections`); None: there are none.
-
-    ``max_jump_ns``: how far ahead of its partition a tick is believed without a second (`workers.core.jumps`); 0: any
-    is.
-
-    ``key_ttl_ns`` None: a key is never forgotten, and other keys' progress takes nothing from it.
-
-    ``kind`` says which of the fields below ``pipeline`` mean something: tumbling: ``offset_ns``, ``time_zone``,
-    ``fill_gaps_ns``; hopping: ``hop_ns``, ``offset_ns``; session: ``gap_ns``; calendar: ``calendar``, ``session``,
-    ``close_grace_ns``. ``size_ns`` is the length of tumbling and hopping windows.
-    """
-
-    tick: TickFormat = field(default_factory=TickFormat)
-    size_ns: int = 5_000_000_000
-    lag_ns: int = 2_000_000_000
-    lateness_ns: int = 0
-    idle_after_ns: int = 1_000_000_000
-    key_ttl_ns: int | None = None
-    emit: Literal["eager", "final"] = "eager"
-    emit_partial: bool = False
-    payload: Literal["ohlcv", "items", "both"] = "ohlcv"
-    scope: Literal["key", "partition"] = "key"
-    aggregation: str = "ohlcv"
-    pipeline: tuple[OperatorSpec, ...] = ()
-    kind: WindowKind = "tumbling"
-    hop_ns: int = 0
-    offset_ns: int = 0
-    time_zone: str | None = None
-    gap_ns: int = 0
-    fill_gaps_ns: int = 0
-    calendar: str | None = None
-    session: CalendarSession = "regular"
-    close_grace_ns: int = 0
-    format: Literal["json", "frames"] = "json"
-    corrections: CorrectionRules | None = None
-    max_jump_ns: int = 0
-
-    @property
-    def symbol_field(self) -> str:
-        """The JSON field of an input record's symbol."""
-        return self.tick.symbol if self.format == "json" else "key"
-
-    @property
-    def time_field(self) -> tuple[str, TimestampUnit]:
-        """The JSON field of an input record's time, and its unit where it is an integer."""
-        return (self.tick.ts, self.tick.unit) if self.format == "json" else ("start", "ms")
-
-    @property
-    def end_reach_ns(self) -> int:
-        """How long before a window the windows begin whose end of the input may set the clock that it begins with: that
-        is ahead of the last window's end by lag and allowed lateness."""
-        return self.lag_ns + self.lateness_ns + self.assigner().longest_ns
-
-    def assigner(self) -> Assigner:
-        """Which windows a time belongs to. Raises ``ValueError`` for what can't be, `ConfigError` for a calendar that
-        can't be had."""
-        if self.kind == "hopping":
-            return Hopping(self.size_ns, self.hop_ns, self.offset_ns)
-        if self.kind == "session":
-            return Sessions(self.gap_ns)
-        if self.kind == "calendar":
-            return ExchangeSessions(self.calendar or "", self.session, self.close_grace_ns)
-        return make_tumbling(self.size_ns, self.offset_ns, self.time_zone)
-
-    def rules(self) -> WindowRules:
-        """The rules of the windows. Raises ``ValueError`` for durations that can't be, `ConfigError` for a calendar
-        that can't be had, or whose sessions are longer than ``key_ttl_ns`` allows, and for session windows with an
-        aggregation that does not merge."""
-        assigner = self.assigner()
-        if isinstance(assigner, ExchangeSessions):
-            self._check_ttl(assigner)
-        if self.kind == "session" and self.payload != "items" and self.corrections is None:
-            check_merges(load_aggregation(self.aggregation))
-        return WindowRules(
-            assigner,
-            self.lag_ns if self.format == "json" else 0,
-            self.lateness_ns,
-            self.idle_after_ns,
-            self.key_ttl_ns,
-            self.emit,
-            self.scope,
-            fill_gaps_ns=self.fill_gaps_ns,
-            late_by="tick" if self.format == "json" else "window",
-        )
-
-    def fingerprint(self, partitions: int, aggregation: Aggregation[object] | None) -> dict[str, object]:
-        """The settings that give stored windows their meaning; state made under others can't be continued."""
-        return {
-            "tick.timestamp_unit": self.tick.unit,  # first_ts and last_ts are written in it
-            "window.size_ns": self.size_ns,
-            "window.lag_ns": self.lag_ns,
-            "window.allowed_lateness_ns": self.lateness_ns,
-            "window.key_ttl_ns": "never" if self.key_ttl_ns is None else self.key_ttl_ns,
-            "window.emit": self.emit,
-            "window.payload": self.payload,
-            "window.watermark_scope": self.scope,
-            "window.aggregation": f"{self.aggregation} v{aggregation.version}" if aggregation else "none",
-            "input partitions": partitions,
-            **({"pipeline": describe(self.pipeline)} if self.pipeline else {}),
-            **self._kind_fingerprint(),
-        }
-
-    def _check_ttl(self, sessions: ExchangeSessions) -> None:
-        needed_ns = sessions.longest_ns + self.lag_ns + self.lateness_ns
-        if self.key_ttl_ns is not None and self.key_ttl_ns < needed_ns:
-            raise ConfigError(
-                f"window.key_ttl is {format_duration(self.key_ttl_ns)}; the longest window of the calendar "
-                f"{self.calendar!r} (session {self.session}) with lag and allowed lateness is "
-                f"{format_duration(needed_ns)}, and a tick of a window that began longer ago than key_ttl is late"
-            )
-
-    def _kind_fingerprint(self) -> dict[str, object]:
-        """What of the window's kind is not the default: state of plain tumbling windows reads as it always did."""
-        given = {
-            "window.kind": (self.kind, "tumbling"),
-            "window.hop_ns": (self.hop_ns, 0),
-            "window.offset_ns": (self.offset_ns, 0),
-            "window.time_zone": (self.time_zone, None),
-            "window.gap_ns": (self.gap_ns, 0),
-            "window.fill_gaps_ns": (self.fill_gaps_ns, 0),
-            "window.calendar": (self.calendar, None),
-            "window.session": (self.session, "regular"),
-            "window.close_grace_ns": (self.close_grace_ns, 0),
-            "tick.format": (self.format, "json"),
-            "corrections": (self.corrections.describe() if self.corrections is not None else None, None),
-        }
-        return {name: value for name, (value, default) in given.items() if value != default}
+_REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,53 +66,6 @@ class Input:
     topic: str
     partition: int
     partitions: int
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a step of a lane wants written, in order, and what it has to report."""
-
-    frames: list[OutRecord] = field(default_factory=list)
-    late: list[OutRecord] = field(default_factory=list)
-    dead_letters: list[OutRecord] = field(default_factory=list)
-    routed: dict[str, list[OutRecord]] = field(default_factory=dict)  # topic -> records, as they came
-    emitted: dict[tuple[str, str], int] = field(default_factory=dict)  # (status, trigger) -> frames
-    rejected: dict[str, int] = field(default_factory=dict)  # reason -> records
-    late_by_reason: dict[str, int] = field(default_factory=dict)
-    misrouted_keys: list[str] = field(default_factory=list)  # seen for the first time
-    failures: list[Failure] = field(default_factory=list)  # the first of those rejected as ``processing_failed``
-    taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
-    noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
-    gaps: list[SequenceGap] = field(default_factory=list)
-    corrected: dict[str, int] = field(default_factory=dict)  # cancel or correct -> messages
-    control: int = 0  # records that ended the input
-    records: int = 0
-    aggregated: int = 0
-
-    def extend(self, other: Effects) -> None:
-        """Append what came later."""
-        self.frames += other.frames
-        self.late += other.late
-        self.dead_letters += other.dead_letters
-        _add_up(self.emitted, other.emitted)
-        _add_up(self.rejected, other.rejected)
-        _add_up(self.late_by_reason, other.late_by_reason)
-        self.misrouted_keys += other.misrouted_keys
-        self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
-        for topic, records in other.routed.items():
-            self.routed.setdefault(topic, []).extend(records)
-        _add_up(self.taken_out, other.taken_out)
-        _add_up(self.noticed, other.noticed)
-        self.gaps += other.gaps
-        _add_up(self.corrected, other.corrected)
-        self.control += other.control
-        self.records += other.records
-        self.aggregated += other.aggregated
-
-
-def _add_up(mine: dict[_Name, int], more: Mapping[_Name, int]) -> None:
-    for name, number in more.items():
-        mine[name] = mine.get(name, 0) + number
 
 
 def _digest(fingerprint: Mapping[str, object]) -> str:
@@ -310,6 +115,7 @@ class Lane:
             return BarEngine(self._rules, emit_partial=self._spec.emit_partial, track_changes=True)
         if self._spec.corrections is not None:
             return make_correcting_engine(
+                self._spec.window.correcting_engine(),
                 self._rules,
                 self._spec.corrections,
                 self._spec.tick,
@@ -317,7 +123,7 @@ class Lane:
                 show_items=self._spec.payload != "ohlcv",
                 emit_partial=self._spec.emit_partial,
             )
-        return make_engine(
+        return self._spec.window.engine(
             self._rules,
             folding=self._folding,
             keep=kept_bytes if self._spec.payload != "ohlcv" else None,
@@ -540,7 +346,7 @@ class Lane:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
-        if lateness.reason == "repeated":
+        if lateness.reason is Reason.REPEATED:
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return
@@ -568,7 +374,7 @@ class Lane:
         watermark_ns = engine.watermark_ns(correction.symbol)
         entry = uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
         self.counts.late += 1
-        effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
+        effects.late_by_reason[Reason.UNCORRECTABLE] = effects.late_by_reason.get(Reason.UNCORRECTABLE, 0) + 1
         effects.late.append(entry)
         return outcome
 
@@ -630,8 +436,8 @@ class Lane:
     def _count_operators(self, effects: Effects) -> None:
         counts = self.counts
         for (reason, _), number in effects.taken_out.items():
-            name = _TAKEN_OUT[reason]
-            setattr(counts, name, getattr(counts, name) + number)
+            assert reason.account is not None, "what operators drop are ticks"
+            setattr(counts, reason.account, getattr(counts, reason.account) + number)
         counts.routed_away += sum(map(len, effects.routed.values()))
 
     def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:

@@ -1,4 +1,5 @@
-"""Record batches as they were fetched: the records of one are left packed until somebody needs them.
+"""What is read: records, and record batches as they were fetched, whose records are left packed until somebody needs
+them.
 
 What the batch path reads is the payload: Kafka's record format v2, each record as length, attributes, timestamp delta,
 offset delta, key, value and headers, integers as zigzag varints.
@@ -6,19 +7,35 @@ offset delta, key, value and headers, integers as zigzag varints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from workers.errors import BrokerError
 
-__all__ = ["RawBatch", "RawRecord", "read_record"]
+__all__ = ["RawBatch", "RawRecord", "Record", "count_of", "end_of", "read_record", "records_of"]
 
 Payload = bytes | bytearray | memoryview
 
 
+class Record(Protocol):
+    """What is read of a Kafka record; aiokafka's ``ConsumerRecord`` is one."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...  # ms since the epoch, or -1
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """A record taken out of a batch: what a `workers.core.ticks.Record` must have. ``timestamp`` is in ms, -1 for
+    """A record taken out of a batch: what a `Record` must have. ``timestamp`` is in ms, -1 for
     none."""
 
     offset: int
@@ -80,6 +97,26 @@ class RawBatch:
         if position != len(payload):
             excess = len(payload) - position
             raise BrokerError(f"{excess} bytes follow the last record of the batch at offset {self.base_offset}")
+
+
+def count_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
+    """How many records were fetched, those in batches included."""
+    return sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
+
+
+def end_of(items: Sequence[Record] | Sequence[RawBatch]) -> int:
+    """The offset behind the last of the items, of which there must be one."""
+    last = items[-1]
+    return last.next_offset if isinstance(last, RawBatch) else last.offset + 1
+
+
+def records_of(items: Sequence[Record] | Sequence[RawBatch]) -> Iterator[Record]:
+    """The records of batches, for a lane that takes records; records are passed on."""
+    for item in items:
+        if isinstance(item, RawBatch):
+            yield from item.records()
+        else:
+            yield item
 
 
 def read_record(payload: memoryview, position: int, batch: RawBatch) -> tuple[RawRecord, int]:

@@ -25,6 +25,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from workers.core.effects import Counts
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
 from workers.core.steps import Portion, run_through
@@ -33,7 +34,6 @@ from workers.errors import StateFormatError, StateMismatchError
 from workers.times import format_duration
 
 __all__ = [
-    "Counts",
     "LaneMeta",
     "check_fingerprint",
     "differing_settings",
@@ -57,42 +57,6 @@ _ORDERED = 16  # segments of items also hold the items' orders
 _SETTLED = 64  # the input has ended
 _CORRECTED = 32  # the items are more than the ticks: some are corrections of others
 _CLOCK = Struct("<q")
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of every record since the state began; ``records`` is the sum of the others.
-
-    ``held`` are the ticks that a conflating operator or ``max_jump`` holds back at the moment: they will be counted
-    elsewhere.
-    """
-
-    records: int = 0
-    aggregated: int = 0
-    late: int = 0
-    rejected: int = 0
-    deduplicated: int = 0
-    throttled: int = 0
-    filtered: int = 0
-    routed_away: int = 0
-    held: int = 0
-    corrected: int = 0  # messages that changed a trade
-    control: int = 0  # records that say that the input has ended
-
-    def balance(self) -> int:
-        """Records unaccounted for; anything but 0 is a bug."""
-        return self.records - (
-            self.aggregated
-            + self.late
-            + self.rejected
-            + self.deduplicated
-            + self.throttled
-            + self.filtered
-            + self.routed_away
-            + self.held
-            + self.corrected
-            + self.control
-        )
 
 
 @dataclass(slots=True)

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from workers.kafka.connection import stop_consumer
+from workers.kafka.reading import TopicReader
 
 __all__ = ["read_changelog"]
 
@@ -33,36 +32,33 @@ async def read_changelog(
     so the end of the committed log is the end of the state. ``on_progress`` is told each chunk's number of records.
     Raises ``KafkaError``, and ``TimeoutError`` when nothing arrives for a minute.
     """
-    tp = TopicPartition(topic, partition)
-    consumer = AIOKafkaConsumer(
-        **{
-            **consumer_options,
-            "group_id": None,
-            "group_instance_id": None,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "isolation_level": "read_committed",
-            "max_partition_fetch_bytes": 4 * 1024 * 1024,
-            "fetch_max_wait_ms": 100,
-        }
+    reader = TopicReader(
+        consumer_options,
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=4 * 1024 * 1024,
+        fetch_max_wait_ms=100,
     )
     entries: dict[bytes, bytes] = {}
     reported_s = advanced_s = time.monotonic()
     read = 0
     try:
-        await consumer.start()
-        await consumer._client.add_topic(topic)  # an assignment before any metadata was seen can stay idle for good
-        consumer.assign([tp])
-        end = (await consumer.end_offsets([tp]))[tp]
-        begin = (await consumer.beginning_offsets([tp]))[tp]
-        consumer.seek(tp, begin)
-        while await consumer.position(tp) < end:
-            chunk = (await consumer.getmany(tp, timeout_ms=500, max_records=CHUNK_RECORDS)).get(tp, [])
+        await reader.start()
+        await reader.turn_to(topic)
+        reader.assign([partition])
+        end = (await reader.ends([partition]))[partition]
+        begin = (await reader.begins([partition]))[partition]
+        reader.seek(partition, begin)
+        while await reader.position(partition) < end:
+            found = await reader.poll([partition], timeout_ms=500, max_records=CHUNK_RECORDS)
+            chunk = found.get(partition, ())
             for record in chunk:
-                if record.value is None:
-                    entries.pop(record.key, None)
+                key, value = record.key, record.value
+                if key is None:
+                    continue  # a compacted topic takes no such record
+                if value is None:
+                    entries.pop(key, None)
                 else:
-                    entries[record.key] = record.value
+                    entries[key] = value
             read += len(chunk)
             now_s = time.monotonic()
             if chunk:
@@ -70,15 +66,15 @@ async def read_changelog(
                 if on_progress is not None:
                     on_progress(len(chunk))
             elif now_s - advanced_s > STALLED_AFTER_S:
-                position = await consumer.position(tp)
+                position = await reader.position(partition)
                 raise TimeoutError(f"no record of {topic}[{partition}] for a minute, at {position} of {end}")
             if now_s - reported_s > PROGRESS_EVERY_S:
                 reported_s = now_s
-                position = await consumer.position(tp)
+                position = await reader.position(partition)
                 log.info(
                     "restoring", changelog=topic, partition=partition, position=position, end=end, keys=len(entries)
                 )
             await asyncio.sleep(0)
     finally:
-        await stop_consumer(consumer)
+        await reader.stop()
     return entries

@@ -7,17 +7,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from workers.kafka.changelog import read_changelog
+from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
-from workers.kafka.connection import admin_client, connecting
-from workers.kafka.consumer import Source
+from workers.kafka.connection import connecting
+from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, KnownTopics, OutTopic, PartitionsCallback
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import consumer_options, producer_options
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Cluster"]
 
@@ -81,10 +82,12 @@ class Cluster:
         """Around what reaches the cluster for the first time: its errors say what to look at."""
         return connecting(self._settings)
 
-    def consumer(self, *, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback, batches: bool) -> Source:
+    def consumer(
+        self, *, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback, batches: bool
+    ) -> KafkaGroupConsumer:
         """A new member of the group, not yet started."""
         use_fast_lz4()
-        return Source(
+        return KafkaGroupConsumer(
             self._settings.topics.ticks,
             self._settings.application_id,
             self._consumer_options,

@@ -26,6 +26,7 @@ from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.errors import FencedError
 from workers.kafka.hanging import finish, last_decision
+from workers.kafka.internals import close_batch, new_batch
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.repairs import abandon
 
@@ -261,27 +262,12 @@ def pack(
             if open_batch[1](open_batch[2], timestamp_ms, key, record.value, headers) is not None:
                 open_batch[2] += 1
                 continue
-            packed.append((to, _closed(open_batch)))
-        builder = _new_builder(producer, limit_bytes)
-        open_batch = fill[to] = [builder, builder._builder.append, 1]
+            packed.append((to, close_batch(open_batch[0], open_batch[2])))
+        open_batch = fill[to] = [*new_batch(producer, limit_bytes), 1]
         # An empty batch takes any record; whether the topic does was checked when it was made.
         open_batch[1](0, timestamp_ms, key, record.value, headers)
-    packed += [(to, _closed(open_batch)) for to, open_batch in fill.items()]
+    packed += [(to, close_batch(builder, count)) for to, (builder, _, count) in fill.items()]
     return packed
-
-
-def _new_builder(producer: AIOKafkaProducer, limit_bytes: int) -> BatchBuilder:
-    """As the producer's ``create_batch``, with a size of its own."""
-    accumulator = producer._message_accumulator
-    transactional = producer._txn_manager is not None and producer._txn_manager.transactional_id is not None
-    return BatchBuilder(limit_bytes, accumulator._compression_type, is_transactional=transactional)
-
-
-def _closed(open_batch: list[Any]) -> BatchBuilder:
-    builder: BatchBuilder = open_batch[0]
-    builder._relative_offset = open_batch[2]
-    builder.close()
-    return builder
 
 
 def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:

@@ -14,18 +14,17 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors as kafka_errors
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
-from workers.kafka.repairs import close_connection, repair_client, stop_consumer
-from workers.settings.all import client_options
+from workers.kafka.options import client_options
+from workers.kafka.repairs import close_connection, repair_client
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
-__all__ = ["admin_client", "connecting", "diagnose_connection_error", "explain_connection_error", "stop_consumer"]
+__all__ = ["connecting", "diagnose_connection_error", "explain_connection_error"]
 
 _CONNECT_TIMEOUT_S: Final = 15.0
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -41,22 +40,6 @@ _FORBIDDEN_ERRORS = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.TransactionalIdAuthorizationFailed,
 )
-
-
-@asynccontextmanager
-async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A connected admin client, closed at the end.
-
-    Raises ``BrokerError`` where the cluster can't be reached or refuses the credentials, ``ConfigError`` where a
-    certificate can't be read.
-    """
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        async with connecting(settings):
-            await admin.start()
-        yield admin
-    finally:
-        await admin.close()
 
 
 @asynccontextmanager

@@ -17,24 +17,23 @@ from collections.abc import Collection, Mapping
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, NoError, OffsetOutOfRangeError, for_code
-from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
 
 from workers.errors import BrokerError, DataLossError, FencedError
 from workers.kafka.fetch_hook import install
+from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
 from workers.kafka.ports import Fetched, PartitionsCallback
 from workers.kafka.repairs import stop_consumer
 
-__all__ = ["Source"]
+__all__ = ["KafkaGroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
-NO_OFFSET = -1
 NO_PARTITION = 2**31 - 1
 
 
-class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """The input topic as this member of the group sees it; partitions are plain numbers."""
+class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """A topic as this member of the group sees it; partitions are plain numbers."""
 
     def __init__(
         self,
@@ -45,11 +44,14 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
         batches: bool = False,
+        if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
+        "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers."""
+        names of their headers. ``if_lost`` ends the error that says that the log no longer has them."""
         self._topic = topic
         self._batches = batches
+        self._if_lost = if_lost
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
@@ -96,17 +98,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     def check(self) -> None:
         """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
         one of its tasks has ended, without which it would stand still for ever and say nothing."""
-        coordinator = self._consumer._coordinator
-        for what, task in (
-            ("membership", coordinator._coordination_task),
-            ("heartbeats", coordinator._heartbeat_task),
-            ("offsets", coordinator._commit_refresh_task),
-            ("fetching", self._consumer._fetcher._fetch_task),
-            ("metadata", self._consumer._client._sync_task),
-        ):
-            if task is not None and task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
-        coordinator.check_errors()
+        for what, error in failed_tasks(self._consumer):
+            raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
+        raise_coordinator_errors(self._consumer)
 
     async def confirm_membership(self, partition: int) -> None:
         """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
@@ -114,7 +108,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
         that fences whoever has it now.
         """
-        if not await self._consumer._coordinator._do_heartbeat() or not self.owns(partition):
+        if not await confirm_heartbeat(self._consumer) or not self.owns(partition):
             raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
 
     def start_reading(self, partition: int, offset: int) -> None:
@@ -157,28 +151,20 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError as error:
             raise DataLossError(
-                f"{self._topic} no longer holds the records that were to be read next ({error}); its retention is "
-                "shorter than the lag. Start over with `workers state reset`, which reads what is left"
+                f"{self._topic} no longer holds the records that were to be read next ({error}); {self._if_lost}"
             ) from error
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }
 
     async def committed(self, partition: int) -> int | None:
-        """The group's committed offset; None where it has none.
+        """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator
+        loads."""
+        return await committed_offset(self._consumer, self._topic, partition)
 
-        Asked for here and not by the client's ``committed``, which overlooks the error of an answer as a whole: it
-        says None while the coordinator loads, too. Raises ``KafkaError``, then as well.
-        """
-        coordinator = self._consumer._coordinator
-        request = OffsetFetchRequest(coordinator.group_id, [(self._topic, [partition])])
-        response = await coordinator._send_req(request)
-        ((_, ((_, offset, _, code),)),) = response.topics or ((None, ((None, NO_OFFSET, None, 0),)),)
-        for found in (getattr(response, "error_code", 0), code):
-            error = for_code(found)
-            if error is not NoError:
-                raise error(f"the committed offset of {self._topic}[{partition}]")
-        return None if offset == NO_OFFSET else int(offset)
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commit offsets to the group, by partition, outside a transaction. Raises ``KafkaError``."""
+        await self._consumer.commit({self._tp(partition): offset for partition, offset in offsets.items()})
 
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""

@@ -6,26 +6,21 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import (
-    CoordinatorLoadInProgressError,
-    CoordinatorNotAvailableError,
-    KafkaError,
-    NotCoordinatorError,
-    for_code,
-)
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from workers.errors import BrokerError, TopicError
-from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import NO_COORDINATOR_YET
+from workers.kafka.reading import TopicReader, reading
 from workers.kafka.topics import describe_topics
-from workers.settings.all import client_options
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["GroupLag", "LagReader", "PartitionLag", "lost_records_problem", "no_group_problem"]
 
@@ -33,7 +28,6 @@ _NO_OFFSET: Final = -1
 _COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
 _REQUEST_TIMEOUT_S: Final = 30.0
 _LOOK_AGAIN_S: Final = 30.0
-_PASSING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,47 +152,44 @@ class LagReader:
         self._looked_s = 0.0
         self._first_seen_ends = first_seen_ends if first_seen_ends is not None else {}
         # Ends are the last stable offsets, as the worker reads: an open transaction is not yet there to be processed.
-        self._consumer = AIOKafkaConsumer(
-            **client_options(settings), group_id=None, isolation_level=settings.kafka.isolation_level
-        )
+        self._opened = reading(settings, isolation_level=settings.kafka.isolation_level)
+        self._ends: TopicReader
 
     async def __aenter__(self) -> LagReader:
-        try:
-            async with connecting(self._settings):
-                await self._consumer.start()
-        except BaseException:
-            await stop_consumer(self._consumer)
-            raise
+        self._ends = await self._opened.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await stop_consumer(self._consumer)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._opened.__aexit__(kind, error, traceback)
 
     async def read(self) -> GroupLag:
         """The lag now. Raises ``TopicError`` where there is no ticks topic, ``BrokerError`` where nobody answers."""
         topic, group = self._settings.topics.ticks, self._settings.application_id
         try:
             async with asyncio.timeout(_COORDINATOR_TIMEOUT_S + _REQUEST_TIMEOUT_S):
-                wanted = [TopicPartition(topic, partition) for partition in range(await self._partitions(topic))]
-                committed = await self._committed(group, wanted)
+                wanted = range(await self._partitions(topic))
+                committed = await self._committed(group, [TopicPartition(topic, number) for number in wanted])
                 state, members = await self._members(group)
-                begins = await self._consumer.beginning_offsets(wanted)
-                ends = await self._consumer.end_offsets(wanted)  # last, so that no commit is beyond them
+                await self._ends.turn_to(topic)
+                begins = await self._ends.begins(wanted)
+                ends = await self._ends.ends(wanted)  # last, so that no commit is beyond them
         except (KafkaError, TimeoutError) as error:
             raise explain_connection_error(error, self._settings) from error
         if self._settings.kafka.auto_offset_reset == "latest":
-            for tp in wanted:
-                self._first_seen_ends.setdefault(tp.partition, ends[tp])
+            for number in wanted:
+                self._first_seen_ends.setdefault(number, ends[number])
         partitions = tuple(
             PartitionLag(
-                tp.partition,
-                begins[tp],
-                committed[tp][0],
-                ends[tp],
-                self._first_seen_ends.get(tp.partition),
-                committed[tp][1],
+                number,
+                begins[number],
+                committed[number][0],
+                ends[number],
+                self._first_seen_ends.get(number),
+                committed[number][1],
             )
-            for tp in wanted
+            for number in wanted
         )
         return GroupLag(group, topic, state, members, partitions)
 
@@ -215,9 +206,7 @@ class LagReader:
             self._known_partitions, self._looked_s = found.partitions, now_s
         return self._known_partitions
 
-    async def _committed(
-        self, group: str, wanted: list[TopicPartition]
-    ) -> dict[TopicPartition, tuple[int | None, str]]:
+    async def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[int, tuple[int | None, str]]:
         """Committed offsets, and what was noted with each.
 
         The client overlooks the answer's own error, on which partitions asked for are missing."""
@@ -225,10 +214,10 @@ class LagReader:
         while True:
             try:
                 offsets = await self._admin.list_consumer_group_offsets(group, partitions=wanted)
-            except _PASSING:
+            except NO_COORDINATOR_YET:
                 offsets = {}
             if all(tp in offsets for tp in wanted):
-                return {tp: _noted(offsets[tp]) for tp in wanted}
+                return {tp.partition: _noted(offsets[tp]) for tp in wanted}
             if time.monotonic() > deadline_s:
                 raise BrokerError(
                     f"the coordinator of group {group} gave no offsets for {_COORDINATOR_TIMEOUT_S:.0f} s; is "
@@ -240,7 +229,7 @@ class LagReader:
         for response in await self._admin.describe_consumer_groups([group]):
             for code, _group, state, _protocol_type, _protocol, members, *_ in response.groups:
                 error = for_code(code)
-                if error in _PASSING:
+                if error in NO_COORDINATOR_YET:
                     return "Unknown", 0
                 return state or "Dead", len(members)
         return "Unknown", 0

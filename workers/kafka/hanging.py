@@ -21,16 +21,7 @@ from enum import Enum
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.errors import (
-    CoordinatorLoadInProgressError,
-    CoordinatorNotAvailableError,
-    IncompatibleBrokerVersion,
-    KafkaTimeoutError,
-    LeaderNotAvailableError,
-    NoError,
-    NotCoordinatorError,
-    for_code,
-)
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaTimeoutError, NoError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.types import (
@@ -44,6 +35,8 @@ from aiokafka.protocol.types import (
 )
 
 from workers.errors import DataLossError
+from workers.kafka.errors import NO_COORDINATOR_YET
+from workers.kafka.internals import add_to_transaction, leader_of
 
 __all__ = ["Decision", "finish", "last_decision"]
 
@@ -69,7 +62,6 @@ _STATES = {
     "CompleteCommit": Decision.COMMIT,
     "CompleteAbort": Decision.ABORT,
 }
-_PASSING = (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError)
 _DECIDING = ("PrepareCommit", "PrepareAbort", "PrepareEpochFence")
 
 
@@ -128,7 +120,7 @@ async def last_decision(client: AIOKafkaClient, transactional_id: str) -> Decisi
     while True:
         try:
             state = await _describe(client, transactional_id)
-        except _PASSING:
+        except NO_COORDINATOR_YET:
             if time.monotonic() > deadline_s:
                 raise
         else:
@@ -181,10 +173,7 @@ async def finish(
             "abort it there; then the records that it reflects are processed again"
         )
     await producer.begin_transaction()
-    for tp in hanging:
-        producer._txn_manager.maybe_add_partition_to_txn(tp)
-    while not await producer._sender._do_add_offsets_to_txn(group_id):
-        pass  # it has waited before it said so
+    await add_to_transaction(producer, hanging, group_id)
     if decision is Decision.COMMIT:
         await producer.commit_transaction()
     else:
@@ -217,12 +206,7 @@ async def _open_transactions(client: AIOKafkaClient, partitions: list[TopicParti
 async def _ends(client: AIOKafkaClient, partitions: list[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
     by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for tp in partitions:
-        await client._wait_on_metadata(tp.topic)
-        node = client.cluster.leader_for_partition(tp)
-        if node is None or node == -1:
-            await client.force_metadata_update()
-            raise LeaderNotAvailableError(tp)
-        by_node[node][tp.topic].append((tp.partition, _LATEST))
+        by_node[await leader_of(client, tp)][tp.topic].append((tp.partition, _LATEST))
     found: dict[TopicPartition, int] = {}
     for node, topics in by_node.items():
         response = await client.send(node, OffsetRequest(-1, isolation, list(topics.items())))

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
-
 from workers.errors import BrokerError, DataLossError
-from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
-from workers.kafka.fetch_hook import install
-from workers.settings.all import client_options
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import KafkaError, OffsetOutOfRangeError
+from workers.kafka.reading import KafkaRecord, TopicReader, reading
 
 if TYPE_CHECKING:
-    from aiokafka.structs import ConsumerRecord
-
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["LogReader"]
 
@@ -28,7 +24,7 @@ _STALLED_AFTER_S: Final = 60.0
 
 
 class LogReader:
-    """One consumer without a group, for one stretch of one partition after another.
+    """One reader, for one stretch of one partition after another.
 
     Use as ``async with LogReader(settings) as reader``. ``isolation_level`` None: what the workers read with.
     Topics must exist: asking for a missing one could create it.
@@ -41,36 +37,30 @@ class LogReader:
         isolation_level: Literal["read_committed", "read_uncommitted"] | None = None,
     ) -> None:
         self._settings = settings
-        self._consumer = AIOKafkaConsumer(
-            **client_options(settings),
-            group_id=None,
-            enable_auto_commit=False,
+        self._opened = reading(
+            settings,
             auto_offset_reset="none",
             isolation_level=isolation_level or settings.kafka.isolation_level,
             fetch_max_wait_ms=settings.kafka.fetch_max_wait_ms,
             max_partition_fetch_bytes=_FETCH_BYTES,
         )
+        self._reader: TopicReader
 
     async def __aenter__(self) -> LogReader:
-        try:
-            async with connecting(self._settings):
-                await self._consumer.start()
-            install(self._consumer, records=True)
-        except BaseException:
-            await stop_consumer(self._consumer)
-            raise
+        self._reader = await self._opened.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await stop_consumer(self._consumer)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._opened.__aexit__(kind, error, traceback)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset there is and the one after the last. Raises `BrokerError`."""
-        tp = TopicPartition(topic, partition)
         try:
-            await self._learn(topic)
-            begin = (await self._consumer.beginning_offsets([tp]))[tp]
-            return begin, (await self._consumer.end_offsets([tp]))[tp]
+            await self._reader.turn_to(topic)
+            begin = (await self._reader.begins([partition]))[partition]
+            return begin, (await self._reader.ends([partition]))[partition]
         except (KafkaError, TimeoutError) as error:
             raise explain_connection_error(error, self._settings) from error
 
@@ -80,40 +70,38 @@ class LogReader:
         Whatever order the timestamps are in, every record before that offset has an earlier one.
         Raises `BrokerError`.
         """
-        tp = TopicPartition(topic, partition)
         begin, end = await self.bounds(topic, partition)
         if timestamp_ms <= 0:
             return begin
         try:
-            found = (await self._consumer.offsets_for_times({tp: timestamp_ms})).get(tp)
+            found = await self._reader.offset_at(partition, timestamp_ms)
         except (KafkaError, TimeoutError) as error:
             raise explain_connection_error(error, self._settings) from error
-        return end if found is None else max(min(found.offset, end), begin)
+        return end if found is None else max(min(found, end), begin)
 
     async def read(
         self, topic: str, partition: int, begin: int, end: int
-    ) -> AsyncGenerator[Sequence[ConsumerRecord], None]:
+    ) -> AsyncGenerator[Sequence[KafkaRecord], None]:
         """The records from ``begin`` to before ``end``, in chunks.
 
         Raises `DataLossError` where they are deleted meanwhile, `BrokerError` where they stop coming for a minute.
         """
         if begin >= end:
             return
-        tp = TopicPartition(topic, partition)
         where = f"{topic}[{partition}]"
         advanced_s = time.monotonic()
         try:
-            await self._learn(topic)
-            self._consumer.assign([tp])
-            self._consumer.seek(tp, begin)
-            while await self._consumer.position(tp) < end:
-                found = await self._consumer.getmany(tp, timeout_ms=_POLL_MS, max_records=_CHUNK_RECORDS)
-                chunk = found.get(tp, [])
+            await self._reader.turn_to(topic)
+            self._reader.assign([partition])
+            self._reader.seek(partition, begin)
+            while await self._reader.position(partition) < end:
+                found = await self._reader.poll([partition], timeout_ms=_POLL_MS, max_records=_CHUNK_RECORDS)
+                chunk = found.get(partition, ())
                 if chunk:
                     advanced_s = time.monotonic()
                     yield chunk if chunk[-1].offset < end else [each for each in chunk if each.offset < end]
                 elif time.monotonic() - advanced_s > _STALLED_AFTER_S:
-                    position = await self._consumer.position(tp)
+                    position = await self._reader.position(partition)
                     raise BrokerError(f"no record of {where} for a minute, at offset {position} of {end}")
         except OffsetOutOfRangeError as error:
             raise DataLossError(f"{where}: records were deleted while they were read; run this again") from error
@@ -135,11 +123,6 @@ class LogReader:
                     if record.key == key:
                         found = record
             if found is not None:
-                value: bytes | None = found.value
-                return value
+                return found.value
             end, stretch = start, stretch * 8
         return None
-
-    async def _learn(self, topic: str) -> None:
-        # An assignment before any metadata was seen can stay idle for good; assigning another topic forgets this one.
-        await self._consumer._client.add_topic(topic)

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from workers.core.frames import OutRecord
-from workers.core.records import RawBatch
-from workers.core.ticks import Record
+from workers.core.records import RawBatch, Record
 from workers.errors import BrokerError
 
 __all__ = [

@@ -25,20 +25,18 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from workers.errors import TopicError
-from workers.kafka.connection import admin_client, explain_connection_error
+from workers.kafka.connection import explain_connection_error
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "TopicLayout",
     "TopicPlan",
     "TopicState",
-    "admin_client",
     "delete_topics",
     "describe_topics",
     "ensure_topics",
-    "explain_connection_error",
     "planned_topics",
 ]
 

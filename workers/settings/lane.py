@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from workers.core.lane import LaneSpec
+from workers.core.spec import LaneSpec
 from workers.core.ticks import TickFormat
-from workers.settings.all import Settings
+from workers.core.windows.kinds import KINDS
+from workers.settings.model import Settings
+from workers.settings.ticks import TickSettings
 
 __all__ = ["lane_spec", "tick_format"]
 
 
-def tick_format(settings: Settings) -> TickFormat:
+def tick_format(tick: TickSettings) -> TickFormat:
     """How the settings say that a tick is written."""
-    tick = settings.tick
     return TickFormat(
         tick.symbol,
         tick.ts,
@@ -28,8 +29,8 @@ def lane_spec(settings: Settings) -> LaneSpec:
     """What the settings ask of a lane."""
     tick, window = settings.tick, settings.window
     return LaneSpec(
-        tick=tick_format(settings),
-        size_ns=window.size,
+        tick=tick_format(tick),
+        window=KINDS[window.kind].of(window),
         lag_ns=window.lag,
         lateness_ns=window.allowed_lateness,
         idle_after_ns=window.idle_after,
@@ -40,15 +41,6 @@ def lane_spec(settings: Settings) -> LaneSpec:
         scope=window.watermark_scope,
         aggregation=window.aggregation,
         pipeline=tuple(operator.spec(window) for operator in settings.pipeline),
-        kind=window.kind,
-        hop_ns=window.hop,
-        offset_ns=window.offset,
-        time_zone=window.time_zone,
-        gap_ns=window.gap,
-        fill_gaps_ns=window.fill_gaps,
-        calendar=window.calendar,
-        session=window.session,
-        close_grace_ns=window.close_grace,
         format=tick.format,
         corrections=settings.corrections.rules(),
         max_jump_ns=tick.max_jump,

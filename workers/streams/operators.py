@@ -18,9 +18,9 @@ from fractions import Fraction
 from typing import Final, TypeVar
 
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.assign import TumblingWindowSpec
 from workers.core.windows.engine import Emission, Lateness, WindowEngine
 from workers.streams.channel import Channel, OwnedSource, Stream, raisable
+from workers.streams.specs import TumblingWindowSpec
 from workers.streams.windows import _event_time_ns, _value, _warn_late, _window_rules
 from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, timedelta_to_ns
 

@@ -24,11 +24,12 @@ from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
 from workers.core.frames import WindowFrame, frame_from_emission
+from workers.core.reasons import Reason, Trigger
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.assign import Tumbling, TumblingWindowSpec, WindowSpec
-from workers.core.windows.choose import make_engine
-from workers.core.windows.engine import Lateness, Trigger, WindowEngine, WindowRules
+from workers.core.windows.assign import Tumbling
+from workers.core.windows.engine import Lateness, WindowEngine, WindowRules
 from workers.streams.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
+from workers.streams.specs import TumblingWindowSpec, WindowSpec
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_SECOND,
@@ -149,7 +150,9 @@ def window_event_time(
     if not flush_interval > 0:
         raise ValueError(f"flush_interval is {flush_interval}; expected more than 0 seconds")
     rules = _window_rules(spec, policy, idle_after=idle_after, key_ttl=key_ttl)
-    engine: WindowEngine[Hashable, T] = make_engine(rules, keep=lambda item: item, emit_partial=spec.emit_partial)
+    engine: WindowEngine[Hashable, T] = spec.windows().engine(
+        rules, keep=lambda item: item, emit_partial=spec.emit_partial
+    )
     tally = _Tally()
 
     async def add(item: T) -> None:
@@ -179,7 +182,7 @@ def _window_rules(
     key_ttl: timedelta | None = None,
 ) -> WindowRules:
     """The engine's rules. Raises ``TypeError`` and ``ValueError`` for durations that are none or don't fit together."""
-    assigner = spec.assigner()
+    assigner = spec.windows().assigner()
     for name, value in (("idle_after", idle_after), ("key_ttl", key_ttl)):
         if value is not None:
             check_timedelta(name, value)
@@ -233,7 +236,7 @@ def _event_time_ns(get_event_time: Callable[[T], datetime], item: T, name: str =
 
 
 def _warn_late(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
-    if lateness.reason == "outside_session":
+    if lateness.reason is Reason.OUTSIDE_SESSION:
         _log.warning(
             "an item with key %r and event time %s is outside of all sessions; pass on_late to have such items, they "
             "are only counted from here on",

@@ -26,12 +26,12 @@ import structlog
 from prometheus_client.exposition import choose_encoder
 
 from workers.errors import ConfigError
-from workers.settings.all import METRICS_OFF
+from workers.settings import METRICS_OFF
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from workers.settings.all import MetricsSettings
+    from workers.settings import MetricsSettings
 
 __all__ = ["HealthServer", "Reasons"]
 

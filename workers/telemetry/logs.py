@@ -18,11 +18,12 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-    from workers.settings.all import LoggingSettings
+    from workers.settings import LoggingSettings
 
-__all__ = ["Sparing", "configure_logging"]
+__all__ = ["CLIENT_LOGGER", "Sparing", "configure_logging"]
 
-_CLIENT: Final = "aiokafka"
+CLIENT_LOGGER: Final = "aiokafka"
+"""What the Kafka client's loggers are below."""
 
 
 def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream: TextIO | None = None) -> None:
@@ -53,7 +54,7 @@ def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    logging.getLogger(_CLIENT).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
+    logging.getLogger(CLIENT_LOGGER).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -81,7 +82,7 @@ class Sparing(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be logged; its message then tells of those left out."""
-        if not record.name.startswith(_CLIENT):
+        if not record.name.startswith(CLIENT_LOGGER):
             return True
         where = (record.pathname, str(record.lineno))
         last_s, left_out = self._shown.get(where, (-math.inf, 0))

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from workers.core.effects import Effects
 from workers.core.failures import Failure
-from workers.core.lane import Effects
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
-from workers.core.ticks import Reason
+from workers.core.reasons import Reason
 
 __all__ = ["AllRejected", "FailureWatch", "RejectionWatch"]
 

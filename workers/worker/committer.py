@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from workers.core.lane import Effects, Lane
+from workers.core.effects import Effects
+from workers.core.lane import Lane
 from workers.kafka.fit import fit
 from workers.kafka.ports import Commit, OutTopics
 

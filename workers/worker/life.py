@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-__all__ = ["TABLE", "Action", "Actions", "Event", "Life", "LifeError", "Phase", "after"]
+__all__ = ["TABLE", "Action", "Actions", "Life", "LifeError", "LifeEvent", "Phase", "after"]
 
 REMEMBERED: Final = 20  # events, for the message of a `LifeError`
 
@@ -35,7 +35,7 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-class Event(Enum):
+class LifeEvent(Enum):
     """What happens to a partition."""
 
     OPENED = "opened"  # its state is restored, and it is owned
@@ -67,42 +67,42 @@ Actions = tuple[Action, ...]
 _O, _R, _S, _C = Phase.OPENING, Phase.RUNNING, Phase.SUSPENDED, Phase.CLOSED
 _NOTHING: Final[Actions] = ()
 
-TABLE: Final[Mapping[Phase, Mapping[Event, tuple[Phase, Actions]]]] = {
+TABLE: Final[Mapping[Phase, Mapping[LifeEvent, tuple[Phase, Actions]]]] = {
     _O: {
-        Event.OPENED: (_R, (Action.COMMIT_WHEN_DUE, Action.START_READING)),
-        Event.OPENED_UNOWNED: (_S, (Action.COMMIT_WHEN_DUE,)),
-        Event.OPENING_FAILED: (_O, (Action.DISCARD,)),
-        Event.REVOKED: (_O, _NOTHING),  # opening waits until the partition is owned again
-        Event.ASSIGNED: (_O, _NOTHING),
-        Event.LOST: (_C, (Action.CLOSE,)),
-        Event.STOPPED: (_C, (Action.CLOSE,)),
+        LifeEvent.OPENED: (_R, (Action.COMMIT_WHEN_DUE, Action.START_READING)),
+        LifeEvent.OPENED_UNOWNED: (_S, (Action.COMMIT_WHEN_DUE,)),
+        LifeEvent.OPENING_FAILED: (_O, (Action.DISCARD,)),
+        LifeEvent.REVOKED: (_O, _NOTHING),  # opening waits until the partition is owned again
+        LifeEvent.ASSIGNED: (_O, _NOTHING),
+        LifeEvent.LOST: (_C, (Action.CLOSE,)),
+        LifeEvent.STOPPED: (_C, (Action.CLOSE,)),
         # COMMIT_FAILED: there is nothing to commit, and the one commit that ran is what led here.
     },
     _R: {
-        Event.REVOKED: (_S, _NOTHING),
-        Event.ASSIGNED: (_R, (Action.START_READING,)),  # a rebalance lost positions and pauses
-        Event.LOST: (_C, (Action.CLOSE,)),
-        Event.COMMIT_FAILED: (_O, (Action.STOP_READING, Action.DISCARD, Action.OPEN)),
-        Event.STOPPED: (_C, (Action.CLOSE,)),
+        LifeEvent.REVOKED: (_S, _NOTHING),
+        LifeEvent.ASSIGNED: (_R, (Action.START_READING,)),  # a rebalance lost positions and pauses
+        LifeEvent.LOST: (_C, (Action.CLOSE,)),
+        LifeEvent.COMMIT_FAILED: (_O, (Action.STOP_READING, Action.DISCARD, Action.OPEN)),
+        LifeEvent.STOPPED: (_C, (Action.CLOSE,)),
         # OPENED, OPENED_UNOWNED, OPENING_FAILED: what opened it has ended.
     },
     _S: {
-        Event.REVOKED: (_S, _NOTHING),
-        Event.ASSIGNED: (_R, (Action.START_READING,)),
-        Event.LOST: (_C, (Action.CLOSE,)),
-        Event.COMMIT_FAILED: (_C, (Action.DISCARD,)),  # reading is not stopped: the number may be another life's
-        Event.STOPPED: (_C, (Action.CLOSE,)),
+        LifeEvent.REVOKED: (_S, _NOTHING),
+        LifeEvent.ASSIGNED: (_R, (Action.START_READING,)),
+        LifeEvent.LOST: (_C, (Action.CLOSE,)),
+        LifeEvent.COMMIT_FAILED: (_C, (Action.DISCARD,)),  # reading is not stopped: the number may be another life's
+        LifeEvent.STOPPED: (_C, (Action.CLOSE,)),
         # OPENED, OPENED_UNOWNED, OPENING_FAILED: what opened it has ended.
     },
     _C: {
-        Event.OPENED: (_C, (Action.DISCARD,)),
-        Event.OPENED_UNOWNED: (_C, (Action.DISCARD,)),
-        Event.OPENING_FAILED: (_C, (Action.DISCARD,)),
-        Event.REVOKED: (_C, _NOTHING),
-        Event.ASSIGNED: (_C, (Action.CLOSE, Action.REPLACE)),
-        Event.LOST: (_C, (Action.CLOSE,)),
-        Event.COMMIT_FAILED: (_C, (Action.DISCARD,)),
-        Event.STOPPED: (_C, (Action.CLOSE,)),
+        LifeEvent.OPENED: (_C, (Action.DISCARD,)),
+        LifeEvent.OPENED_UNOWNED: (_C, (Action.DISCARD,)),
+        LifeEvent.OPENING_FAILED: (_C, (Action.DISCARD,)),
+        LifeEvent.REVOKED: (_C, _NOTHING),
+        LifeEvent.ASSIGNED: (_C, (Action.CLOSE, Action.REPLACE)),
+        LifeEvent.LOST: (_C, (Action.CLOSE,)),
+        LifeEvent.COMMIT_FAILED: (_C, (Action.DISCARD,)),
+        LifeEvent.STOPPED: (_C, (Action.CLOSE,)),
     },
 }
 
@@ -111,7 +111,7 @@ class LifeError(RuntimeError):
     """An event that can't be in this phase: a fault of this program."""
 
 
-def after(phase: Phase, event: Event) -> tuple[Phase, Actions] | None:
+def after(phase: Phase, event: LifeEvent) -> tuple[Phase, Actions] | None:
     """The phase after the event, and what is to be done; None for what can't be."""
     return TABLE[phase].get(event)
 
@@ -121,9 +121,9 @@ class Life:
 
     def __init__(self) -> None:
         self.phase = Phase.OPENING
-        self._past: deque[Event] = deque(maxlen=REMEMBERED)
+        self._past: deque[LifeEvent] = deque(maxlen=REMEMBERED)
 
-    def on(self, event: Event) -> Actions:
+    def on(self, event: LifeEvent) -> Actions:
         """Take an event; what is to be done. Raises `LifeError` for what can't be."""
         found = after(self.phase, event)
         if found is None:

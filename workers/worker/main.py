@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from workers.settings.all import Settings
+from workers.settings import Settings
 from workers.telemetry.health import HealthServer
 from workers.worker.worker import Worker
 

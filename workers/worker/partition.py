@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from workers.core.lane import Effects, Lane
+from workers.core.effects import Effects
+from workers.core.lane import Lane
 from workers.kafka.ports import Fetched, OutTopics
 from workers.worker.committer import CommitRules, Committer, CommitUnderWay
-from workers.worker.life import Action, Actions, Event, Life, Phase
+from workers.worker.life import Action, Actions, Life, LifeEvent, Phase
 
 __all__ = ["Partition", "PartitionRules"]
 
@@ -73,7 +74,7 @@ class Partition:
         assert self.lane is not None
         return self.backlog[-1].next_offset if self.backlog else self.lane.position
 
-    def on(self, event: Event, now_ns: int) -> Actions:
+    def on(self, event: LifeEvent, now_ns: int) -> Actions:
         """Take an event of its life; what is to be done. Raises `LifeError` for what can't be."""
         actions = self._life.on(event)
         if Action.START_READING not in actions:
@@ -86,7 +87,7 @@ class Partition:
         """Take the lane that was restored, at the offset where it reads on."""
         if self.phase is Phase.OPENING:
             self.lane, self.committed_offset = lane, lane.position
-        return self.on(Event.OPENED if owned else Event.OPENED_UNOWNED, now_ns)
+        return self.on(LifeEvent.OPENED if owned else LifeEvent.OPENED_UNOWNED, now_ns)
 
     def discard(self) -> None:
         """Forget lane, backlog and results."""

@@ -9,8 +9,8 @@ from typing import Final
 
 import structlog
 
-from workers.core.lane import Effects, Lane
-from workers.core.pipeline.stage import SequenceGap
+from workers.core.effects import Effects, SequenceGap
+from workers.core.lane import Lane
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
@@ -182,13 +182,9 @@ class PartitionReport:
 
     def _count_operators(self, effects: Effects) -> None:
         metrics, labels = self._metrics, self._labels
-        counters = {
-            "duplicate": metrics.ticks_deduplicated,
-            "throttled": metrics.ticks_throttled,
-            "filtered": metrics.ticks_filtered,
-        }
         for (reason, stage), number in effects.taken_out.items():
-            counters[reason].labels(*labels, stage).inc(number)
+            assert reason.account is not None, "what operators drop are ticks"
+            metrics.dropped[reason.account].labels(*labels, stage).inc(number)
         for name, records in effects.routed.items():
             metrics.ticks_routed_away.labels(*labels, name).inc(len(records))
         for gap in effects.gaps:

@@ -13,11 +13,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from workers.core.lane import Effects, Lane
+from workers.core.effects import Effects
+from workers.core.lane import Lane
 from workers.errors import BrokerError, FencedError, TopicError, WorkersError
-from workers.kafka.failures import PASSING, REFUSED
+from workers.kafka.errors import PASSING, REFUSED
 from workers.kafka.ports import CommitSink, Fetched, GroupConsumer, Kafka, OversizedError
-from workers.worker.life import Action, Actions, Event, Phase
+from workers.worker.life import Action, Actions, LifeEvent, Phase
 from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, restore
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
@@ -70,7 +71,7 @@ class PartitionRunner:
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
-    def tell(self, event: Event) -> Actions:
+    def tell(self, event: LifeEvent) -> Actions:
         """Take an event and carry out what can be done at once; what is left takes time, and is for `finish`."""
         return self._begin(self.state.on(event, time.monotonic_ns()))
 
@@ -86,7 +87,7 @@ class PartitionRunner:
 
     async def close(self) -> None:
         """Stop all tasks and let go of the producer. Nothing is committed here."""
-        await self.finish(self.tell(Event.STOPPED))
+        await self.finish(self.tell(LifeEvent.STOPPED))
 
     def _begin(self, actions: Actions) -> Actions:
         done = 0
@@ -157,7 +158,7 @@ class PartitionRunner:
                 failure: Exception = error
             except (*PASSING, FencedError, BrokerError) as error:
                 failure = error
-            await self.finish(self.tell(Event.OPENING_FAILED))
+            await self.finish(self.tell(LifeEvent.OPENING_FAILED))
             self._report.opening_failed(failure, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
@@ -278,4 +279,4 @@ class PartitionRunner:
         self._report.commit_failed(error)
         if isinstance(error, OversizedError):
             self._context.kafka.doubt()
-        await self.finish(self.tell(Event.COMMIT_FAILED))
+        await self.finish(self.tell(LifeEvent.COMMIT_FAILED))

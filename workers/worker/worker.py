@@ -31,13 +31,13 @@ from workers.compiled.choose import make_lane, takes_batches
 from workers.core.lane import Input, Lane
 from workers.errors import TopicError
 from workers.kafka.cluster import Cluster
-from workers.kafka.failures import FROM_CLIENT, REFUSED
+from workers.kafka.errors import REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
-from workers.settings.all import Settings, advice
+from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
-from workers.worker.life import Action, Actions, Event
+from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin
 from workers.worker.partition import PartitionRules
 from workers.worker.report import WorkerReport
@@ -178,7 +178,7 @@ class Worker:
             fetched = await consumer.poll(ready, timeout_ms=timeout_ms, max_records=self._fetch_at_once())
         except REFUSED:
             raise
-        except FROM_CLIENT as error:
+        except KafkaError as error:
             log.warning("fetching failed; trying again", error=repr(error))
             await asyncio.sleep(1.0)
             return
@@ -228,7 +228,7 @@ class Worker:
         """Commit what was processed, within the time the group allows; what can't be committed is dropped here."""
         runners = [self.partitions[number] for number in revoked & self.partitions.keys()]
         for runner in runners:
-            runner.tell(Event.REVOKED)
+            runner.tell(LifeEvent.REVOKED)
         self.joined = False
         await self._commit_all(runners, self.settings.kafka.rebalance_timeout_ms / 1000 * DRAIN_SHARE)
 
@@ -237,7 +237,7 @@ class Worker:
         self._check_partitions(assigned)
         for number in self.partitions.keys() - assigned:
             runner = self.partitions.pop(number)
-            self._in_background(self._give_up(runner, runner.tell(Event.LOST)))
+            self._in_background(self._give_up(runner, runner.tell(LifeEvent.LOST)))
         for number in sorted(assigned):
             self._assign(number)
         self.metrics.partitions_owned.set(len(assigned))
@@ -249,7 +249,7 @@ class Worker:
         """Go on with a partition that is known, or begin its life."""
         known = self.partitions.get(number)
         if known is not None:
-            left = known.tell(Event.ASSIGNED)
+            left = known.tell(LifeEvent.ASSIGNED)
             if left:
                 self._in_background(known.finish(left))
             if Action.REPLACE not in left:
@@ -339,7 +339,7 @@ class Worker:
         """Commit what can be committed, leave the group, close the producers; each within a limit."""
         runners = list(self.partitions.values())
         for runner in runners:
-            runner.tell(Event.REVOKED)
+            runner.tell(LifeEvent.REVOKED)
         self.joined = False
         await self._commit_all(runners, STOP_TIMEOUT_S)
         await self._reporter.close()

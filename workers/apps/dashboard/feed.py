@@ -10,13 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
-
-from aiokafka import AIOKafkaConsumer
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import KafkaError, for_code
-from aiokafka.structs import TopicPartition
 
 from workers.apps.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
 from workers.backpressure.feedback import FeedbackListener, level_policy
@@ -24,18 +21,16 @@ from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import rate_scale
 from workers.core.snapshot import META_KEY
 from workers.core.ticks import is_end_of_input
-from workers.errors import WorkersError
-from workers.kafka.connection import connecting
-from workers.kafka.fetch_hook import install
-from workers.kafka.repairs import repair_client, stop_consumer
-from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.kafka.clients import admin_client
+from workers.kafka.group_members import describe_group
+from workers.kafka.reading import KafkaRecord, TopicReader, reading
+from workers.kafka.reconnecting import ReconnectingTask
+from workers.kafka.repairs import repair_client
+from workers.kafka.topics import describe_topics
 from workers.times import UNIT_NS
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaAdminClient, ConsumerRecord
-
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["HISTORY_RECORDS", "Feed", "model_for"]
 
@@ -47,18 +42,16 @@ _GROUP_EVERY_S: Final = 1.0
 _SUMS_EVERY_S: Final = 1.0
 _SAMPLE_EVERY_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
-_CLOSE_TIMEOUT_S: Final = 5.0
-_MAX_BACKOFF_S: Final = 5.0
+_LONGEST_REST_S: Final = 5.0
 _LOOK_BACK: Final = 64
-_OUTAGE = (WorkersError, KafkaError, OSError, TimeoutError)
 
-Take = Callable[["ConsumerRecord", bool], None]
+Take = Callable[[KafkaRecord, bool], None]
 """Takes a record, and whether it came after reading began."""
 
 
 def model_for(settings: Settings) -> DashboardModel:
     """An empty model with the application's own unit, lag and thresholds."""
-    policy = level_policy(settings) if settings.backpressure.enabled else None
+    policy = level_policy(settings.backpressure) if settings.backpressure.enabled else None
     return DashboardModel(unit_ns=UNIT_NS[settings.tick.timestamp_unit], lag_ns=settings.window.lag, policy=policy)
 
 
@@ -71,8 +64,9 @@ class Feed:
 
     def __init__(self, settings: Settings, model: DashboardModel, *, history: int = HISTORY_RECORDS) -> None:
         self._settings, self._model, self._history = settings, model, history
-        self._policy = level_policy(settings)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._policy = level_policy(settings.backpressure)
+        self._following: list[ReconnectingTask] = []
+        self._sampling: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Feed:
@@ -84,34 +78,38 @@ class Feed:
         await self._stack.enter_async_context(
             LagMonitor(self._settings, on_snapshot=self._measured, on_failure=self._not_measured)
         )
-        for work in (
-            self._follow("frames", topics.frames, self._frame),
-            self._follow("late", topics.late, self._late),
-            self._follow("dead letters", topics.dead_letters, self._dead_letter),
-            self._keep("sum", self._sums),
-            self._keep("group", self._group),
-            self._sample(listener),
-        ):
-            self._tasks.append(asyncio.create_task(work))
+        self._following = [
+            self._kept("frames", self._follower("frames", topics.frames, self._frame)),
+            self._kept("late", self._follower("late", topics.late, self._late)),
+            self._kept("dead letters", self._follower("dead letters", topics.dead_letters, self._dead_letter)),
+            self._kept("sum", self._sums),
+            self._kept("group", self._group),
+        ]
+        for task in self._following:
+            await task.__aenter__()
+        self._sampling = asyncio.create_task(self._sample(listener))
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks, timeout=2 * _CLOSE_TIMEOUT_S)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.wait({self._sampling})
+        await asyncio.gather(*(task.__aexit__(kind, error, traceback) for task in self._following))
         await self._stack.aclose()
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def _frame(self, record: ConsumerRecord, live: bool) -> None:
+    def _frame(self, record: KafkaRecord, live: bool) -> None:
         if is_end_of_input(record):  # for an application that makes bars of these frames
             return
         self._model.take_frame(record.value, record.partition, time.monotonic_ns(), live=live)
 
-    def _late(self, record: ConsumerRecord, live: bool) -> None:
+    def _late(self, record: KafkaRecord, live: bool) -> None:
         self._model.take_late(record.value, record.timestamp * 1_000_000)
 
-    def _dead_letter(self, record: ConsumerRecord, live: bool) -> None:
+    def _dead_letter(self, record: KafkaRecord, live: bool) -> None:
         self._model.take_dead_letter(record.key, record.value, record.headers, record.timestamp * 1_000_000)
 
     def _measured(self, snapshot: LagSnapshot) -> None:
@@ -151,42 +149,31 @@ class Feed:
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
-    async def _keep(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Do ``work``, which ends only by failing, again and again."""
-        backoff_s = 0.2
-        while True:
-            began_s = time.monotonic()
-            try:
-                await work()
-            except _OUTAGE as error:
-                self._model.set_source(name, "failed", str(error) or repr(error))
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self._model.set_source(name, "failed", "the Kafka client ended a request")
-            backoff_s = 0.2 if time.monotonic() - began_s > 30 else min(2 * backoff_s, _MAX_BACKOFF_S)
-            await asyncio.sleep(backoff_s)
+    def _kept(self, name: str, work: Callable[[], Awaitable[None]]) -> ReconnectingTask:
+        """A task that does ``work``, which ends only by failing, again and again, and shows why it failed."""
 
-    async def _follow(self, name: str, topic: str, take: Take) -> None:
-        """Hand every record of a topic to ``take``: some history first, then whatever comes."""
+        def failed(error: Exception) -> None:
+            self._model.set_source(name, "failed", str(error) or repr(error))
+
+        return ReconnectingTask(work, failed, name=f"dashboard {name}", longest_rest_s=_LONGEST_REST_S)
+
+    def _follower(self, name: str, topic: str, take: Take) -> Callable[[], Awaitable[None]]:
+        """Work that hands every record of a topic to ``take``: some history first, then whatever comes."""
         positions: dict[int, int] = {}
 
         async def follow() -> None:
-            partitions = await self._wait_for(name, topic)
-            async with self._consumer(topic) as consumer:
-                tps = [TopicPartition(topic, number) for number in range(partitions)]
-                ends = await self._begin(consumer, tps, positions)
+            partitions = range(await self._wait_for(name, topic))
+            async with self._reading(topic) as reader:
+                ends = await self._begin(reader, partitions, positions)
                 self._model.set_source(name, "ok")
                 while True:
-                    found = await consumer.getmany(*tps, timeout_ms=_POLL_MS, max_records=_BATCH)
-                    for tp, records in found.items():
+                    for number, records in (await reader.poll(timeout_ms=_POLL_MS, max_records=_BATCH)).items():
                         for record in records:
-                            take(record, record.offset >= ends[tp])
-                        positions[tp.partition] = records[-1].offset + 1
+                            take(record, record.offset >= ends[number])
+                        positions[number] = records[-1].offset + 1
                     await asyncio.sleep(0)  # a long history must not keep browsers waiting
 
-        await self._keep(name, follow)
+        return follow
 
     async def _wait_for(self, name: str, topic: str) -> int:
         async with admin_client(self._settings) as admin:
@@ -198,40 +185,22 @@ class Feed:
                 await asyncio.sleep(_TOPIC_CHECK_S)
 
     async def _begin(
-        self, consumer: AIOKafkaConsumer, tps: list[TopicPartition], positions: dict[int, int]
-    ) -> Mapping[TopicPartition, int]:
+        self, reader: TopicReader, partitions: Sequence[int], positions: Mapping[int, int]
+    ) -> Mapping[int, int]:
         """Assign, and seek to where reading stopped before or a history's length before the ends; returns those."""
-        consumer.assign(tps)
+        reader.assign(partitions)
         async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-            begins: dict[TopicPartition, int] = await consumer.beginning_offsets(tps)
-            ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)
-        share = max(self._history // len(tps), 1)
-        for tp in tps:
-            fresh = max(begins[tp], ends[tp] - share)
-            known = positions.get(tp.partition, fresh)
+            begins, ends = await reader.begins(partitions), await reader.ends(partitions)
+        share = max(self._history // len(partitions), 1)
+        for number in partitions:
+            fresh = max(begins[number], ends[number] - share)
+            known = positions.get(number, fresh)
             # Beyond the end: the topic was deleted and made again.
-            consumer.seek(tp, max(known, begins[tp]) if known <= ends[tp] else fresh)
+            reader.seek(number, max(known, begins[number]) if known <= ends[number] else fresh)
         return ends
 
-    @contextlib.asynccontextmanager
-    async def _consumer(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
-        """A reader of committed records, without a group; closed within a time limit."""
-        consumer = AIOKafkaConsumer(
-            **client_options(self._settings),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=_POLL_MS,
-        )
-        try:
-            async with connecting(self._settings):
-                await consumer.start()
-                install(consumer, records=True)
-                await consumer._client.add_topic(topic)  # an assignment before any metadata were seen can stay idle
-            yield consumer
-        finally:
-            await stop_consumer(consumer)
+    def _reading(self, topic: str) -> AbstractAsyncContextManager[TopicReader]:
+        return reading(self._settings, topic, isolation_level="read_committed", fetch_max_wait_ms=_POLL_MS)
 
     # -- the changelog's sums -----------------------------------------------------------------------------------------
 
@@ -241,53 +210,34 @@ class Feed:
         The windows' records between are many and of no use here, so the topic is not followed.
         """
         topic = self._settings.topics.changelog
-        partitions = await self._wait_for("sum", topic)
-        tps = [TopicPartition(topic, number) for number in range(partitions)]
-        seen: dict[TopicPartition, int] = {}
-        async with self._consumer(topic) as consumer:
-            consumer.assign(tps)
-            consumer.pause(*tps)
+        partitions = range(await self._wait_for("sum", topic))
+        seen: dict[int, int] = {}
+        async with self._reading(topic) as reader:
+            reader.assign(partitions)
+            reader.pause(partitions)
             while True:
                 async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
-                moved = [tp for tp in tps if ends[tp] != seen.get(tp)]
-                for tp in moved:
+                    begins, ends = await reader.begins(partitions), await reader.ends(partitions)
+                for number in [number for number in partitions if ends[number] != seen.get(number)]:
                     # A topic made again begins a new sum.
-                    if ends[tp] < seen.get(tp, 0):
-                        self._model.take_meta(tp.partition, None, time.monotonic_ns())
-                    await self._last_sum(consumer, tp, begins[tp], ends[tp])
-                    seen[tp] = ends[tp]
+                    if ends[number] < seen.get(number, 0):
+                        self._model.take_meta(number, None, time.monotonic_ns())
+                    await self._last_sum(reader, number, begins[number], ends[number])
+                    seen[number] = ends[number]
                 self._model.set_source("sum", "ok")
                 await asyncio.sleep(_SUMS_EVERY_S)
 
-    async def _last_sum(self, consumer: AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> None:
+    async def _last_sum(self, reader: TopicReader, partition: int, begin: int, end: int) -> None:
         """Read back from the end until the sum shows; a commit writes it last, so the first look mostly finds it."""
         back = _LOOK_BACK
         while end > begin:
             start = max(begin, end - back)
-            records = await self._between(consumer, tp, start, end)
-            sums = [record for record in records if record.key == META_KEY]
+            sums = await _sums_between(reader, partition, start, end)
             if sums:
-                self._model.take_meta(tp.partition, sums[-1].value, time.monotonic_ns())
+                self._model.take_meta(partition, sums[-1].value, time.monotonic_ns())
             if sums or start == begin:
                 return
             back *= 16
-
-    async def _between(
-        self, consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int
-    ) -> list[ConsumerRecord]:
-        """Records whose key is the sum's, from ``start`` to before ``end``."""
-        consumer.seek(tp, start)
-        consumer.resume(tp)
-        found: list[ConsumerRecord] = []
-        try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                while await consumer.position(tp) < end:
-                    records = (await consumer.getmany(tp, timeout_ms=_POLL_MS, max_records=_BATCH)).get(tp, [])
-                    found.extend(record for record in records if record.key == META_KEY)
-        finally:
-            consumer.pause(tp)
-        return found
 
     # -- the group ----------------------------------------------------------------------------------------------------
 
@@ -295,35 +245,24 @@ class Feed:
         async with admin_client(self._settings) as admin:
             while True:
                 async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    state, members = await _described(admin, self._settings.application_id, self._settings.topics.ticks)
-                self._model.take_group(state, members, time.time_ns())
+                    state, members = await describe_group(
+                        admin, self._settings.application_id, self._settings.topics.ticks
+                    )
+                self._model.take_group(state, [Member(*each) for each in members], time.time_ns())
                 self._model.set_source("group", "ok")
                 await asyncio.sleep(_GROUP_EVERY_S)
 
 
-async def _described(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[str, list[Member]]:
-    for response in await admin.describe_consumer_groups([group]):
-        for code, _group, state, _protocol_type, _protocol, members, *_ in response.groups:
-            if code:
-                raise for_code(code)(f"group {group}")
-            return state or "Dead", [
-                Member(member_id, client_id, host.lstrip("/"), tuple(sorted(_owned(assignment, topic))))
-                for member_id, _instance, client_id, host, _metadata, assignment in map(_six, members)
-            ]
-    return "Dead", []
-
-
-def _six(member: tuple[object, ...]) -> tuple[str, object, str, str, bytes, bytes]:
-    """A member with its group instance id, which older brokers don't tell."""
-    return member if len(member) == 6 else (member[0], None, *member[1:])  # type: ignore[return-value]
-
-
-def _owned(assignment: bytes, topic: str) -> Iterable[int]:
-    """Partitions of the topic in an assignment; none while the group is still agreeing on it."""
-    if not assignment:
-        return ()
+async def _sums_between(reader: TopicReader, partition: int, start: int, end: int) -> list[KafkaRecord]:
+    """Records whose key is the sum's, from ``start`` to before ``end``, of a partition that is paused else."""
+    reader.seek(partition, start)
+    reader.resume([partition])
+    found: list[KafkaRecord] = []
     try:
-        decoded = ConsumerProtocolMemberAssignment.decode(assignment)
-    except (ValueError, KafkaError):
-        return ()
-    return [tp.partition for tp in decoded.partitions() if tp.topic == topic]
+        async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+            while await reader.position(partition) < end:
+                for records in (await reader.poll([partition], timeout_ms=_POLL_MS, max_records=_BATCH)).values():
+                    found.extend(record for record in records if record.key == META_KEY)
+    finally:
+        reader.pause([partition])
+    return found

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from workers.apps.dashboard.model import DashboardModel
-    from workers.settings.all import Settings, WindowSettings
+    from workers.settings import Settings, WindowSettings
 
 __all__ = ["Dashboard", "listen", "serve"]
 

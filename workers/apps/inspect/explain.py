@@ -30,21 +30,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from workers.apps.inspect.witness import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.windows.assign import windows_between
+from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
+from workers.kafka.clients import admin_client
 from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_problem
 from workers.kafka.log_reader import LogReader
-from workers.kafka.topics import admin_client, describe_topics
+from workers.kafka.topics import describe_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
 
 if TYPE_CHECKING:
-    from aiokafka.structs import ConsumerRecord
-
-    from workers.settings.all import Settings
+    from workers.kafka.reading import KafkaRecord
+    from workers.settings import Settings
 
 __all__ = [
     "Difference",
@@ -233,7 +235,7 @@ async def explain(
                 if other.partition != home and await search.finds(other, from_beginning=from_beginning):
                     await search.follow(other, read_on_ns, from_beginning=from_beginning)
         notes = list(search.notes(lag.partitions[home], home))
-        published: list[ConsumerRecord] = []
+        published: list[KafkaRecord] = []
         if frames_topic is None:
             notes.append(f"there is no topic {settings.topics.frames}: nothing was published yet")
         else:
@@ -303,7 +305,7 @@ def _check_times(spec: LaneSpec, time_ns: int, around_ns: int) -> None:
     """Raises `ConfigError` where too much is asked for."""
     if abs(time_ns) + around_ns > MAX_EVENT_TIME_NS or around_ns < 0:
         raise ConfigError(f"the time {time_ns} ns, {around_ns} ns around it, is out of the range of event times")
-    windows = windows_between(spec.assigner(), time_ns - around_ns, time_ns + around_ns)
+    windows = windows_between(spec.window.assigner(), time_ns - around_ns, time_ns + around_ns)
     if next(islice(windows, MOST_WINDOWS, None), None) is not None:
         raise ConfigError(f"too many windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
 
@@ -327,12 +329,10 @@ class _Search:
     until_ms: int | None = None  # the timestamp up to which the home partition was read; None: to its end
 
     async def _begin(self, log: PartitionLag, *, from_beginning: bool) -> int:
-        if from_beginning or self.spec.pipeline or self.spec.max_jump_ns or self.spec.kind == "session":
+        if from_beginning or self.spec.pipeline or self.spec.max_jump_ns or self.spec.window.merges:
             return log.begin
         earliest_ns = min([self.first_ns, *(start_ns for start_ns, _ in self.spans())])
-        if self.spec.fill_gaps_ns:
-            earliest_ns -= self.spec.fill_gaps_ns + self.spec.assigner().longest_ns
-        earliest_ns -= self.spec.end_reach_ns
+        earliest_ns -= self.spec.window.looks_back_ns + self.spec.end_reach_ns
         earliest_ms = (earliest_ns - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         return await self.reader.offset_at(self.settings.topics.ticks, log.partition, earliest_ms)
 
@@ -387,7 +387,7 @@ class _Search:
         self.stretches.append(Stretch(log.partition, begin, end, log.begin, log.end, log.committed, records))
         return False
 
-    async def published(self, reader: LogReader, partitions: int, end: int) -> list[ConsumerRecord]:
+    async def published(self, reader: LogReader, partitions: int, end: int) -> list[KafkaRecord]:
         """The symbol's frames of these windows, as the frames topic holds them before offset ``end``."""
         spans = self.spans()
         if not spans:
@@ -398,7 +398,7 @@ class _Search:
         # been ahead of the clock, by so much at most.
         earliest_ms = (spans[0][0] - self.spec.tick.max_future_skew_ns) // NS_PER_MS
         begin = await reader.offset_at(topic, partition, earliest_ms)
-        found: list[ConsumerRecord] = []
+        found: list[KafkaRecord] = []
         async for chunk in reader.read(topic, partition, begin, end):
             own = (record for record in chunk if record.key == key)
             found += (record for record in own if any(self._is_of(span, record) for span in spans))
@@ -406,15 +406,15 @@ class _Search:
 
     def spans(self) -> list[tuple[int, int]]:
         """Start and end of the windows asked for, by start; of session windows, as far as they were found."""
-        if self.spec.kind != "session":
-            return list(windows_between(self.spec.assigner(), self.first_ns, self.last_ns))
+        if not self.spec.window.merges:
+            return list(windows_between(self.spec.window.assigner(), self.first_ns, self.last_ns))
         stories = [story for looked in self.found.values() for story in looked.touching()]
         return sorted({(story.start_ns, story.end_ns) for story in stories})
 
-    def _is_of(self, span: tuple[int, int], record: ConsumerRecord) -> bool:
+    def _is_of(self, span: tuple[int, int], record: KafkaRecord) -> bool:
         """Whether a published frame is of the window ``span``, or of a session that became part of it."""
         start_ns = _start_ns(record.value)
-        if self.spec.kind != "session":
+        if not self.spec.window.merges:
             return start_ns == span[0]
         return span[0] // NS_PER_MS * NS_PER_MS <= start_ns < span[1]
 
@@ -433,15 +433,15 @@ class _Search:
                 f"records of the symbol are on partition {wrong}, where Kafka's murmur2 does not put them: their "
                 "producer uses another partitioner (librdkafka: set partitioner=murmur2_random)"
             )
-        if self.spec.kind == "calendar" and not self.spans():
-            yield f"no session of {self.spec.calendar} contains this time"
+        if isinstance(self.spec.window, CalendarWindows) and not self.spans():
+            yield f"no session of {self.spec.window.calendar} contains this time"
         if log.committed is None:
             yield f"the group {self.settings.application_id} has committed nothing of {topic}[{home}] yet"
 
     def conclude(
         self,
         home: int,
-        published: Sequence[ConsumerRecord],
+        published: Sequence[KafkaRecord],
         notes: Sequence[str],
         problem: str | None,
         *,
@@ -492,7 +492,7 @@ class _Search:
 
 
 def _match(
-    stories: Sequence[WindowStory], published: Sequence[ConsumerRecord], committed: Mapping[int, int]
+    stories: Sequence[WindowStory], published: Sequence[KafkaRecord], committed: Mapping[int, int]
 ) -> list[list[FrameAccount]]:
     """The frames of each story beside those published; what belongs to none is put with the first."""
     accounts: list[list[FrameAccount]] = [[] for _ in stories]
@@ -524,10 +524,10 @@ def _match(
     return accounts
 
 
-def _account(verdict: Verdict, record: ConsumerRecord, made: MadeFrame | None) -> FrameAccount:
+def _account(verdict: Verdict, record: KafkaRecord, made: MadeFrame | None) -> FrameAccount:
     frame = _frame(record.value)
     rev, status = _name(record.value)
-    differing = tuple(differences(made.value, record.value)) if made is not None and verdict == "differs" else ()
+    differing = tuple(differences(made.value, record.value or b"")) if made is not None and verdict == "differs" else ()
     trigger = str(frame.get("trigger"))
     return FrameAccount(verdict, rev, status, trigger, made, record.partition, record.offset, frame, differing)
 

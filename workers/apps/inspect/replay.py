@@ -32,29 +32,29 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import orjson
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
 from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
 from workers.apps.produce.send import prepare_topic
 from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane, LaneSpec
+from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
+from workers.core.spec import LaneSpec
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
-from workers.kafka.connection import connecting, explain_connection_error
+from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
-from workers.kafka.repairs import stop_producer
-from workers.kafka.topics import admin_client, describe_topics, ensure_topics
-from workers.settings.all import producer_options
+from workers.kafka.options import producer_options
+from workers.kafka.topics import describe_topics, ensure_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
 
@@ -224,7 +224,7 @@ class _Replay:
     ) -> None:
         self.result = ReplayResult()
         self.spec: LaneSpec = lane_spec(settings)
-        self._longest_ns = self.spec.assigner().longest_ns
+        self._longest_ns = self.spec.window.assigner().longest_ns
         self._settings, self._layout, self._warm_up_ns = settings, layout, warm_up_ns
         self._lag = {log.partition: log for log in lag.partitions}
         self._from_ns, self._to_ns = from_ns, to_ns
@@ -318,9 +318,7 @@ class _Replay:
             )
         if self._warm_up_ns is not None:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
-            if self.spec.fill_gaps_ns:  # an empty window shows the close of one so much earlier
-                earliest_ns -= self.spec.fill_gaps_ns + self._longest_ns
-            earliest_ns -= self.spec.end_reach_ns
+            earliest_ns -= self.spec.window.looks_back_ns + self.spec.end_reach_ns
             earliest_ms = earliest_ns // NS_PER_MS
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end
@@ -342,7 +340,7 @@ class _Replay:
         one would be late however it came. Without ``key_ttl`` there is no such moment before the log's end: any symbol
         may still come with any time."""
         spec, reached_ns = self.spec, lane.partition_max_ns
-        if spec.kind == "session" or spec.key_ttl_ns is None:  # sessions may go on for as long as they like
+        if spec.window.merges or spec.key_ttl_ns is None:  # sessions may go on for as long as they like
             return False
         longest_ns = self._longest_ns + spec.lag_ns + spec.lateness_ns + spec.key_ttl_ns
         return reached_ns is not None and reached_ns > self._to_ns + longest_ns
@@ -456,7 +454,7 @@ class _Replay:
             return f"{self._settings.topics.ticks}[{home}] begins at offset {begin:,}: its first ticks were deleted"
         if self._warm_up_ns is not None and (self.spec.pipeline or self.spec.max_jump_ns):
             return "operators, or tick.max_jump, remember more than --warm-up gave them; leave it out"
-        if self._warm_up_ns is not None and self.spec.kind == "session":
+        if self._warm_up_ns is not None and self.spec.window.merges:
             return "a session may have begun before --warm-up; leave it out"
         if kind == "extra" and self._key is not None:
             return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"
@@ -518,7 +516,7 @@ async def writing_to_file(path: Path) -> AsyncIterator[FrameSink]:
 
 
 class _TopicSink:
-    def __init__(self, producer: AIOKafkaProducer, topic: str, partitions: int) -> None:
+    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
         self._producer, self._topic, self._partitions = producer, topic, partitions
 
     async def write(self, frames: Sequence[OutRecord]) -> None:
@@ -548,10 +546,9 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
         raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
     partitions = await prepare_topic(settings, topic)
-    producer = AIOKafkaProducer(**producer_options(settings) | {"acks": "all", "enable_idempotence": True})
+    options = producer_options(settings) | {"acks": "all", "enable_idempotence": True}
+    producer = await start_producer(settings, options)
     try:
-        async with connecting(settings):
-            await producer.start()
         yield _TopicSink(producer, topic, partitions)
         await producer.flush()
     except (KafkaError, TimeoutError) as error:

@@ -8,32 +8,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiokafka.errors import (
-    KafkaError,
-    LeaderNotAvailableError,
-    NotLeaderForPartitionError,
-    UnknownTopicOrPartitionError,
-)
-
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
 from workers.core.windows.engine import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
+from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
 from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import NEW_TOPIC, KafkaError
 from workers.kafka.group_offsets import LagReader
+from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, OutTopic
-from workers.kafka.topics import admin_client, describe_topics, ensure_topics
-from workers.settings.all import Settings, consumer_options, producer_options
+from workers.kafka.topics import describe_topics, ensure_topics
+from workers.settings import Settings
 from workers.settings.lane import lane_spec
 
 __all__ = ["PartitionState", "reset_state", "show_state"]
 
 _SETTLED_S = 20.0
-_UNSETTLED = (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError)
-"""What a topic answers for a moment after it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ async def _drop(settings: Settings, partition: int, partitions: int, begin: int)
             entries = await read_changelog(topics.changelog, partition, consumer_options(settings))
             await sink.commit(Commit(begin, changes=[OutRecord(key, None) for key in entries]))
             return len(entries)
-        except _UNSETTLED as error:
+        except NEW_TOPIC as error:
             if time.monotonic() > deadline_s:
                 raise explain_connection_error(error, settings) from error
             await asyncio.sleep(0.1)

@@ -13,27 +13,25 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import orjson
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.core.frames import RESERVED_FIELDS
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
+from workers.core.reasons import Reason
 from workers.core.ticks import is_end_of_input
-from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
-from workers.kafka.fetch_hook import install
-from workers.kafka.topics import admin_client, describe_topics
-from workers.settings.all import client_options
+from workers.kafka.clients import admin_client
+from workers.kafka.connection import explain_connection_error
+from workers.kafka.errors import KafkaError
+from workers.kafka.reading import KafkaRecord, reading
+from workers.kafka.topics import describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 
 _POLL_MS: Final = 200
 _BATCH: Final = 2_000
-_ERRORS: Final = "__streams.errors."
 _SHOWN_VALUE: Final = 200
 _YEAR_NS: Final = 31_556_952 * 10**9
 _FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
@@ -48,7 +46,7 @@ async def tail(
     from_beginning: bool = False,
     idle_ns: int | None = None,
     on_notice: Callable[[str], None] = lambda text: None,
-) -> AsyncGenerator[Sequence[ConsumerRecord], None]:
+) -> AsyncGenerator[Sequence[KafkaRecord], None]:
     """The committed records of a topic in batches, until ``stop`` is set or nothing has come for ``idle_ns``.
 
     Begins at the first record there is, or at the end as it is now. A topic that does not exist yet is waited for
@@ -58,35 +56,19 @@ async def tail(
     partitions = await _wait_for_topic(settings, topic, stop, deadline, on_notice)
     if not partitions:
         return
-    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
-    consumer = AIOKafkaConsumer(
-        **client_options(settings),
-        group_id=None,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        fetch_max_wait_ms=settings.kafka.fetch_max_wait_ms,
-    )
-    # Assigned before the start, which then waits for the topic's metadata: assigned without them, the consumer may
-    # never fetch anything.
-    consumer.assign(wanted)
-    try:
-        async with connecting(settings):
-            await consumer.start()
-        install(consumer, records=True)
+    wait_ms = settings.kafka.fetch_max_wait_ms
+    async with reading(settings, topic, isolation_level="read_committed", fetch_max_wait_ms=wait_ms) as reader:
+        reader.assign(range(partitions))
         try:
-            await (consumer.seek_to_beginning(*wanted) if from_beginning else consumer.seek_to_end(*wanted))
+            await (reader.seek_to_begin() if from_beginning else reader.seek_to_end())
             deadline.restart()
             while not stop.is_set() and not deadline.passed():
-                found = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_BATCH)
-                records = [record for batch in found.values() for record in batch]
-                if records:
-                    yield records
+                found = await reader.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
+                if found:
+                    yield [record for records in found.values() for record in records]
                     deadline.restart()
         except KafkaError as error:
             raise explain_connection_error(error, settings) from error
-    finally:
-        await stop_consumer(consumer)
 
 
 class _Idle:
@@ -130,7 +112,7 @@ async def _wait_for_topic(
 # -- what a person sees -----------------------------------------------------------------------------------------------
 
 
-def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
+def frame_line(record: KafkaRecord, *, now_ns: int) -> str:
     """A frame in one line: partition, key, window, count and OHLCV, and its status where that is not plain final.
 
     A record that is no frame is shown as it is. ``now_ns`` decides whether the day is worth showing.
@@ -160,7 +142,7 @@ def frame_line(record: ConsumerRecord, *, now_ns: int) -> str:
     return " ".join(parts)
 
 
-def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
+def late_line(record: KafkaRecord, *, now_ns: int, unit: str) -> str:
     """A late tick in one line: its time, how late and why, the window it missed, where it was.
 
     One that an operator dropped: its time, which operator and why, where it was. A correction whose trade was not
@@ -174,7 +156,7 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
             f"[p={record.partition}] {late.get('key')} {_tick_time(ts, unit, now_ns)} {late.get('reason')}, by "
             f"operator {late['stage']}, from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
         )
-    if late.get("reason") == UNCORRECTABLE:
+    if late.get("reason") == Reason.UNCORRECTABLE:
         return (
             f"[p={record.partition}] {late.get('key')} uncorrectable: {late.get('detail')}, from "
             f"{late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
@@ -193,7 +175,7 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
     )
 
 
-def unit_notice(record: ConsumerRecord, unit: str) -> str | None:
+def unit_notice(record: KafkaRecord, unit: str) -> str | None:
     """What to tell somebody who reads the late topic with another ``tick.timestamp_unit`` than the workers have."""
     found = _other_unit(_object(record.value), unit)
     if found is None:
@@ -214,17 +196,17 @@ def _other_unit(late: Mapping[str, object], unit: str) -> str | None:
     return None if fits(unit) else next((name for name in UNIT_NS if fits(name)), None)
 
 
-def dead_letter_line(record: ConsumerRecord) -> str:
+def dead_letter_line(record: KafkaRecord) -> str:
     """A rejected record in one line: why, where it was, its key, and how its value begins."""
     headers = _headers(record)
     return (
-        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(_ERRORS + 'topic')}"
-        f"[{headers.get(_ERRORS + 'partition')}] offset {headers.get(_ERRORS + 'offset')} key={_excerpt(record.key)}: "
-        f"{headers.get(_ERRORS + 'message', '')} | {_excerpt(record.value)}"
+        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(TOPIC_HEADER)}"
+        f"[{headers.get(PARTITION_HEADER)}] offset {headers.get(OFFSET_HEADER)} key={_excerpt(record.key)}: "
+        f"{headers.get(MESSAGE_HEADER, '')} | {_excerpt(record.value)}"
     )
 
 
-def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
+def json_line(record: KafkaRecord, *, ledger: bool) -> bytes:
     """A record as one line of JSON, without the line end.
 
     The value itself where it is one line of JSON. With ``ledger`` (dead letters, whose values are anything), an object
@@ -233,11 +215,12 @@ def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
     if not ledger:
         return _one_line(record.value)
     headers = _headers(record)
-    origin = {name: headers.get(_ERRORS + name) for name in ("topic", "partition", "offset")}
+    places = {"topic": TOPIC_HEADER, "partition": PARTITION_HEADER, "offset": OFFSET_HEADER}
+    origin = {name: headers.get(header) for name, header in places.items()}
     return orjson.dumps(
         {
             "reason": headers.get(REASON_HEADER),
-            "message": headers.get(_ERRORS + "message"),
+            "message": headers.get(MESSAGE_HEADER),
             "topic": origin["topic"],
             "partition": _whole(origin["partition"]),
             "offset": _whole(origin["offset"]),
@@ -265,7 +248,7 @@ def _object(value: bytes | None) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _headers(record: ConsumerRecord) -> dict[str, str]:
+def _headers(record: KafkaRecord) -> dict[str, str]:
     return {name: _text(value) or "" for name, value in record.headers}
 
 

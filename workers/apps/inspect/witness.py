@@ -12,15 +12,19 @@ from typing import Final, Literal
 
 import orjson
 
+from workers.core.effects import Effects
 from workers.core.frames import OutRecord
-from workers.core.lane import Effects, Input, Lane, LaneSpec
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.lane import Input, Lane
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
-from workers.core.ticks import Record, Tick
-from workers.core.windows.assign import Sessions
+from workers.core.reasons import Reason
+from workers.core.records import Record
+from workers.core.spec import LaneSpec
+from workers.core.ticks import Tick
 from workers.core.windows.corrections import Changed, Correction, NotFound
 from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.kinds import CalendarWindows
 from workers.core.windows.resample import ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
@@ -28,16 +32,13 @@ __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowSto
 
 Fate = Literal["joined", "corrected", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
 
-OUTSIDE: Final = "outside_session"
 _SESSIONS_HELD: Final = 256
 _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
-_MESSAGE_HEADER: Final = "__streams.errors.message"
-_OFFSET_HEADER: Final = "__streams.errors.offset"
 
 
 def _offset_of(letter: OutRecord) -> int:
     """Where the record of a dead letter was; the last header of that name is the lane's own."""
-    return int(dict(letter.headers)[_OFFSET_HEADER] or b"")
+    return int(dict(letter.headers)[OFFSET_HEADER] or b"")
 
 
 def seconds_text(duration_ns: int) -> str:
@@ -190,7 +191,7 @@ class Investigation:
         self._symbol, self._key = symbol, symbol.encode()
         self._home = partition_for(self._key, source.partitions)
         self._first_ns, self._last_ns = first_ns, last_ns
-        self._assigner = spec.assigner()
+        self._assigner = spec.window.assigner()
         self._begin_ns = min([first_ns, *(start_ns for start_ns, _ in self._assigner.assign(first_ns))])
         self._end_ns = max([last_ns, *(end_ns for _, end_ns in self._assigner.assign(last_ns))])
         self._limit = tick_limit
@@ -254,7 +255,7 @@ class Investigation:
         if clock is None:
             return False
         end_ns = self._end_ns
-        if isinstance(self._assigner, Sessions):
+        if self._spec.window.merges:
             end_ns = max([self._last_ns, *(story.end_ns for story in self.touching())])
         return clock.is_past(end_ns, self._spec.lateness_ns)
 
@@ -278,7 +279,7 @@ class Investigation:
 
     def _note_placed(self, tick: Tick, late: OutRecord | None, *, repeated: bool) -> None:
         judged_by = self.clock
-        if not repeated and (late is None or dict(late.headers)[REASON_HEADER] == OUTSIDE.encode()):
+        if not repeated and (late is None or dict(late.headers)[REASON_HEADER] == Reason.OUTSIDE_SESSION.encode()):
             self._move_clocks(tick, joined=late is None)
         fate = self._unplaced.pop(tick.offset, None)
         if fate is None:  # another symbol's, or held back since before this investigation began
@@ -331,7 +332,7 @@ class Investigation:
             misrouted=self._source.partition != self._home,
         )
         if isinstance(outcome, NotFound):
-            fate.fate, fate.reason, fate.detail = "late", UNCORRECTABLE, f"{fate.detail}: {outcome.explanation}"
+            fate.fate, fate.reason, fate.detail = "late", Reason.UNCORRECTABLE, f"{fate.detail}: {outcome.explanation}"
             if self._is_near():
                 self._note_stray(fate)
             return
@@ -366,15 +367,16 @@ class Investigation:
     def _judge(self, fate: TickFate, late: OutRecord, clock: Clock | None) -> None:
         entry = orjson.loads(late.value or b"")
         fate.fate, fate.reason, fate.late_by_ns = "late", entry["reason"], entry["late_by_ns"]
-        if fate.reason == OUTSIDE:
+        if fate.reason == Reason.OUTSIDE_SESSION:
             fate.late_by_ns = None
-            fate.detail = f"outside of all sessions of {self._spec.calendar}"
+            assert isinstance(self._spec.window, CalendarWindows), "other windows leave no time out"
+            fate.detail = f"outside of all sessions of {self._spec.window.calendar}"
             return
-        if fate.reason == "overlaps":
+        if fate.reason == Reason.OVERLAPS:
             fate.late_by_ns = None
             fate.detail = "it overlaps another frame: what is read has windows of several sizes, or overlapping ones"
             return
-        if fate.reason == "expired":
+        if fate.reason == Reason.EXPIRED:
             fate.clock = clock = self._shared
             assert clock is not None, "nothing is behind a partition that has no time"
             fate.detail = (
@@ -394,7 +396,7 @@ class Investigation:
             f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of {clock.because} "
             f"({_moment(clock.ts_ns)}, lag {seconds_text(self._lag_ns)}){allowed}"
         )
-        if fate.reason == "settled":
+        if fate.reason == Reason.SETTLED:
             fate.detail += "; allowed lateness must be at least that of the application that the frames come from"
 
     def _note_dropped(self, record: OutRecord) -> None:
@@ -417,14 +419,14 @@ class Investigation:
             return
         headers = dict(letter.headers)  # the last of a name is the lane's own
         fate.fate, fate.reason = "rejected", (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         fate.detail = f"rejected as {fate.reason}: {message}"
         self._keep(fate)
 
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
         headers = dict(letter.headers[len(record.headers) :])
         reason = (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         ts_ns = _time_said(record.value, *self._spec.time_field)
         fate = TickFate(
             self._source.partition,
@@ -472,7 +474,7 @@ class Investigation:
 
     def _wanted_by_others(self, ts_ns: int) -> bool:
         """Whether there is a window for a time, though none of those asked for."""
-        return not isinstance(self._assigner, Sessions) and bool(self._assigner.assign(ts_ns))
+        return not self._spec.window.merges and bool(self._assigner.assign(ts_ns))
 
     def still_held(self) -> Iterator[TickFate]:
         """Ticks of the symbol that operators, or ``max_jump``, hold back at the moment."""
@@ -486,7 +488,7 @@ class Investigation:
         start_ns = frame["start"] * NS_PER_MS
         if frame["status"] == "provisional":
             return
-        if isinstance(self._assigner, Sessions):
+        if self._spec.window.merges:
             story = next((each for each in self.windows.values() if each.is_named(start_ns)), None)
         else:
             said = start_ns, start_ns + self._assigner.longest_ns  # where it is of less than the frame's millisecond
@@ -500,7 +502,7 @@ class Investigation:
 
     def _stories(self, ts_ns: int, *, joined: bool) -> list[WindowStory]:
         """The windows asked for that a time is in."""
-        if not isinstance(self._assigner, Sessions):
+        if not self._spec.window.merges:
             return [self._story(*window) for window in self._assigner.assign(ts_ns) if self._touches(*window)]
         if joined:
             return [self._session(ts_ns)]

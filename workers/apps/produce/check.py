@@ -16,13 +16,15 @@ import orjson
 from workers.apps.produce.files import Row, TickInput
 from workers.apps.produce.names import as_option, suggested_map
 from workers.core.partitioning import partition_for
-from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
+from workers.core.reasons import Reason
+from workers.core.records import Record
+from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
 from workers.core.windows.corrections import Correction, correction_decoder
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = ["Check", "Finding", "Preview", "RowJudge"]
 
@@ -62,7 +64,7 @@ class RowJudge:
     """Decodes rows as a worker with these settings would if they were sent now, and counts what it rejects."""
 
     def __init__(self, settings: Settings, *, now_ns: Callable[[], int] = time.time_ns) -> None:
-        self._form = tick_format(settings)
+        self._form = tick_format(settings.tick)
         rules = settings.corrections.rules()
         self._decode: Callable[[Record], Tick | Correction | EndOfInput | Rejection] = (
             tick_decoder(self._form) if rules is None else correction_decoder(self._form, rules)

@@ -27,23 +27,22 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import orjson
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.apps.produce.files import TickInput
 from workers.core.partitioning import partition_for
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
+from workers.core.token_bucket import PS_PER_NS, TokenBucket
 from workers.errors import BrokerError, WorkersError
-from workers.kafka.connection import connecting
+from workers.kafka.clients import Producer, RecordBatch, admin_client, start_producer
+from workers.kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from workers.kafka.lz4 import use_fast_lz4
+from workers.kafka.options import producer_options
 from workers.kafka.repairs import stop_producer
-from workers.kafka.topics import admin_client, ensure_topics
-from workers.settings.all import producer_options
+from workers.kafka.topics import ensure_topics
 from workers.times import NS_PER_SECOND, parse_rfc3339
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import Settings
 
 __all__ = [
     "FileSource",
@@ -52,9 +51,9 @@ __all__ = [
     "RateLimited",
     "Replayed",
     "Slowed",
-    "Source",
     "StoppedError",
     "TickSender",
+    "TickSource",
     "blocks_of",
     "event_time_ns",
     "paced",
@@ -82,7 +81,7 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-class Source(Protocol):
+class TickSource(Protocol):
     """Where ticks come from, at the pace at which they are to be sent."""
 
     async def take(self, limit: int) -> Ticks:
@@ -106,7 +105,7 @@ class GeneratedSource:
         self._deadline_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`. The duration begins at the first call."""
+        """See `TickSource`. The duration begins at the first call."""
         if self._duration_ns is not None:
             self._deadline_ns = self._deadline_ns or time.monotonic_ns() + self._duration_ns
             if time.monotonic_ns() >= self._deadline_ns:
@@ -131,7 +130,7 @@ class FileSource:
         self._pipe = _PipeReader(file) if file.size is None else None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`. Raises ``WorkersError`` where the file is damaged."""
+        """See `TickSource`. Raises ``WorkersError`` where the file is damaged."""
         while self._taken >= len(self._held) and not self._ended:
             block = await self._pipe.next(self._stop) if self._pipe else self._file.read_block()
             if block is None:
@@ -214,20 +213,21 @@ class RateLimited:
     was in trouble must not meet a flood when it recovers.
     """
 
-    def __init__(self, source: Source, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}; expected more than 0 ticks a second")
-        self._source, self._rate, self._stop, self._scale = source, rate, stop, scale
-        self._allowance = 1.0
+    def __init__(self, source: TickSource, rate: float, stop: asyncio.Event, scale: Callable[[], float]) -> None:
+        self._source, self._stop, self._scale = source, stop, scale
+        self._bucket = TokenBucket.per_second(rate)
+        self._clock = 0  # picoseconds of the full rate: it goes slower by the scale
+        self._full_at = self._bucket.depth - self._bucket.spacing  # it begins with one
         self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         while not self._stop.is_set():
             self._refill()
-            if self._allowance >= 1:
-                ticks = await self._source.take(min(limit, int(self._allowance)))
-                self._allowance -= len(ticks)
+            allowed = self._bucket.held(self._full_at, self._clock)
+            if allowed >= 1:
+                ticks = await self._source.take(min(limit, allowed))
+                self._full_at = self._bucket.taken(self._full_at, self._clock, len(ticks))
                 return ticks
             await _sleep(self._wait_ns(), self._stop)
         return []
@@ -235,19 +235,19 @@ class RateLimited:
     @property
     def idle(self) -> bool:
         """True once what is due has been taken."""
-        return self._allowance < 1 or self._source.idle
+        return self._bucket.held(self._full_at, self._clock) < 1 or self._source.idle
 
     def _refill(self) -> None:
         now_ns = time.monotonic_ns()
         passed_ns = now_ns - (self._seen_ns if self._seen_ns is not None else now_ns)
         self._seen_ns = now_ns
-        burst = max(self._rate * _BURST_NS / NS_PER_SECOND, 1.0)
-        self._allowance = min(self._allowance + passed_ns * self._rate * self._scale() / NS_PER_SECOND, burst)
+        self._clock += int(passed_ns * PS_PER_NS * self._scale())
 
     def _wait_ns(self) -> int:
         """Until the next tick is due, but long enough for a few, and short enough to notice a changed scale."""
-        rate = self._rate * self._scale()
-        due_ns = int((1 - self._allowance) * NS_PER_SECOND / rate) if rate > 0 else _BURST_NS
+        scale = self._scale()
+        wait = self._bucket.wait(self._full_at, self._clock)
+        due_ns = int(wait / scale) // PS_PER_NS if scale > 0 else _BURST_NS
         return min(max(due_ns, _STEP_NS), _LOOK_NS)
 
 
@@ -262,7 +262,7 @@ class Replayed:
 
     def __init__(
         self,
-        source: Source,
+        source: TickSource,
         form: TickFormat,
         speed: float,
         stop: asyncio.Event,
@@ -280,7 +280,7 @@ class Replayed:
         self._seen_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         if self._taken >= len(self._held):
             await self._next(limit)
         if not self._held:
@@ -336,12 +336,12 @@ class Replayed:
 class Slowed:
     """A source that goes as fast as it can, but only for the share of the time that ``scale`` (0 to 1) allows."""
 
-    def __init__(self, source: Source, stop: asyncio.Event, scale: Callable[[], float]) -> None:
+    def __init__(self, source: TickSource, stop: asyncio.Event, scale: Callable[[], float]) -> None:
         self._source, self._stop, self._scale = source, stop, scale
         self._taken_ns: int | None = None
 
     async def take(self, limit: int) -> Ticks:
-        """See `Source`."""
+        """See `TickSource`."""
         worked_ns = 0 if self._taken_ns is None else time.monotonic_ns() - self._taken_ns
         while (share := self._scale()) <= 0 and not self._stop.is_set():
             await _sleep(NS_PER_SECOND // 10, self._stop)
@@ -357,14 +357,14 @@ class Slowed:
 
 
 def paced(
-    source: Source,
+    source: TickSource,
     form: TickFormat,
     stop: asyncio.Event,
     *,
     rate: float | None = None,
     speed: float | None = None,
     scale: Callable[[], float] | None = None,
-) -> Source:
+) -> TickSource:
     """A source at a pace: ``rate`` ticks a second, ``speed`` times the speed at which they happened, or neither.
 
     ``scale`` (0 to 1) is asked again and again for the share of its pace that the group leaves to this producer.
@@ -416,12 +416,12 @@ class TickSender:
     one before is under way, and `send` waits for that.
     """
 
-    def __init__(self, producer: AIOKafkaProducer, topic: str, partitions: int) -> None:
+    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
         self._producer = producer
         self._topic = topic
         self._partitions = partitions
-        self._open: list[BatchBuilder] = [producer.create_batch() for _ in range(partitions)]
-        self._full: deque[tuple[int, BatchBuilder]] = deque()
+        self._open: list[RecordBatch] = [producer.create_batch() for _ in range(partitions)]
+        self._full: deque[tuple[int, RecordBatch]] = deque()
         self._under_way: dict[asyncio.Future[object], tuple[int, float]] = {}
         self._failure: BaseException | None = None
         self.added = 0
@@ -491,7 +491,7 @@ class TickSender:
         oldest = min((sent_s for _count, sent_s in self._under_way.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
 
-    async def _hand_over(self, partition: int, batch: BatchBuilder, *, ticks: int) -> None:
+    async def _hand_over(self, partition: int, batch: RecordBatch, *, ticks: int) -> None:
         self._raise_failure()
         while True:
             try:
@@ -567,7 +567,7 @@ class Produced:
 
 async def produce(
     settings: Settings,
-    source: Source,
+    source: TickSource,
     *,
     topic: str,
     stop: asyncio.Event,
@@ -589,11 +589,9 @@ async def produce(
     """
     partitions = await unless_stopped(prepare_topic(settings, topic), stop)
     use_fast_lz4()
-    producer = AIOKafkaProducer(**_options(settings, partitions))
     began_ns = time.monotonic_ns()
+    producer = await unless_stopped(start_producer(settings, _options(settings, partitions)), stop)
     try:
-        async with connecting(settings):
-            await unless_stopped(producer.start(), stop)
         sender = TickSender(producer, topic, partitions)
         watch = asyncio.create_task(_watch(sender, settings, on_notice))
         pump = asyncio.create_task(_pump(source, sender, stop, on_progress, may_end_input))
@@ -624,7 +622,7 @@ def _options(settings: Settings, partitions: int) -> dict[str, object]:
 
 
 async def _pump(
-    source: Source,
+    source: TickSource,
     sender: TickSender,
     stop: asyncio.Event,
     progress: Callable[[int], None],

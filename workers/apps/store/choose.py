@@ -10,7 +10,7 @@ from workers.apps.store.sqlite import SqliteStore
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.settings.all import StoreSettings
+    from workers.settings import StoreSettings
 
 __all__ = ["choose_store"]
 

@@ -19,7 +19,7 @@ from workers.backpressure.feedback import FeedbackPublisher
 from workers.backpressure.levels import STORE_SOURCE, Level, LevelGauge, LevelPolicy
 
 if TYPE_CHECKING:
-    from workers.settings.all import Settings
+    from workers.settings import BackpressureSettings, Settings, StoreSettings
 
 __all__ = ["Coordinator", "queue_policy"]
 
@@ -27,10 +27,9 @@ LOOK_S: Final = 1.0
 _MAX_HOST_CHARS: Final = 48  # a listener ignores names of more than 256 characters in all
 
 
-def queue_policy(settings: Settings, *, min_dwell_ns: int) -> LevelPolicy:
+def queue_policy(store: StoreSettings, pressure: BackpressureSettings, *, min_dwell_ns: int) -> LevelPolicy:
     """The thresholds of the store's queue, in records: HARD at the high watermark, released at the low one, and SOFT
-    half way between the two."""
-    store, pressure = settings.store, settings.backpressure
+    half way between the two. The shares that producers keep are the group's."""
     soft = max(1, int(store.queue_capacity * (store.high_watermark + store.low_watermark) / 2))
     return LevelPolicy(
         soft=soft,
@@ -49,7 +48,8 @@ class Coordinator:
         member = settings.kafka.group_instance_id or f"{socket.gethostname()[:_MAX_HOST_CHARS]}-{os.getpid()}"
         self.coordinator_id = f"{group_id}-{member}"[-256:]
         self._capacity = settings.store.queue_capacity
-        self._gauge = LevelGauge(queue_policy(settings, min_dwell_ns=settings.backpressure.min_dwell))
+        policy = queue_policy(settings.store, settings.backpressure, min_dwell_ns=settings.backpressure.min_dwell)
+        self._gauge = LevelGauge(policy)
         self._publisher = FeedbackPublisher(settings, coordinator_id=self.coordinator_id, source=STORE_SOURCE)
         self._load = 0
         self._changed = asyncio.Event()

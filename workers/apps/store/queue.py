@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from workers.core.ticks import Record
+from workers.core.records import Record
 
 __all__ = ["Chunk", "FrameQueue"]
 

@@ -24,13 +24,6 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import structlog
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    IllegalStateError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-)
 
 from workers.apps.store.base import (
     Batch,
@@ -47,13 +40,21 @@ from workers.apps.store.metrics import StoreMetrics
 from workers.apps.store.parse import REFUSED_BY_DATABASE, parse_frame, reject
 from workers.apps.store.queue import Chunk, FrameQueue
 from workers.backpressure.levels import Level, LevelGauge
-from workers.core.ticks import Record, is_end_of_input
+from workers.core.records import Record
+from workers.core.ticks import is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
-from workers.kafka.connection import admin_client, connecting
-from workers.kafka.consumer import Source
+from workers.kafka.clients import admin_client
+from workers.kafka.connection import connecting
+from workers.kafka.consumer import KafkaGroupConsumer
+from workers.kafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+)
+from workers.kafka.options import consumer_options
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
-from workers.settings.all import Settings, consumer_options
+from workers.settings import Settings
 from workers.telemetry.health import HealthServer
 
 __all__ = ["StoreWriter", "run_store"]
@@ -76,20 +77,7 @@ def after_apply() -> None:
     """Called when a transaction has succeeded, before anything here knows it. Tests crash the process here."""
 
 
-class FramesSource(Source):
-    """The frames topic as a member of the store's group sees it."""
-
-    async def next_offset(self, partition: int) -> int:
-        """Where reading goes on: behind transaction markers, which are no records but take up offsets."""
-        offset: int = await self._consumer.position(self._tp(partition))
-        return offset
-
-    async def tell_kafka(self, offsets: dict[int, int]) -> None:
-        """Commit offsets to the group, for those who watch its lag. Raises ``KafkaError``."""
-        await self._consumer.commit({self._tp(partition): offset for partition, offset in offsets.items()})
-
-
-class OwnedPartition:
+class StoredPartition:
     """A partition from one assignment (or one look into the database) to the next."""
 
     __slots__ = ("number", "reading", "stored", "told")
@@ -113,18 +101,19 @@ class StoreWriter:
         self.store = store
         self.topic = settings.topics.frames
         self.group_id = f"{settings.application_id}-store"
-        self.queue: FrameQueue[OwnedPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
-        self.gauge = LevelGauge(queue_policy(settings, min_dwell_ns=0))
-        self.source = FramesSource(
+        self.queue: FrameQueue[StoredPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
+        self.gauge = LevelGauge(queue_policy(settings.store, settings.backpressure, min_dwell_ns=0))
+        self.source = KafkaGroupConsumer(
             self.topic,
             self.group_id,
             # Frames of a transaction that is aborted were never there, whatever is read of ticks.
             {**consumer_options(settings), "isolation_level": "read_committed"},
             on_revoked=self._revoked,
             on_assigned=self._assigned,
+            if_lost="its retention is shorter than the time that they waited for the database",
         )
         self.coordinator = Coordinator(settings, self.group_id) if settings.store.feedback else None
-        self._partitions: dict[int, OwnedPartition] = {}
+        self._partitions: dict[int, StoredPartition] = {}
         self._database = asyncio.Lock()  # a connection does one thing at a time
         self._available: bool | None = None
         self._joined = False
@@ -263,7 +252,7 @@ class StoreWriter:
                 pass
 
     async def _assigned(self, assigned: set[int]) -> None:
-        self._partitions = {number: OwnedPartition(number) for number in assigned}
+        self._partitions = {number: StoredPartition(number) for number in assigned}
         self._drop_lost()
         self.metrics.partitions_owned.set(len(assigned))
         self._joined = True
@@ -275,10 +264,10 @@ class StoreWriter:
         self.queue.drop(lambda owner: not self._owned(owner))
         self._observe()
 
-    def _owned(self, partition: OwnedPartition) -> bool:
+    def _owned(self, partition: StoredPartition) -> bool:
         return self._partitions.get(partition.number) is partition
 
-    async def _open_partitions(self, partitions: Sequence[OwnedPartition]) -> None:
+    async def _open_partitions(self, partitions: Sequence[StoredPartition]) -> None:
         """Read on where the database says; repeated until that works or the partitions are lost."""
         backoff_s = FIRST_BACKOFF_S
         while partitions := [each for each in partitions if self._owned(each) and not each.reading]:
@@ -296,7 +285,7 @@ class StoreWriter:
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
-    async def _open_partition(self, partition: OwnedPartition, stored: int | None) -> None:
+    async def _open_partition(self, partition: StoredPartition, stored: int | None) -> None:
         begin, end = await self.source.log_bounds(partition.number)
         where = f"{self.topic}[{partition.number}]"
         if stored is not None and stored < begin:
@@ -323,7 +312,7 @@ class StoreWriter:
         fresh = []
         for number in numbers & self._partitions.keys():
             self.source.stop_reading(number)
-            self._partitions[number] = OwnedPartition(number)
+            self._partitions[number] = StoredPartition(number)
             fresh.append(self._partitions[number])
         self._drop_lost()
         self._start(self._open_partitions(fresh))
@@ -343,11 +332,6 @@ class StoreWriter:
                 fetched = await self.source.poll(
                     ready, timeout_ms=POLL_TIMEOUT_MS, max_records=min(room, FETCH_RECORDS)
                 )
-            except OffsetOutOfRangeError as error:
-                raise DataLossError(
-                    f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
-                    "shorter than the time that they waited for the database"
-                ) from error
             except _FATAL:
                 raise
             except KafkaError as error:
@@ -359,14 +343,16 @@ class StoreWriter:
                 if partition is not None and partition.reading:
                     await self._accept(partition, cast("Sequence[Record]", found.items))
 
-    async def _accept(self, partition: OwnedPartition, records: Sequence[Record]) -> None:
+    async def _accept(self, partition: StoredPartition, records: Sequence[Record]) -> None:
         chunk = Chunk(partition, records, records[-1].offset + 1)
         self.queue.add(chunk)
         self.metrics.read.labels(self.topic, str(partition.number)).inc(len(records))
         self._arrived.set()
         self._observe()
-        with contextlib.suppress(IllegalStateError):
-            chunk.next_offset = max(chunk.next_offset, await self.source.next_offset(partition.number))
+        # Behind transaction markers, which are no records but take up offsets.
+        position = await self.source.position(partition.number)
+        if position is not None:
+            chunk.next_offset = max(chunk.next_offset, position)
 
     def _observe(self) -> None:
         """Take the queue's load into account: pause or resume reading, and tell the producers."""
@@ -420,11 +406,11 @@ class StoreWriter:
                 async with asyncio.timeout(left_s):
                     await self._arrived.wait()
 
-    async def _store_chunks(self, chunks: Sequence[Chunk[OwnedPartition]]) -> None:
+    async def _store_chunks(self, chunks: Sequence[Chunk[StoredPartition]]) -> None:
         """Store what was taken from the queue, in a transaction; partitions that are lost meanwhile are left out."""
         backoff_s = FIRST_BACKOFF_S
-        items: dict[OwnedPartition, list[Item]] = {}
-        ends: dict[OwnedPartition, int] = {}
+        items: dict[StoredPartition, list[Item]] = {}
+        ends: dict[StoredPartition, int] = {}
         for chunk in chunks:
             owner, number = chunk.owner, chunk.owner.number
             frames = [each for each in chunk.records if not is_end_of_input(each)]
@@ -443,7 +429,7 @@ class StoreWriter:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
-    async def _store(self, items: dict[OwnedPartition, list[Item]], ends: dict[OwnedPartition, int]) -> None:
+    async def _store(self, items: dict[StoredPartition, list[Item]], ends: dict[StoredPartition, int]) -> None:
         """One transaction; where the database refuses a value, ever smaller ones, until the record is found."""
         rows = [row for found in items.values() for _, row in found]
         batch = Batch(
@@ -533,14 +519,14 @@ class StoreWriter:
         }
         if moved:
             async with asyncio.timeout(TELL_KAFKA_S):
-                await self.source.tell_kafka({each.number: offset for each, offset in moved.items()})
+                await self.source.commit({each.number: offset for each, offset in moved.items()})
             for each, offset in moved.items():
                 each.told = offset
 
 
 def _smaller(
-    items: dict[OwnedPartition, list[Item]], ends: dict[OwnedPartition, int], why: str
-) -> list[tuple[dict[OwnedPartition, list[Item]], dict[OwnedPartition, int]]]:
+    items: dict[StoredPartition, list[Item]], ends: dict[StoredPartition, int], why: str
+) -> list[tuple[dict[StoredPartition, list[Item]], dict[StoredPartition, int]]]:
     """What the database refused, in two parts, to be stored one after the other; a single record as a rejected one.
 
     Raises ``RefusedError`` where the database refuses to hold even that.
@@ -554,7 +540,7 @@ def _smaller(
         return [({owner: [(record, rejected)]}, ends)]
     parts = []
     for part in (flat[: len(flat) // 2], flat[len(flat) // 2 :]):
-        grouped: dict[OwnedPartition, list[Item]] = {}
+        grouped: dict[StoredPartition, list[Item]] = {}
         for owner, item in part:
             grouped.setdefault(owner, []).append(item)
         parts.append((grouped, {owner: found[-1][0].offset + 1 for owner, found in grouped.items()}))

@@ -8,7 +8,7 @@
 
 Pure as the lane is: no I/O, no clock, event time only. Every tick that does not go on is counted by stage and reason
 and, unless the stage's ``ledger`` is off, written to the late topic with that reason; a routed tick is in its topic.
-With what conflation holds back at the moment, the account always balances (`workers.core.snapshot.Counts`).
+With what conflation holds back at the moment, the account always balances (`workers.core.effects.Counts`).
 
 The user's functions must depend on the tick alone: frames are a pure function of the log only if they are.
 """
@@ -32,8 +32,10 @@ from workers.core.frames import OutRecord
 from workers.core.pipeline.deduplicate import Deduplicate, Deduplicator
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, stage_of
 from workers.core.pipeline.throttle import Conflate, Conflator, Throttle, Throttler
+from workers.core.reasons import Reason
+from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS, format_time
 
@@ -52,7 +54,6 @@ __all__ = [
     "load_function",
 ]
 
-FILTERED: Final = "filtered"
 TO_WINDOWS: Final = "window"
 """The route that is no topic: on to the next stage, and in the end to the windows."""
 
@@ -319,7 +320,7 @@ class _FilterStage(_FunctionStage):
             raise self._error(what, symbol, offset) from error
         if keeps:
             return (passage,)
-        self._drop(passage, FILTERED, departures, {"function": self._place})
+        self._drop(passage, Reason.FILTERED, departures, {"function": self._place})
         return ()
 
 

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Generic, Protocol, TypeVar
 
+from workers.core.effects import SequenceGap
 from workers.core.frames import OutRecord
 from workers.core.ledger import dropped_record
-from workers.core.ticks import Record, Tick
+from workers.core.reasons import Reason
+from workers.core.records import Record
+from workers.core.ticks import Tick
 from workers.core.windows.engine import LONG_AGO
 
 __all__ = [
     "Departures",
     "Passage",
-    "SequenceGap",
     "Stage",
     "StageContext",
     "StateKeys",
@@ -47,28 +49,12 @@ class Passage:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceGap:
-    """Ids that were skipped: after the greatest id of a symbol so far came one that is not the next."""
-
-    stage: str
-    symbol: str
-    first: int
-    last: int
-    offset: int
-
-    @property
-    def missing(self) -> int:
-        """How many ids were skipped."""
-        return self.last - self.first + 1
-
-
 class Departures(Protocol):
-    """Where stages account for what does not go on, and what they noticed; `workers.core.lane.Effects` is one."""
+    """Where stages account for what does not go on, and what they noticed; `workers.core.effects.Effects` is one."""
 
     late: list[OutRecord]
     routed: dict[str, list[OutRecord]]
-    taken_out: dict[tuple[str, str], int]  # (reason, stage) -> ticks
+    taken_out: dict[tuple[Reason, str], int]  # (reason, stage) -> ticks
     noticed: dict[tuple[str, str], int]  # (what, stage) -> times
     gaps: list[SequenceGap]
 
@@ -157,7 +143,7 @@ class Stage(ABC):
         ``ValueError`` or a subclass where it is damaged."""
         yield from ()
 
-    def _drop(self, passage: Passage, reason: str, departures: Departures, detail: Mapping[str, object]) -> None:
+    def _drop(self, passage: Passage, reason: Reason, departures: Departures, detail: Mapping[str, object]) -> None:
         """Count a tick as taken out for good and, with the ledger, write down which and why."""
         if self._ledger:
             context = self.context

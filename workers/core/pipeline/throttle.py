@@ -27,8 +27,10 @@ import orjson
 
 from workers.core.frames import OutRecord
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
+from workers.core.token_bucket import ALWAYS_FULL, TokenBucket
 from workers.core.windows.engine import LONG_AGO
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
     "load_passage",
 ]
 
-THROTTLED: Final = "throttled"
 WHOLE_PARTITION: Final = ""
 """The symbol under which a bucket for all symbols is kept."""
 
@@ -67,11 +68,11 @@ class Conflate:
 
 @dataclass(slots=True, eq=False)
 class _Bucket:
-    """A token bucket as the time at which it will be full again; a token less is a spacing later."""
+    """A symbol's bucket, and the greatest event time that it has seen."""
 
     symbol: str
     clock_ns: int
-    full_at_ns: int = LONG_AGO
+    full_at_ns: int = ALWAYS_FULL
     stored: bool = False
 
 
@@ -81,7 +82,7 @@ class Throttler(Stage):
     def __init__(self, spec: Throttle, context: StageContext) -> None:
         super().__init__("throttle", context, ledger=spec.ledger)
         self._spec = spec
-        self._depth_ns = (spec.burst - 1) * spec.spacing_ns
+        self._tokens = TokenBucket(spec.spacing_ns, spec.burst * spec.spacing_ns)
         self._keys = StateKeys(context.index)
         self._buckets: SymbolStates[_Bucket] = SymbolStates(_Bucket, context.key_ttl_ns)
         self._deletions: list[bytes] = []
@@ -90,11 +91,12 @@ class Throttler(Stage):
         tick = passage.tick
         bucket = self._buckets.observe(tick.symbol if self._spec.per_symbol else WHOLE_PARTITION, tick.ts_ns)
         self._deletions += [self._keys.head(old.symbol) for old in self._buckets.take_forgotten() if old.stored]
-        if bucket.full_at_ns - self._depth_ns > bucket.clock_ns:
-            free_ns = bucket.full_at_ns - self._depth_ns
-            self._drop(passage, THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
+        wait_ns = self._tokens.wait(bucket.full_at_ns, bucket.clock_ns)
+        if wait_ns > 0:
+            free_ns = bucket.clock_ns + wait_ns
+            self._drop(passage, Reason.THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
             return ()
-        bucket.full_at_ns = max(bucket.full_at_ns, bucket.clock_ns) + self._spec.spacing_ns
+        bucket.full_at_ns = self._tokens.taken(bucket.full_at_ns, bucket.clock_ns)
         return (passage,)
 
     @property
@@ -157,13 +159,13 @@ class Conflator(Stage):
             going.append(self._release(latest, latest.held))
         newest_ns = latest.held.tick.ts_ns if latest.held is not None else latest.passed_ns
         if tick.ts_ns < newest_ns:
-            self._drop(passage, THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
+            self._drop(passage, Reason.THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
         elif end_ns + self._spec.margin_ns <= self._symbols.partition_ns:
             latest.passed_ns = tick.ts_ns
             going.append(passage)
         else:
             if latest.held is not None:
-                self._drop(latest.held, THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
+                self._drop(latest.held, Reason.THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
             else:
                 self._held += 1
                 heapq.heappush(self._due, (end_ns, tick.symbol))

@@ -37,28 +37,21 @@ from typing import Final, Literal, Protocol
 from zoneinfo import ZoneInfo
 
 from workers.errors import ConfigError
-from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, format_duration, timedelta_to_ns
+from workers.times import NS_PER_SECOND, datetime_from_ns, format_duration
 
 __all__ = [
     "Assigner",
     "CalendarSession",
-    "CalendarWindowSpec",
     "ExchangeSessions",
     "Hopping",
-    "HoppingWindowSpec",
-    "SessionWindowSpec",
     "Sessions",
     "Tumbling",
-    "TumblingWindowSpec",
-    "WindowKind",
-    "WindowSpec",
     "ZonedTumbling",
     "check_time_zone",
     "make_tumbling",
     "windows_between",
 ]
 
-WindowKind = Literal["tumbling", "hopping", "session", "calendar"]
 CalendarSession = Literal["regular", "full"]
 
 DAY_NS: Final = 86_400 * NS_PER_SECOND
@@ -461,94 +454,3 @@ def windows_between(assigner: Assigner, first_ns: int, last_ns: int) -> Iterator
             ((start_ns, end_ns),) = assigner.assign(first_ns)
             yield start_ns, end_ns
             first_ns = end_ns
-
-
-# -- what library users write -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TumblingWindowSpec:
-    """Windows of one size, side by side from the epoch, or by the wall clock of ``time_zone``, an IANA name.
-
-    ``offset`` moves them; ``emit_partial`` also shows open windows, provisionally. Raises ``TypeError`` where a
-    duration is no timedelta, ``ValueError`` as `Tumbling` and `ZonedTumbling` do.
-    """
-
-    size: timedelta
-    emit_partial: bool = False
-    offset: timedelta = timedelta(0)
-    time_zone: str | None = None
-
-    def __post_init__(self) -> None:
-        check_timedelta("size", self.size)
-        check_timedelta("offset", self.offset)
-        if self.size <= timedelta(0):
-            raise ValueError(f"size is {self.size}; expected more than zero")
-        self.assigner()
-
-    def assigner(self) -> Assigner:
-        """Which windows a time belongs to."""
-        return make_tumbling(timedelta_to_ns(self.size), timedelta_to_ns(self.offset), self.time_zone)
-
-
-@dataclass(frozen=True, slots=True)
-class HoppingWindowSpec:
-    """A window of ``size`` every ``hop``; an item is in each one that contains it. Raises ``TypeError`` where a
-    duration is no timedelta, ``ValueError`` as `Hopping` does."""
-
-    size: timedelta
-    hop: timedelta
-    emit_partial: bool = False
-    offset: timedelta = timedelta(0)
-
-    def __post_init__(self) -> None:
-        for name in ("size", "hop", "offset"):
-            check_timedelta(name, getattr(self, name))
-        self.assigner()
-
-    def assigner(self) -> Assigner:
-        """Which windows a time belongs to."""
-        return Hopping(timedelta_to_ns(self.size), timedelta_to_ns(self.hop), timedelta_to_ns(self.offset))
-
-
-@dataclass(frozen=True, slots=True)
-class SessionWindowSpec:
-    """Windows that last as long as items come within ``gap`` of one another. Raises ``TypeError`` where the gap is no
-    timedelta, ``ValueError`` where it is not positive."""
-
-    gap: timedelta
-    emit_partial: bool = False
-
-    def __post_init__(self) -> None:
-        check_timedelta("gap", self.gap)
-        self.assigner()
-
-    def assigner(self) -> Assigner:
-        """Which windows a time belongs to."""
-        return Sessions(timedelta_to_ns(self.gap))
-
-
-@dataclass(frozen=True, slots=True)
-class CalendarWindowSpec:
-    """An exchange's trading sessions, by a name of the package ``exchange_calendars`` (extra ``calendars``).
-
-    ``session``: ``regular``, open to close, or ``full``, close to close. ``close_grace`` moves every close. Raises
-    ``TypeError`` where that is no timedelta, ``ValueError`` and `ConfigError` as `ExchangeSessions` does.
-    """
-
-    calendar: str
-    session: CalendarSession = "regular"
-    close_grace: timedelta = timedelta(0)
-    emit_partial: bool = False
-
-    def __post_init__(self) -> None:
-        check_timedelta("close_grace", self.close_grace)
-        self.assigner()
-
-    def assigner(self) -> Assigner:
-        """Which windows a time belongs to."""
-        return ExchangeSessions(self.calendar, self.session, timedelta_to_ns(self.close_grace))
-
-
-WindowSpec = TumblingWindowSpec | HoppingWindowSpec | SessionWindowSpec | CalendarWindowSpec
-"""The windows that `workers.window_event_time` makes."""

@@ -41,27 +41,18 @@ import orjson
 
 from workers.core.aggregates import Aggregation, Ohlcv
 from workers.core.encoding import to_json
+from workers.core.reasons import Reason
+from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import (
-    EndOfInput,
-    Reason,
-    Record,
-    Rejection,
-    Tick,
-    TickFormat,
-    excerpt,
-    finite_number,
-    tick_decoder,
-)
-from workers.core.windows.assign import Sessions
+from workers.core.ticks import EndOfInput, Rejection, Tick, TickFormat, excerpt, finite_number, tick_decoder
 from workers.core.windows.engine import KeyState, Lateness, Window, WindowEngine, WindowRules
-from workers.core.windows.sessions import SessionEngine
-from workers.errors import ConfigError
+from workers.core.windows.sessions import SessionEngine, SessionKey
 from workers.times import NS_PER_MS
 
 __all__ = [
     "Changed",
     "CorrectingEngine",
+    "CorrectingSessionEngine",
     "Correction",
     "CorrectionRules",
     "NotFound",
@@ -538,11 +529,12 @@ class CorrectingSessionEngine(CorrectingEngine, SessionEngine[str, Tick]):
     """Sessions that take corrections. What two that merge are together is folded anew from their trades."""
 
     def __init__(self, rules: WindowRules, **options: Any) -> None:
-        super().__init__(rules, **options)
+        super().__init__(rules, name_unit_ns=NS_PER_MS, **options)
         self._merge = None
 
     def _window_from(self, state: KeyState[str], start_ns: int) -> Window[str] | None:
         """The session that one of this start is, or is part of by now."""
+        assert isinstance(state, SessionKey)
         at = bisect_right(state.starts, start_ns)
         window = state.windows[state.starts[at - 1]] if at else None
         return window if window is not None and start_ns < window.end_ns else None
@@ -570,6 +562,7 @@ class CorrectingSessionEngine(CorrectingEngine, SessionEngine[str, Tick]):
 
 
 def make_correcting_engine(
+    make: type[CorrectingEngine],
     rules: WindowRules,
     corrections: CorrectionRules,
     form: TickFormat,
@@ -578,18 +571,8 @@ def make_correcting_engine(
     show_items: bool,
     emit_partial: bool,
 ) -> CorrectingEngine:
-    """The engine for windows of these rules that take corrections. ``show_items``: frames show the trades.
-
-    Raises `ConfigError` with ``fill_gaps_ns``: a bar whose trades are all cancelled has no close to fill it with.
-    """
-    if rules.fill_gaps_ns:
-        raise ConfigError(
-            "corrections and fill_gaps can't be together: of a bar whose trades are all cancelled, the close before "
-            "may be known no more"
-        )
-    is_session = isinstance(rules.assigner, Sessions)
-    name_unit = {"name_unit_ns": NS_PER_MS} if is_session else {}
-    return (CorrectingSessionEngine if is_session else CorrectingEngine)(
+    """The engine, one that the kind of the windows names, for these rules. ``show_items``: frames show the trades."""
+    return make(
         rules,
         form=form,
         trade_id=corrections.id,
@@ -598,5 +581,4 @@ def make_correcting_engine(
         folding=aggregation,
         emit_partial=emit_partial,
         track_changes=True,
-        **name_unit,
     )

@@ -43,8 +43,9 @@ import heapq
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
+from workers.core.reasons import Reason, Status, Trigger
 from workers.core.steps import Portion, run_through
 from workers.core.watermark import is_late
 from workers.core.windows.assign import Assigner
@@ -52,8 +53,6 @@ from workers.core.windows.assign import Assigner
 __all__ = [
     "Emission",
     "Lateness",
-    "Status",
-    "Trigger",
     "Window",
     "WindowEngine",
     "WindowRules",
@@ -62,9 +61,6 @@ __all__ = [
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-
-Status = Literal["provisional", "closed", "final"]
-Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout", "partial", "expiry", "end"]
 
 LONG_AGO: Final = -(2**63)
 NEVER: Final = 2**127  # behind by more than any two times can be
@@ -76,7 +72,6 @@ STALE_EXPIRIES: Final = 1_000  # scheduled for keys that are gone, beside as man
 class WindowRules:
     """When windows come out; durations in nanoseconds. ``idle_after_ns`` None: never provisionally for idleness.
     ``key_ttl_ns`` None: no key expires.
-    ``fill_gaps_ns``: how long a hole between a key's windows may be for it to be filled with empty ones; 0: none is.
 
     Raises ``ValueError`` where ``lag_ns + lateness_ns`` is 0: by the lateness rule every tick would then be late.
     """
@@ -88,11 +83,10 @@ class WindowRules:
     key_ttl_ns: int | None = None
     emit: Literal["eager", "final"] = "eager"
     scope: Literal["key", "partition"] = "key"
-    fill_gaps_ns: int = 0  # `workers.core.windows.gaps`
-    late_by: Literal["tick", "window"] = "tick"  # window: `workers.core.windows.resample`, where no lag is needed
+    needs_lag: ClassVar[bool] = True  # or allowed lateness, so that not every tick is late
 
     def __post_init__(self) -> None:
-        is_nothing = self.lag_ns + self.lateness_ns == 0 and self.late_by == "tick"
+        is_nothing = self.needs_lag and self.lag_ns + self.lateness_ns == 0
         if self.lag_ns < 0 or self.lateness_ns < 0 or is_nothing:
             raise ValueError(
                 f"lag is {self.lag_ns} ns and allowed lateness {self.lateness_ns} ns; neither may be negative, and "
@@ -131,14 +125,12 @@ class Window(Generic[K]):
 
 @dataclass(slots=True)
 class KeyState(Generic[K]):
-    """A key's clock, and its windows by start."""
+    """A key's clock, and its windows by start. An engine may keep more of a key, in a type of its own."""
 
     key: K
     max_ns: int
     windows: dict[int, Window[K]] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (watermark that acts, start); key scope only
-    starts: list[int] = field(default_factory=list)  # of the windows, sorted; kept by `workers.core.windows.sessions`
-    newest_ns: int = LONG_AGO  # start of the newest window; kept by `workers.core.windows.gaps`
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +140,7 @@ class Lateness:
     ``outside_session``: there is no window for its time, whenever it comes, and ``late_by_ns`` is 0; the others are
     explained in `workers.core.windows.resample`."""
 
-    reason: Literal["watermark", "expired", "outside_session", "settled", "overlaps", "repeated"]
+    reason: Reason
     watermark_ns: int
     late_by_ns: int
 
@@ -255,9 +247,9 @@ class WindowEngine(Generic[K, T]):
         windows = rules.assigner.assign(ts_ns)
         if not windows:
             self._pass_by(state, ts_ns, watermark_ns)
-            return Lateness("outside_session", watermark_ns, 0)
+            return Lateness(Reason.OUTSIDE_SESSION, watermark_ns, 0)
         if is_late(ts_ns, watermark_ns, rules.lateness_ns):
-            return Lateness("watermark", watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
+            return Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
         if self._partition_max_ns - windows[0][0] > self._least_expired_ns:
             expired = self._expired(windows[0][0], watermark_ns)
             if expired is not None:
@@ -276,7 +268,7 @@ class WindowEngine(Generic[K, T]):
         assert self._rules.key_ttl_ns is not None
         named_ns = start_ns - start_ns % self._name_unit_ns
         late_by_ns = self._partition_max_ns - self._rules.key_ttl_ns - named_ns
-        return Lateness("expired", watermark_ns, late_by_ns) if late_by_ns > 0 else None
+        return Lateness(Reason.EXPIRED, watermark_ns, late_by_ns) if late_by_ns > 0 else None
 
     def _advance(self, state: KeyState[K] | None, ts_ns: int, watermark_ns: int) -> None:
         """Let out what the watermark has reached, and move the partition's time."""
@@ -435,7 +427,7 @@ class WindowEngine(Generic[K, T]):
         for window in windows:
             state = self._keys.get(window.key)
             if state is None:
-                state = self._keys[window.key] = KeyState(window.key, window.clock_ns)
+                state = self._keys[window.key] = self._make_state(window.key, window.clock_ns)
             state.max_ns = max(state.max_ns, window.clock_ns)
             state.windows[window.start_ns] = window
             self._schedule(state, window)
@@ -448,8 +440,11 @@ class WindowEngine(Generic[K, T]):
             if portion.is_done(0.2):
                 yield
 
+    def _make_state(self, key: K, max_ns: int) -> KeyState[K]:
+        return KeyState(key, max_ns)
+
     def _new_key(self, key: K, ts_ns: int) -> KeyState[K]:
-        state = self._keys[key] = KeyState(key, ts_ns)
+        state = self._keys[key] = self._make_state(key, ts_ns)
         if self._rules.key_ttl_ns is not None:
             heapq.heappush(self._expiry, (ts_ns, next(self._tie_break), state))
             if len(self._expiry) > 2 * len(self._keys) + STALE_EXPIRIES:

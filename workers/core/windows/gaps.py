@@ -23,23 +23,14 @@ each key it is kept anyway, as it holds the clock.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import (
-    LONG_AGO,
-    Folding,
-    K,
-    KeyState,
-    Status,
-    T,
-    Trigger,
-    Window,
-    WindowEngine,
-    WindowRules,
-)
+from workers.core.windows.engine import LONG_AGO, Folding, K, KeyState, T, Window, WindowEngine, WindowRules
 
-__all__ = ["Filling", "GapBarEngine"]
+__all__ = ["Filling", "GapBarEngine", "GapKey"]
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -51,13 +42,28 @@ class Filling(Folding[T_contra], Protocol[T_contra]):
         """The state of a window without ticks that follows one with ``state``."""
 
 
+@dataclass(slots=True)
+class GapKey(KeyState[K]):
+    """A key's windows; ``newest_ns`` is the start of the newest."""
+
+    newest_ns: int = LONG_AGO
+
+
 class GapBarEngine(WindowEngine[K, T]):
-    """The engine for windows side by side with ``fill_gaps_ns``. It needs a folding, and keeps no items."""
+    """The engine for windows side by side whose holes are filled: those of at most ``fill_gaps_ns``. It needs a
+    folding, and keeps no items."""
 
     def __init__(
-        self, rules: WindowRules, *, folding: Filling[T], emit_partial: bool = False, track_changes: bool = False
+        self,
+        rules: WindowRules,
+        fill_gaps_ns: int,
+        *,
+        folding: Filling[T],
+        emit_partial: bool = False,
+        track_changes: bool = False,
     ) -> None:
         super().__init__(rules, folding=folding, emit_partial=emit_partial, track_changes=track_changes)
+        self._fill_gaps_ns = fill_gaps_ns
         self._filling = folding
 
     def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
@@ -66,9 +72,14 @@ class GapBarEngine(WindowEngine[K, T]):
         for state in self._keys.values():
             if portion.is_done(0.1 * len(state.windows)):
                 yield
+            assert isinstance(state, GapKey)
             state.newest_ns = max(state.windows)
 
+    def _make_state(self, key: K, max_ns: int) -> GapKey[K]:
+        return GapKey(key, max_ns)
+
     def _join(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:
+        assert isinstance(state, GapKey)
         if start_ns > state.newest_ns:
             self._fill(state, start_ns, watermark_ns)
             state.newest_ns = start_ns
@@ -79,9 +90,9 @@ class GapBarEngine(WindowEngine[K, T]):
         super()._join(state, start_ns, end_ns, ts_ns, value, watermark_ns)
         self._carry(state, state.windows[start_ns])
 
-    def _fill(self, state: KeyState[K], until_ns: int, watermark_ns: int) -> None:
+    def _fill(self, state: GapKey[K], until_ns: int, watermark_ns: int) -> None:
         newest = state.windows.get(state.newest_ns)
-        if newest is None or not 0 < until_ns - newest.end_ns <= self._rules.fill_gaps_ns:
+        if newest is None or not 0 < until_ns - newest.end_ns <= self._fill_gaps_ns:
             return
         at_ns = newest.end_ns
         while at_ns < until_ns:
@@ -110,10 +121,11 @@ class GapBarEngine(WindowEngine[K, T]):
             follower = state.windows.get(follower.end_ns)
 
     def _needed_until_ns(self, state: KeyState[K], window: Window[K], watermark_ns: int) -> int | None:
+        assert isinstance(state, GapKey)
         rules = self._rules
         if rules.scope == "partition" and window.start_ns == state.newest_ns:
             # A tick that is not late is after this, so its window starts more than fill_gaps after the end of this one.
-            until_ns = window.end_ns + rules.fill_gaps_ns + rules.assigner.longest_ns + rules.lateness_ns
+            until_ns = window.end_ns + self._fill_gaps_ns + rules.assigner.longest_ns + rules.lateness_ns
             return until_ns if until_ns > watermark_ns else None
         return super()._needed_until_ns(state, window, watermark_ns)
 

@@ -31,14 +31,16 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
+from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, K, KeyState, T, Window, WindowEngine, WindowRules
 
-__all__ = ["Merging", "SessionEngine"]
+__all__ = ["Merging", "SessionEngine", "SessionKey"]
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -47,6 +49,13 @@ class Merging(Folding[T_contra], Protocol[T_contra]):
     """What session windows need of an aggregation."""
 
     def merge(self, state: Any, later: Any) -> Any: ...
+
+
+@dataclass(slots=True)
+class SessionKey(KeyState[K]):
+    """A key's sessions; ``starts`` are theirs, sorted."""
+
+    starts: list[int] = field(default_factory=list)
 
 
 class SessionEngine(WindowEngine[K, T]):
@@ -80,12 +89,17 @@ class SessionEngine(WindowEngine[K, T]):
         for state in self._keys.values():
             if portion.is_done(0.1 * len(state.windows)):
                 yield
+            assert isinstance(state, SessionKey)
             state.starts = sorted(state.windows)
             for window in state.windows.values():
                 if window.orders:
                     self._next_order = max(self._next_order, window.orders[-1] + 1)
 
+    def _make_state(self, key: K, max_ns: int) -> SessionKey[K]:
+        return SessionKey(key, max_ns)
+
     def _join(self, state: KeyState[K], start_ns: int, end_ns: int, ts_ns: int, value: T, watermark_ns: int) -> None:
+        assert isinstance(state, SessionKey)
         touched = self._touched(state, start_ns, end_ns)
         if touched:
             end_ns = max(end_ns, touched[-1].end_ns)
@@ -100,7 +114,7 @@ class SessionEngine(WindowEngine[K, T]):
             self._unite(state, window, touched)
         self._take_in(state, window, ts_ns, value)
 
-    def _touched(self, state: KeyState[K], start_ns: int, end_ns: int) -> list[Window[K]]:
+    def _touched(self, state: SessionKey[K], start_ns: int, end_ns: int) -> list[Window[K]]:
         """The sessions that overlap ``[start_ns, end_ns)``, by start; they are side by side."""
         high = low = bisect_left(state.starts, end_ns)
         while low and state.windows[state.starts[low - 1]].end_ns > start_ns:
@@ -111,6 +125,7 @@ class SessionEngine(WindowEngine[K, T]):
         window = super()._open(state, start_ns, end_ns, ts_ns, closed=closed)
         if window.items is not None:
             window.orders = []
+        assert isinstance(state, SessionKey)
         insort(state.starts, start_ns)
         return window
 
@@ -176,6 +191,7 @@ class SessionEngine(WindowEngine[K, T]):
         super()._take_in(state, window, ts_ns, value)
 
     def _drop(self, state: KeyState[K], window: Window[K]) -> None:
+        assert isinstance(state, SessionKey)
         del state.starts[bisect_left(state.starts, window.start_ns)]
         super()._drop(state, window)
 
