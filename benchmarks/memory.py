@@ -27,7 +27,8 @@ from tests.raw_batches import build_batch
 from workers.compiled.choose import make_lane
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
-from workers.core.pipeline.pipeline import Conflate, Filter, Map, Route, Router, Throttle
+from workers.core.pipeline.pipeline import Filter, Map, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawRecord
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick

@@ -14,18 +14,13 @@ from workers.core.ticks import Tick
 from workers.core.watermark import EventTimeClock, WatermarkPolicy
 from workers.core.windows.engine import Lateness
 from workers.errors import ChannelClosed, WorkersError
-from workers.streams.channel import Channel, PartitionedChannel, Stream, Watermark, hash_partition
-from workers.streams.operators import Bar, deduplicate, resample_ohlc, router, throttle
+from workers.streams.channel import Channel, Watermark
+from workers.streams.operators import buffer_async, deduplicate, filter_async, map_async, router, throttle
+from workers.streams.partitioned import PartitionedChannel, hash_partition
+from workers.streams.resample import Bar, resample_ohlc
 from workers.streams.specs import CalendarWindowSpec, HoppingWindowSpec, SessionWindowSpec, TumblingWindowSpec
-from workers.streams.windows import (
-    WindowStream,
-    buffer_async,
-    filter_async,
-    map_async,
-    tumbling_window,
-    tumbling_window_event_time,
-    window_event_time,
-)
+from workers.streams.stream import Stream
+from workers.streams.windows import WindowStream, tumbling_window, tumbling_window_event_time, window_event_time
 
 if TYPE_CHECKING:
     from workers.backpressure.producer_throttle import AdaptiveThrottle

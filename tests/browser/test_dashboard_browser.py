@@ -14,7 +14,7 @@ from tests.boards import NOW_MS, board, frame
 from tests.integration.apps import App, Process, wait_until
 from workers.apps.broker import Broker
 from workers.apps.dashboard import DashboardModel
-from workers.apps.dashboard.model import LagReading, Member, PartitionReading
+from workers.apps.dashboard.readings import LagReading, Member, PartitionReading
 from workers.core.effects import Counts
 from workers.core.snapshot import LaneMeta, write_meta
 

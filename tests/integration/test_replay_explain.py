@@ -17,7 +17,8 @@ from tests.integration.apps import App, committed_through, send
 from tests.integration.test_worker import market
 from tests.verify import read_topic
 from workers.apps.broker import Broker
-from workers.apps.inspect.explain import Explanation, explain
+from workers.apps.inspect.explain import explain
+from workers.apps.inspect.explanation import Explanation
 from workers.errors import ConfigError, TopicError
 from workers.settings import Settings, load_settings
 

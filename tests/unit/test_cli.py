@@ -19,8 +19,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from workers.commands.cli import app
-from workers.commands.common import ExitCode, exit_code_for, load
+from workers.commands.common import ExitCode, app, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
 from workers.settings import LoggingSettings
 from workers.telemetry.logs import Sparing, configure_logging

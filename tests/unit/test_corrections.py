@@ -25,7 +25,8 @@ from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.partitioning import partition_for
-from workers.core.pipeline.pipeline import Deduplicate, Filter
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.corrections import CorrectionRules

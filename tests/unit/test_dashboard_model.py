@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from workers.apps.dashboard.access import Access
-from workers.apps.dashboard.model import DashboardModel, LagReading, Limits, Member, PartitionReading, shown_symbol
+from workers.apps.dashboard.model import DashboardModel
+from workers.apps.dashboard.readings import LagReading, Limits, Member, PartitionReading, shown_symbol
 from workers.apps.dashboard.views import View, Wish, WishError, read_wish
 from workers.backpressure.levels import Level, LevelPolicy
 from workers.core.effects import Counts
@@ -156,7 +157,8 @@ def test_ticks_that_moved_to_another_window_count_once_and_the_price_is_that_of_
 def test_frames_without_prices_and_volumes_beyond_json_are_bars_with_holes() -> None:
     known = model()
     known.take_frame(frame(volume=None), 0, 0)
-    known.take_frame(orjson.dumps({"key": "B", "start": 0, "end": 5, "rev": 0, "status": "final", "spread": 3}), 0, 0)
+    window = {"key": "B", "start": 0, "end": 5, "rev": 0, "status": "final", "trigger": "watermark"}
+    known.take_frame(orjson.dumps({**window, "spread": 3, "count": 1, "first_ts": 1, "last_ts": 1}), 0, 0)
     assert math.isnan(next(known.bars("AAPL")).volume)
     assert math.isnan(next(known.bars("B")).open)
     view = View(known)

@@ -19,7 +19,7 @@ from workers.core.effects import Effects
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER
-from workers.core.pipeline.pipeline import Conflate
+from workers.core.pipeline.throttle import Conflate
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules

@@ -14,7 +14,9 @@ from workers.compiled.choose import make_lane, supports
 from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
 from workers.core.lane import Input, Lane, entries_of
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import OperatorSpec
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.spec import LaneSpec
 from workers.core.windows.engine import NEVER
 from workers.core.windows.kinds import TumblingWindows

@@ -30,7 +30,9 @@ from workers.core.effects import Effects
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, OperatorSpec, Route, Router, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter, Map, OperatorSpec, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawRecord, Record
 from workers.core.spec import LaneSpec
 from workers.core.ticks import DEEPEST_TICK, Rejection, Tick, TickFormat, excerpt, is_deeper

@@ -23,7 +23,9 @@ from workers.core.frames import OutRecord
 from workers.core.jumps import JumpGuard
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, OperatorSpec, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import OperatorSpec
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.corrections import CorrectionRules

@@ -20,17 +20,9 @@ from workers.core.effects import Effects
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
-from workers.core.pipeline.pipeline import (
-    Conflate,
-    Deduplicate,
-    Filter,
-    Map,
-    OperatorSpec,
-    Route,
-    Router,
-    Throttle,
-    describe,
-)
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter, Map, OperatorSpec, Route, Router, describe
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, Tick
 from workers.core.windows.kinds import TumblingWindows

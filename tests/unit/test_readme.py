@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 
-from workers.commands.cli import app
+from workers.commands.common import app
 from workers.settings import load_settings
 from workers.settings.reference import reference
 

@@ -9,11 +9,13 @@ from typing import get_args
 
 import pytest
 
-from workers.apps.dashboard.model import STATUSES as SHOWN_STATUSES
+from workers.apps.dashboard.readings import STATUSES as SHOWN_STATUSES
+from workers.core.effects import Counts
 from workers.core.ledger import REASON_HEADER
-from workers.core.pipeline.pipeline import Deduplicate, Filter, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter
+from workers.core.pipeline.throttle import Throttle
 from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason, Status, Trigger
-from workers.core.snapshot import Counts
 from workers.core.ticks import DEEPEST_TICK
 from workers.settings import Settings
 from workers.telemetry.metrics import Metrics, catalogue

@@ -23,7 +23,9 @@ from pydantic import ValidationError
 
 import workers.settings as module
 from workers.core.lane import Input, Lane
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter, Map, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.errors import ConfigError
 from workers.kafka.options import client_options, consumer_options, producer_options
 from workers.settings import (

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from workers.apps.produce.check import Preview, RowJudge
 from workers.apps.produce.files import open_ticks
-from workers.commands.cli import app
+from workers.commands.common import app
 from workers.core.ticks import TickFormat
 from workers.errors import WorkersError
 from workers.settings import load_settings

@@ -17,11 +17,12 @@ import structlog
 
 from workers.backpressure.levels import STALE_AFTER_NS, FeedbackBook, FeedbackEvent, Level, LevelPolicy
 from workers.errors import TopicError
-from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
+from workers.kafka.clients import Producer, admin_client, start_producer
 from workers.kafka.errors import OUTAGE
 from workers.kafka.options import client_options
 from workers.kafka.reading import reading
 from workers.kafka.reconnecting import ReconnectingTask
+from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import describe_topics
 
 if TYPE_CHECKING:

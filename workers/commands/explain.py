@@ -30,8 +30,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.apps.inspect.explain import Explanation, FrameAccount, WindowAccount
-    from workers.apps.inspect.witness import Clock, TickFate
+    from workers.apps.inspect.explanation import Explanation, FrameAccount, WindowAccount
+    from workers.apps.inspect.fates import Clock, TickFate
 
 __all__: list[str] = []
 

@@ -29,7 +29,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workers.apps.inspect.replay import FrameProblem, ReplayResult
+    from workers.apps.inspect.comparison import FrameProblem, ReplayResult
     from workers.settings import Settings
     from workers.times import TimestampUnit
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Generic, TypeVar
 import msgspec
 
 from workers.core.decimals import SUM, DecimalSum, average
+from workers.core.prices import Prices, join_later
 from workers.core.ticks import Tick
 from workers.errors import ConfigError
 
@@ -69,16 +70,14 @@ class Aggregation(ABC, Generic[S]):
         return state
 
 
-class OhlcvState:
+class OhlcvState(Prices):
     """Open, high, low, close, volume and notional of a window, with the event times that opened and closed it."""
 
-    __slots__ = ("close", "close_ns", "high", "low", "notional", "open", "open_ns", "volume")
+    __slots__ = ("notional", "volume")
 
     def __init__(self) -> None:
-        self.open = self.high = self.low = self.close = 0.0
+        super().__init__()
         self.volume = self.notional = DecimalSum()
-        self.open_ns: int | None = None
-        self.close_ns = 0
 
 
 OHLCV_STATE = Struct(f"<qqdddd{SUM.size}s{SUM.size}s")
@@ -97,29 +96,14 @@ class Ohlcv(Aggregation[OhlcvState]):
         return OhlcvState()
 
     def add(self, state: OhlcvState, tick: Tick) -> OhlcvState:
-        price = tick.price
-        if state.open_ns is None:
-            state.open = state.high = state.low = state.close = price
-            state.open_ns = state.close_ns = tick.ts_ns
-        else:
-            if tick.ts_ns < state.open_ns:
-                state.open, state.open_ns = price, tick.ts_ns
-            if tick.ts_ns >= state.close_ns:
-                state.close, state.close_ns = price, tick.ts_ns
-            if price > state.high:
-                state.high = price
-            if price < state.low:
-                state.low = price
+        state.add(tick.price, tick.ts_ns)
         state.volume = state.volume.plus(tick.size)
-        state.notional = state.notional.plus_product(price, tick.size)
+        state.notional = state.notional.plus_product(tick.price, tick.size)
         return state
 
     def merge(self, state: OhlcvState, later: OhlcvState) -> OhlcvState:
-        state.close, state.close_ns = later.close, later.close_ns
-        if later.high > state.high:
-            state.high = later.high
-        if later.low < state.low:
-            state.low = later.low
+        join_later(state, later)
+        state.close_ns = later.close_ns
         state.volume = state.volume.merged(later.volume)
         state.notional = state.notional.merged(later.notional)
         return state

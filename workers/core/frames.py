@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, Literal, NamedTuple, TypeVar
 
+import msgspec
 import orjson
 
-from workers.core.encoding import to_json
+from workers.core.encoding import json_object, to_json
 from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
 from workers.core.windows.engine import Emission
-from workers.times import NS_PER_MS, datetime_from_ns
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, datetime_from_ns
 
-__all__ = ["RESERVED_FIELDS", "FrameEncoder", "OutRecord", "WindowFrame", "frame_from_emission"]
+__all__ = [
+    "BAR_FIELDS",
+    "RESERVED_FIELDS",
+    "Frame",
+    "FrameEncoder",
+    "FrameName",
+    "NoFrame",
+    "OutRecord",
+    "WindowFrame",
+    "decode_frame",
+    "frame_from_emission",
+    "frame_name",
+    "kept_bytes",
+]
 
 RESERVED_FIELDS: Final = (
     "key",
@@ -119,3 +133,133 @@ class FrameEncoder:
 def kept_bytes(tick: Tick) -> bytes:
     """What an ``items`` window keeps of a tick: the record's value, as received."""
     return tick.value
+
+
+# -- read back --------------------------------------------------------------------------------------------------------
+
+BAR_FIELDS: Final = ("open", "high", "low", "close", "volume", "vwap")
+"""What the usual aggregation adds to a frame."""
+
+_MAX_MS: Final = MAX_EVENT_TIME_NS // NS_PER_MS
+_Ms = Annotated[int, msgspec.Meta(ge=-_MAX_MS, le=_MAX_MS)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 2)]
+_NOTHING: Final[Mapping[str, msgspec.Raw]] = {}
+
+
+class _Window(msgspec.Struct):
+    """What every frame has."""
+
+    key: str
+    start_ms: _Ms = msgspec.field(name="start")
+    end_ms: _Ms = msgspec.field(name="end")
+    rev: _Count
+    status: Literal["provisional", "closed", "final"]
+    trigger: str
+    count: _Count
+    first_ts: _Int64 | None
+    last_ts: _Int64 | None
+    filled: bool = False
+    items: msgspec.Raw = msgspec.Raw()
+
+
+class Frame(_Window):
+    """A frame as read: window times in ms, ``first_ts`` and ``last_ts`` in the unit of its ticks, ``items`` as written.
+
+    A bar's field is None where the frame does not have it, or has something else than a number there.
+    """
+
+    open: float | None = None
+    high: float | None = None
+    low: float | None = None
+    close: float | None = None
+    volume: float | None = None
+    vwap: float | None = None
+
+    @property
+    def others(self) -> Mapping[str, msgspec.Raw]:
+        """The fields of a custom aggregation, as they were written; a bar's field that is no number is one of them."""
+        return _NOTHING
+
+
+class _PlainFrame(Frame, forbid_unknown_fields=True):
+    """The usual frame, decoded in one go."""
+
+
+class _CustomFrame(Frame):
+    """One with other fields than a bar's; made here, never decoded."""
+
+    kept: dict[str, msgspec.Raw] = {}  # msgspec copies it
+
+    @property
+    def others(self) -> Mapping[str, msgspec.Raw]:
+        return self.kept
+
+
+@dataclass(frozen=True, slots=True)
+class NoFrame:
+    """Why a record's value is no frame."""
+
+    reason: Literal["no_value", "malformed_json", "not_a_frame"]
+    message: str
+
+
+_decode_plain = msgspec.json.Decoder(_PlainFrame).decode
+_decode_window = msgspec.json.Decoder(_Window).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_number = msgspec.json.Decoder(float | None).decode
+_WINDOW_FIELDS: Final = frozenset(_Window.__struct_encode_fields__)
+
+
+def decode_frame(value: bytes | None) -> Frame | NoFrame:
+    """The frame that a record's value is, or why it is none. Never raises for what is in it.
+
+    Other consumers of a frames topic may write to it: whatever is asked here of a frame, those of a worker have.
+    """
+    if value is None:
+        return NoFrame("no_value", "the record has no value; expected a frame's JSON object")
+    try:
+        try:
+            return _decode_plain(value)
+        except msgspec.ValidationError:
+            return _decode_custom(value)
+    except msgspec.ValidationError as error:
+        return NoFrame("not_a_frame", str(error))
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        return NoFrame("malformed_json", str(error))
+
+
+def _decode_custom(value: bytes) -> Frame:
+    """A frame with fields of a custom aggregation. Raises what msgspec raises."""
+    fields = msgspec.structs.asdict(_decode_window(value))
+    others: dict[str, msgspec.Raw] = {}
+    for name, raw in _decode_fields(value).items():
+        if name in _WINDOW_FIELDS:
+            continue
+        if name in BAR_FIELDS:
+            try:
+                fields[name] = _decode_number(raw)
+                continue
+            except msgspec.ValidationError:
+                pass  # a custom aggregation's own idea of the name
+        others[name] = raw
+    return _CustomFrame(**fields, kept=others)
+
+
+class FrameName(NamedTuple):
+    """What tells a symbol's frames apart; None where the record does not have it, or has something else there."""
+
+    start_ms: int | None
+    rev: int | None
+    status: str | None
+
+
+def frame_name(value: bytes | None) -> FrameName:
+    """The name of a frame, whatever else is wrong with it, so that it can be found and compared."""
+    fields = json_object(value)
+    start_ms, rev, status = fields.get("start"), fields.get("rev"), fields.get("status")
+    return FrameName(
+        start_ms if type(start_ms) is int else None,
+        rev if type(rev) is int else None,
+        status if type(status) is str else None,
+    )

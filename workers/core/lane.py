@@ -20,6 +20,7 @@ from workers.core.aggregates import Aggregation, Ohlcv, load_aggregation
 from workers.core.callbacks import AggregationRaised, UsersAggregation
 from workers.core.effects import FAILURES_SHOWN, Counts, Effects
 from workers.core.failures import Failure, raise_unless_of_record, rejection_of
+from workers.core.formats.frames import bar_decoder
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.partitioning import partition_for
@@ -49,7 +50,7 @@ from workers.core.windows.corrections import (
     make_correcting_engine,
 )
 from workers.core.windows.engine import LONG_AGO, Emission, Window, WindowEngine
-from workers.core.windows.resample import BarEngine, Bars, bar_decoder
+from workers.core.windows.resample import BarEngine, Bars
 from workers.errors import CallbackError, StateMismatchError
 from workers.times import NS_PER_MS
 

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from workers.core.pipeline.pipeline import (
-    TO_WINDOWS,
-    Conflate,
-    Deduplicate,
-    Filter,
-    Map,
-    OperatorSpec,
-    Route,
-    Router,
-    Throttle,
-)
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import TO_WINDOWS, Filter, Map, OperatorSpec, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.settings.section import Section
 from workers.settings.topics import DERIVED_TOPICS
 from workers.settings.values import (

@@ -1,9 +1,8 @@
-"""Operators on streams inside one process: drop repeats, slow down, route, and make bars of ticks.
+"""Operators on streams inside one process: read ahead, filter, map, drop repeats, slow down and route.
 
-They work on any async iterable, a `workers.Channel` included, under the rules of `workers.streams.windows` (where
-`map_async`, `filter_async` and `buffer_async` are): a failure comes out where the stream is consumed, after everything
-that was complete before it; a stream owns and closes its source; nothing is read before the first ``anext``.
-``key_fn``, ``route_key`` and ``on_late`` may be plain or async.
+They work on any async iterable, a `workers.Channel` included, under the rules of `workers.streams.windows`: a failure
+comes out where the stream is consumed, after everything that was complete before it; a stream owns and closes its
+source; nothing is read before the first ``anext``. The functions that are given may be plain or async.
 """
 
 from __future__ import annotations
@@ -12,25 +11,104 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Hashable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from fractions import Fraction
-from typing import Final, TypeVar
+from typing import Final, TypeVar, overload
 
-from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.engine import Emission, Lateness, WindowEngine
-from workers.streams.channel import Channel, OwnedSource, Stream, raisable
-from workers.streams.specs import TumblingWindowSpec
-from workers.streams.windows import _event_time_ns, _value, _warn_late, _window_rules
-from workers.times import NS_PER_SECOND, check_timedelta, datetime_from_ns, timedelta_to_ns
+from workers.core.token_bucket import ALWAYS_FULL, TokenBucket
+from workers.streams.calls import value_of
+from workers.streams.channel import Channel, raisable
+from workers.streams.pump import pumped
+from workers.streams.stream import OwnedSource, Stream
+from workers.times import NS_PER_SECOND, check_timedelta, timedelta_to_ns
 
-__all__ = ["Bar", "deduplicate", "resample_ohlc", "router", "throttle"]
+__all__ = ["buffer_async", "deduplicate", "filter_async", "map_async", "router", "throttle"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 DEFAULT_ROUTE: Final = "default"
 BURSTS_PER_SECOND: Final = 100
 """A default burst is a hundredth of a second's worth: the event loop's timers are hardly finer."""
+
+
+# -- buffer, filter, map -----------------------------------------------------------------------------------------------
+
+
+def buffer_async(source: AsyncIterable[T], capacity: int) -> Stream[T]:
+    """The same items, read up to ``capacity`` ahead of the reader, so that a slow source and a slow reader overlap.
+
+    Reading begins with the first ``anext``. Raises ``ValueError`` where the capacity is less than 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; expected 1 or more")
+    return Stream(_items(source), ahead=capacity)
+
+
+async def _items(source: AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
+            yield item
+
+
+def filter_async(source: AsyncIterable[T], predicate: Callable[[T], object]) -> Stream[T]:
+    """The items for which ``predicate`` (plain or async) is true, in their order."""
+    return Stream(_filtered(source, predicate))
+
+
+async def _filtered(source: AsyncIterable[T], predicate: Callable[[T], object]) -> AsyncGenerator[T, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
+            if await value_of(predicate(item)):
+                yield item
+
+
+@overload
+def map_async(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R]], *, concurrency: int = 1) -> Stream[R]: ...
+@overload
+def map_async(source: AsyncIterable[T], fn: Callable[[T], R], *, concurrency: int = 1) -> Stream[R]: ...
+def map_async(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], *, concurrency: int = 1) -> Stream[R]:
+    """``fn`` (plain or async) of each item, in the items' order, with up to ``concurrency`` calls at a time.
+
+    With more than one, results that are not read yet count as calls, so memory is bounded too. A call that fails raises
+    in its turn, after the results before it; calls that still run are cancelled when the stream ends or is closed.
+    Raises ``ValueError`` where ``concurrency`` is less than 1.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; expected 1 or more")
+    return Stream(_mapped(source, fn) if concurrency == 1 else _mapped_concurrently(source, fn, concurrency))
+
+
+async def _mapped(source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R]) -> AsyncGenerator[R, None]:
+    async with OwnedSource(source) as items:
+        async for item in items:
+            yield await value_of(fn(item))
+
+
+async def _mapped_concurrently(
+    source: AsyncIterable[T], fn: Callable[[T], Awaitable[R] | R], concurrency: int
+) -> AsyncGenerator[R, None]:
+    running: set[asyncio.Task[R]] = set()
+
+    async def call(item: T) -> R:
+        return await value_of(fn(item))
+
+    def begin(item: T) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(call(item))
+        running.add(task)
+        return task
+
+    try:
+        # One less in the channel: the call whose result is awaited here is out of it already.
+        async with pumped(source, concurrency - 1, begin) as tasks:
+            async for task in tasks:
+                result = await task
+                running.discard(task)
+                yield result
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 # -- deduplicate ------------------------------------------------------------------------------------------------------
@@ -68,7 +146,7 @@ async def _deduplicated(
     now_ns = -(2**63)
     async with OwnedSource(source) as items:
         async for item in items:
-            key = await _value(key_fn(item))
+            key = await value_of(key_fn(item))
             now_ns = max(now_ns, clock())
             while forget_at_ns:
                 oldest = next(iter(forget_at_ns))
@@ -108,24 +186,21 @@ def throttle(
     if burst < 1:
         raise ValueError(f"burst is {burst}; expected 1 or more")
     spacing_ns = math.ceil(NS_PER_SECOND / Fraction(str(rate_limit)))  # rounded up: never above the limit
-    return Stream(_throttled(source, spacing_ns, burst, clock, sleep))
+    return Stream(_throttled(source, TokenBucket(spacing_ns, burst * spacing_ns), clock, sleep))
 
 
 async def _throttled(
     source: AsyncIterable[T],
-    spacing_ns: int,
-    burst: int,
+    bucket: TokenBucket,
     clock: Callable[[], int],
     sleep: Callable[[float], Awaitable[object]],
 ) -> AsyncGenerator[T, None]:
-    # The bucket as the time at which it will be full: a token is a spacing before that.
-    full_at_ns = -(2**63)
-    depth_ns = (burst - 1) * spacing_ns
+    full_at_ns = ALWAYS_FULL
     async with OwnedSource(source) as items:
         async for item in items:
-            while (wait_ns := full_at_ns - depth_ns - clock()) > 0:  # a timer may end a little early
+            while (wait_ns := bucket.wait(full_at_ns, clock())) > 0:  # a timer may end a little early
                 await sleep(wait_ns / NS_PER_SECOND)
-            full_at_ns = max(full_at_ns, clock()) + spacing_ns
+            full_at_ns = bucket.taken(full_at_ns, clock())
             yield item
 
 
@@ -151,7 +226,7 @@ async def router(
     try:
         async with OwnedSource(source) as items:
             async for item in items:
-                name = await _value(route_key(item))
+                name = await value_of(route_key(item))
                 channel = routes.get(name) or routes.get(DEFAULT_ROUTE)
                 if channel is None:
                     known = ", ".join(map(repr, routes)) or "none at all"
@@ -170,133 +245,3 @@ async def router(
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-# -- resample_ohlc ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """Prices of one symbol within ``[start, end)``, aware UTC; ``count`` is how many there were.
-
-    ``open`` and ``close`` go by event time: at equal times the first to arrive opens and the last closes.
-    """
-
-    symbol: str
-    open: float
-    high: float
-    low: float
-    close: float
-    start: datetime
-    end: datetime
-    count: int
-
-
-@dataclass(slots=True)
-class _Prices:
-    open: float
-    high: float
-    low: float
-    close: float
-    open_ns: int
-    close_ns: int
-
-
-class _PriceFolding:
-    """The engine's aggregation over ``(event time, price)``."""
-
-    def create(self) -> _Prices | None:
-        return None
-
-    def add(self, state: _Prices | None, tick: tuple[int, float]) -> _Prices:
-        ts_ns, price = tick
-        if state is None:
-            return _Prices(price, price, price, price, ts_ns, ts_ns)
-        if ts_ns < state.open_ns:
-            state.open, state.open_ns = price, ts_ns
-        if ts_ns >= state.close_ns:
-            state.close, state.close_ns = price, ts_ns
-        if price > state.high:
-            state.high = price
-        if price < state.low:
-            state.low = price
-        return state
-
-    def result(self, state: _Prices) -> Mapping[str, float]:
-        return {"open": state.open, "high": state.high, "low": state.low, "close": state.close}
-
-
-def resample_ohlc(
-    source: AsyncIterable[T],
-    *,
-    get_symbol: Callable[[T], str],
-    get_price: Callable[[T], float],
-    get_time: Callable[[T], datetime],
-    window: timedelta,
-    watermark_lag: timedelta = timedelta(seconds=2),
-    on_late: Callable[[T, Lateness], object] | None = None,
-    key_ttl: timedelta | None = None,
-) -> Stream[Bar]:
-    """Bars of ``window`` per symbol, by event time (naive datetimes are UTC) and the rules of
-    `workers.core.windows.engine`.
-
-    A bar comes out once its symbol's watermark, the greatest event time less ``watermark_lag``, reaches the bar's end;
-    each symbol has its own. When the source ends the rest come out, symbol by symbol in the order of their first items.
-    Every bar comes once and is complete but for items that were too late: those are given to ``on_late`` (plain or
-    async) with the reason; without it the first one is logged as a warning.
-
-    A symbol that falls quiet keeps its last bar until the source ends. With ``key_ttl`` it comes out, and the symbol is
-    forgotten, once any symbol is more than that ahead; items whose bar began that far behind are then late, whosever
-    they are (reason ``expired``).
-
-    Raises ``TypeError`` where a duration is no timedelta, ``ValueError`` where ``window`` or ``watermark_lag`` is not
-    positive (without lag every item would be late) or ``key_ttl`` is less than ``window + watermark_lag``. What
-    ``source`` or a given function raises is raised to the reader, and so are a ``TypeError`` for a time that is no
-    datetime and a ``ValueError`` for a price that is not finite. Bars still open then don't come out.
-    """
-    check_timedelta("window", window)
-    check_timedelta("watermark_lag", watermark_lag)
-    if watermark_lag <= timedelta(0):
-        raise ValueError(f"watermark_lag is {watermark_lag}; expected more than zero, or every item would be late")
-    rules = _window_rules(TumblingWindowSpec(window), WatermarkPolicy(watermark_lag), key_ttl=key_ttl)
-    engine: WindowEngine[str, tuple[int, float]] = WindowEngine(rules, folding=_PriceFolding())
-    warned = False
-
-    async def add(item: T) -> None:
-        nonlocal warned
-        symbol, ts_ns, price = get_symbol(item), _event_time_ns(get_time, item, "get_time"), get_price(item)
-        if not math.isfinite(price):
-            raise ValueError(f"get_price returned {price!r} for {symbol!r}; expected a finite number")
-        lateness = engine.add(symbol, ts_ns, (ts_ns, price))
-        if lateness is None:
-            return
-        if on_late is not None:
-            await _value(on_late(item, lateness))
-        elif not warned:
-            warned = True
-            _warn_late(symbol, ts_ns, lateness)
-
-    return Stream(_bars(source, engine, add))
-
-
-async def _bars(
-    source: AsyncIterable[T], engine: WindowEngine[str, tuple[int, float]], add: Callable[[T], Awaitable[None]]
-) -> AsyncGenerator[Bar, None]:
-    async with OwnedSource(source) as items:
-        async for item in items:
-            await add(item)
-            for emission in engine.take_emissions():
-                yield _bar(emission)
-    engine.finish()
-    for emission in engine.take_emissions():
-        yield _bar(emission)
-
-
-def _bar(emission: Emission[str]) -> Bar:
-    return Bar(
-        emission.key,
-        **emission.result,  # type: ignore[arg-type]  # the folding's four prices
-        start=datetime_from_ns(emission.start_ns),
-        end=datetime_from_ns(emission.end_ns),
-        count=emission.count,
-    )

@@ -7,7 +7,8 @@ do, reaches a worker. `model` and `views` are pure and bounded; `feed` reads Kaf
 `server` speaks HTTP. The page is plain HTML, CSS and JavaScript that comes with the package and asks no other host.
 """
 
-from workers.apps.dashboard.model import DashboardModel, Limits
+from workers.apps.dashboard.model import DashboardModel
+from workers.apps.dashboard.readings import Limits
 from workers.apps.dashboard.views import View, Wish
 
 __all__ = ["DashboardModel", "Limits", "View", "Wish"]

@@ -15,7 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from workers.apps.dashboard.model import DashboardModel, LagReading, Member, PartitionReading
+from workers.apps.dashboard.model import DashboardModel
+from workers.apps.dashboard.readings import LagReading, Member, PartitionReading
 from workers.backpressure.feedback import FeedbackListener, level_policy
 from workers.backpressure.lag import LagMonitor, LagSnapshot
 from workers.backpressure.levels import rate_scale

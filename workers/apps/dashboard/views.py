@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from workers.apps.dashboard.model import STATUSES, Bar, DashboardModel, short_member
+from workers.apps.dashboard.model import DashboardModel
+from workers.apps.dashboard.readings import STATUSES, ShownBar, short_member
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 __all__ = ["View", "Wish", "WishError", "read_wish"]
@@ -193,7 +194,7 @@ class View:
         }
 
 
-def _bar_row(bar: Bar) -> list[object]:
+def _bar_row(bar: ShownBar) -> list[object]:
     """A bar as the page reads it; the order is the page's ``BAR`` list."""
     return [
         bar.start_ms,

@@ -25,11 +25,15 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import orjson
 
-from workers.apps.inspect.witness import Clock, Investigation, MadeFrame, TickFate, WindowStory, says_symbol
+from workers.apps.inspect.explanation import Explanation, FrameAccount, Stretch, Verdict, WindowAccount, differences
+from workers.apps.inspect.fates import MadeFrame, WindowStory
+from workers.apps.inspect.witness import Investigation, says_symbol
+from workers.core.encoding import json_object
+from workers.core.frames import frame_name
 from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
@@ -42,149 +46,17 @@ from workers.kafka.group_offsets import LagReader, PartitionLag, no_group_proble
 from workers.kafka.log_reader import LogReader
 from workers.kafka.topics import describe_topics
 from workers.settings.lane import lane_spec
-from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_instant, parse_rfc3339
+from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, parse_rfc3339
 
 if TYPE_CHECKING:
     from workers.kafka.reading import KafkaRecord
     from workers.settings import Settings
 
-__all__ = [
-    "Difference",
-    "Explanation",
-    "FrameAccount",
-    "Stretch",
-    "WindowAccount",
-    "differences",
-    "explain",
-    "parse_time",
-    "stored_settings_problem",
-]
+__all__ = ["explain", "parse_time", "stored_settings_problem"]
 
 MINUTE_NS: Final = 60 * 10**9
 MOST_WINDOWS: Final = 1_000
 _SAID_EVERY_RECORDS: Final = 50_000
-
-Verdict = Literal["matches", "differs", "missing", "not yet", "unexpected", "repeated", "provisional"]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A field of a frame: what it would be by the recomputation, and what was published; None: not there."""
-
-    field: str
-    expected: object
-    found: object
-
-
-@dataclass(frozen=True, slots=True)
-class FrameAccount:
-    """A frame of the window: ``made`` as recomputed, ``published`` as the frames topic has it, at ``offset``.
-
-    ``verdict``: ``matches``, byte for byte; ``differs``, in the fields given; ``missing``; ``not yet``, since the group
-    has not committed its cause; ``unexpected``, not made by the recomputation; ``repeated``, the same once more;
-    ``provisional``, which is not compared, because it depends on the clock on the wall.
-    """
-
-    verdict: Verdict
-    rev: int
-    status: str
-    trigger: str
-    made: MadeFrame | None = None
-    partition: int | None = None
-    offset: int | None = None
-    published: Mapping[str, object] | None = None
-    differences: tuple[Difference, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WindowAccount:
-    """A window of the symbol on one input partition, with all that was found of it.
-
-    ``state``: ``empty``, no tick joined; ``open``; ``closed``, may be revised; ``over``, takes no more ticks.
-    """
-
-    story: WindowStory
-    state: Literal["empty", "open", "closed", "over"]
-    frames: tuple[FrameAccount, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """What was read of an input partition: offsets ``[begin, end)`` of a log that holds ``[log_begin, log_end)``."""
-
-    partition: int
-    begin: int
-    end: int
-    log_begin: int
-    log_end: int
-    committed: int | None
-    records: int
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What happened to ``symbol`` around ``time_ns``.
-
-    ``windows`` are by start, the home partition's first; ``strays`` are rejected records that don't say their time,
-    met while the windows were open, and ticks that no window is for; ``held`` ticks that an operator, or
-    ``tick.max_jump``, has not let go; ``clocks`` are where the clocks that judge the symbol's ticks stand at the end of
-    what was read, by partition;
-    ``asked`` are the ticks of the very time asked for, which no limit leaves out, and ``asked_count`` how many there
-    are: more than these only where they are more than a thousand. ``problem`` says why the answer is not to be trusted:
-    the workers have other settings (``other_settings``), or there never were any. ``notes`` are what else is worth
-    knowing.
-    """
-
-    symbol: str
-    time_ns: int
-    topic: str
-    frames_topic: str
-    partition: int
-    partitions: int
-    windows: tuple[WindowAccount, ...]
-    strays: tuple[TickFate, ...]
-    stray_count: int
-    held: tuple[TickFate, ...]
-    clocks: Mapping[int, Clock | None]
-    stretches: tuple[Stretch, ...]
-    notes: tuple[str, ...]
-    asked: tuple[TickFate, ...] = ()
-    asked_count: int = 0
-    problem: str | None = None
-    other_settings: bool = False
-
-    def at_the_time(self) -> list[TickFate]:
-        """The records whose event time is exactly the time asked for."""
-        return [*self.asked, *(tick for tick in self.held if tick.ts_ns == self.time_ns)]
-
-    @property
-    def matches(self) -> bool:
-        """Whether every frame of the windows is as the recomputation makes it, or not due yet."""
-        wrong = ("differs", "missing", "unexpected")
-        return not any(frame.verdict in wrong for window in self.windows for frame in window.frames)
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON can hold it: instants are RFC 3339 text, which is exact; durations integers ending in ``_ns``."""
-        return {
-            "symbol": self.symbol,
-            "time": format_instant(self.time_ns),
-            "topic": self.topic,
-            "frames_topic": self.frames_topic,
-            "partition": self.partition,
-            "partitions": self.partitions,
-            "matches": self.matches,
-            "problem": self.problem,
-            "other_settings": self.other_settings,
-            "at_the_time": [_tick_dict(tick) for tick in self.at_the_time()],
-            "at_the_time_count": self.asked_count,
-            "windows": [_window_dict(window) for window in self.windows],
-            "strays": [_tick_dict(tick) for tick in self.strays],
-            "stray_count": self.stray_count,
-            "held": [_tick_dict(tick) for tick in self.held],
-            "clocks": {str(partition): _clock_dict(clock) for partition, clock in self.clocks.items()},
-            "read": [{name: getattr(stretch, name) for name in Stretch.__slots__} for stretch in self.stretches],
-            "notes": list(self.notes),
-        }
 
 
 async def explain(
@@ -271,19 +143,6 @@ def parse_time(text: str, *, now_ns: int, unit: TimestampUnit = "ms") -> int:
     if abs(time_ns) > MAX_EVENT_TIME_NS:
         raise ValueError(f"{text[:64]!r}{how} does not fit 64-bit nanoseconds since 1970")
     return time_ns
-
-
-def differences(expected: bytes, found: bytes) -> list[Difference]:
-    """The fields in which two frames differ, those of the expected one first; equal fields, other bytes: the bytes."""
-    try:
-        one, other = orjson.loads(expected), orjson.loads(found)
-    except orjson.JSONDecodeError:
-        one = other = None
-    if not isinstance(one, dict) or not isinstance(other, dict):
-        return [Difference("value", _text(expected), _text(found))]
-    names = [*one, *(name for name in other if name not in one)]
-    differing = [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
-    return differing or [Difference("value", _text(expected), _text(found))]
 
 
 async def stored_settings_problem(settings: Settings, reader: LogReader, partition: int, partitions: int) -> str | None:
@@ -507,8 +366,7 @@ def _match(
             if not same:
                 unmatched.append((index, made))
     for index, made in unmatched:
-        name = (_start_ns(made.value), made.rev, made.status)
-        rival = next((each for each in left if (_start_ns(each.value), *_name(each.value)) == name), None)
+        rival = next((each for each in left if frame_name(each.value) == frame_name(made.value)), None)
         if rival is not None:
             left.remove(rival)
             accounts[index].append(_account("differs", rival, made))
@@ -517,7 +375,7 @@ def _match(
             verdict: Verdict = "missing" if due else "not yet"
             accounts[index].append(FrameAccount(verdict, made.rev, made.status, made.trigger, made))
     for record in left:
-        provisional = _name(record.value)[1] == "provisional"
+        provisional = frame_name(record.value).status == "provisional"
         accounts[0].append(_account("provisional" if provisional else "unexpected", record, None))
     for account in accounts:
         account.sort(key=lambda frame: (frame.rev, frame.verdict != "provisional", frame.offset or 0))
@@ -525,90 +383,13 @@ def _match(
 
 
 def _account(verdict: Verdict, record: KafkaRecord, made: MadeFrame | None) -> FrameAccount:
-    frame = _frame(record.value)
-    rev, status = _name(record.value)
+    frame, name = json_object(record.value), frame_name(record.value)
     differing = tuple(differences(made.value, record.value or b"")) if made is not None and verdict == "differs" else ()
-    trigger = str(frame.get("trigger"))
+    rev, status, trigger = name.rev if name.rev is not None else -1, str(frame.get("status")), str(frame.get("trigger"))
     return FrameAccount(verdict, rev, status, trigger, made, record.partition, record.offset, frame, differing)
-
-
-def _frame(value: bytes | None) -> Mapping[str, Any]:
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _name(value: bytes | None) -> tuple[int, str]:
-    frame = _frame(value)
-    rev = frame.get("rev")
-    return rev if isinstance(rev, int) else -1, str(frame.get("status"))
 
 
 def _start_ns(value: bytes | None) -> int:
     """The start of a frame's window; for what is no frame, a time that no window has."""
-    start_ms = _frame(value).get("start")
-    return start_ms * NS_PER_MS if isinstance(start_ms, int) else -(2**63)
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")
-
-
-def _clock_dict(clock: Clock | None) -> dict[str, object] | None:
-    if clock is None:
-        return None
-    return {
-        "watermark": format_instant(clock.watermark_ns),
-        "set_by": clock.offset,
-        "ts": format_instant(clock.ts_ns),
-        **({"end_of_input": True} if clock.is_end else {}),
-    }
-
-
-def _tick_dict(tick: TickFate) -> dict[str, object]:
-    return {
-        "partition": tick.partition,
-        "offset": tick.offset,
-        "sent_ms": tick.sent_ms,
-        "fate": tick.fate,
-        "ts": None if tick.ts_ns is None else format_instant(tick.ts_ns),
-        "price": tick.price,
-        "size": tick.size,
-        "reason": tick.reason,
-        "detail": tick.detail,
-        "late_by_ns": tick.late_by_ns,
-        "clock": _clock_dict(tick.clock),
-        "misrouted": tick.misrouted,
-    }
-
-
-def _window_dict(window: WindowAccount) -> dict[str, object]:
-    story = window.story
-    return {
-        "partition": story.partition,
-        "start": format_instant(story.start_ns),
-        "end": format_instant(story.end_ns),
-        "state": window.state,
-        "counts": dict(story.counts),
-        "ticks": [_tick_dict(tick) for tick in story.ticks],
-        "frames": [_frame_dict(frame) for frame in window.frames],
-    }
-
-
-def _frame_dict(frame: FrameAccount) -> dict[str, object]:
-    made = frame.made
-    return {
-        "verdict": frame.verdict,
-        "rev": frame.rev,
-        "status": frame.status,
-        "trigger": frame.trigger,
-        "partition": frame.partition,
-        "offset": frame.offset,
-        "published": frame.published,
-        "made_by": None if made is None else made.offset,
-        "clock": None if made is None else _clock_dict(made.clock),
-        "recomputed": None if made is None else orjson.loads(made.value),
-        "differences": [{"field": d.field, "expected": d.expected, "found": d.found} for d in frame.differences],
-    }
+    start_ms = frame_name(value).start_ms
+    return start_ms * NS_PER_MS if start_ms is not None else -(2**63)

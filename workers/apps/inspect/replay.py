@@ -4,8 +4,9 @@
                                             ├─▶ by (start, key, rev, status): identical, or why not
     frames ──────────────────────▶ published┘
 
-Provisional frames are left out, because they depend on the clock on the wall. What is compared waits in a temporary
-database on disk, so that memory is bounded by the lanes' state, however long the log is.
+Provisional frames are left out, because they depend on the clock on the wall. What is compared, by
+`workers.apps.inspect.comparison`, waits on disk, so that memory is bounded by the lanes' state, however long the log
+is.
 
 *What is assumed.* The log is read from its begin, so that the state is that of a worker which began there. With
 ``warm_up_ns`` it is read from the first record sent ``tick.max_future_skew`` before that time, or later: as a tick
@@ -21,33 +22,29 @@ ticks last: so what should be published is, and what is published has its ticks 
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, field
-from heapq import merge
-from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
-import orjson
-
-from workers.apps.inspect.explain import Difference, differences, stored_settings_problem
+from workers.apps.inspect.comparison import Comparison, FrameTable, ReplayResult, row_of
+from workers.apps.inspect.explain import stored_settings_problem
 from workers.apps.produce.send import prepare_topic
-from workers.core.frames import OutRecord
+from workers.core.frames import OutRecord, frame_name
 from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.spec import LaneSpec
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
-from workers.kafka.clients import Producer, admin_client, start_producer, stop_producer
+from workers.kafka.clients import Producer, admin_client, start_producer
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import GroupLag, LagReader, PartitionLag
 from workers.kafka.log_reader import LogReader
 from workers.kafka.options import producer_options
+from workers.kafka.repairs import stop_producer
 from workers.kafka.topics import describe_topics, ensure_topics
 from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
@@ -56,13 +53,9 @@ if TYPE_CHECKING:
     from workers.kafka.topics import TopicLayout
     from workers.settings import Settings
 
-__all__ = ["FrameProblem", "FrameSink", "ReplayResult", "replay", "writing_to_file", "writing_to_topic"]
-
-Kind = Literal["missing", "extra", "differing", "repeated"]
+__all__ = ["FrameSink", "replay", "writing_to_file", "writing_to_topic"]
 
 PROGRESS_EVERY_S: Final = 2.0
-PROBLEMS_KEPT: Final = 100
-_RECORD_OVERHEAD_BYTES: Final = 1_024  # as the sink reckons
 _NO_PARTITION: Final = -1
 
 
@@ -70,92 +63,6 @@ class FrameSink(Protocol):
     """Takes the frames that were made again, those of a key in order."""
 
     async def write(self, frames: Sequence[OutRecord]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class FrameProblem:
-    """A frame that is not as it should be; ``expected`` and ``found`` are its wire bytes, None where there is none.
-
-    ``made_at`` is partition and offset of the tick that brings it out, ``published_at`` its own in the frames topic;
-    ``cause`` is the likely one, where it can be known.
-    """
-
-    kind: Kind
-    key: str
-    start_ms: int
-    rev: int
-    status: str
-    expected: bytes | None
-    found: bytes | None
-    made_at: tuple[int, int] | None
-    published_at: tuple[int, int] | None
-    differences: tuple[Difference, ...]
-    cause: str | None
-
-
-@dataclass(slots=True)
-class ReplayResult:
-    """What came of a replay. ``problems`` are the first ones by window, ``different`` counts them all.
-
-    ``not_yet`` frames are made by ticks that no worker has committed; ``repeated`` ones are there more than once, which
-    at_least_once allows. ``compared`` is False where nothing was.
-    """
-
-    made: int = 0
-    identical: int = 0
-    not_yet: int = 0
-    repeated: int = 0
-    different: int = 0
-    records: int = 0
-    compared: bool = False
-    problems: list[FrameProblem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-class _Row(NamedTuple):
-    """A frame, made or published, in the order of comparison."""
-
-    start_ms: int
-    key: bytes
-    rev: int
-    status: str
-    published: int
-    partition: int
-    offset: int
-    due: int  # made by a tick that was committed before the frames' end was asked
-    value: bytes
-
-
-class _Frames:
-    """The frames of one comparison, in a temporary database that SQLite keeps on disk and deletes by itself."""
-
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("")
-        self._database.execute(
-            "CREATE TABLE frames (start INTEGER, key BLOB, rev INTEGER, status TEXT, published INTEGER, "
-            "partition INTEGER, offset INTEGER, due INTEGER, value BLOB)"
-        )
-
-    def close(self) -> None:
-        self._database.close()
-
-    def add(self, rows: Sequence[_Row]) -> None:
-        self._database.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
-    def by_name(self) -> Iterator[tuple[list[_Row], list[_Row]]]:
-        """Those made and those published under each name, names by window start and key."""
-        sides = [self._ordered(published) for published in (0, 1)]
-        for _, group in groupby(merge(*sides, key=_name_of), key=_name_of):
-            rows = list(group)
-            yield [row for row in rows if not row.published], [row for row in rows if row.published]
-
-    def _ordered(self, published: int) -> Iterator[_Row]:
-        query = "SELECT * FROM frames WHERE published = ? ORDER BY start, key, rev, status, partition, offset"
-        return map(_Row._make, self._database.execute(query, (published,)))
-
-
-def _name_of(row: _Row) -> tuple[int, bytes, int, str]:
-    return row[:4]
 
 
 # -- the replay -------------------------------------------------------------------------------------------------------
@@ -188,7 +95,7 @@ async def replay(
         ticks = await stack.enter_async_context(LogReader(settings))
         frames = await stack.enter_async_context(LogReader(settings, isolation_level="read_committed"))
         work = _Replay(settings, layout, lag, from_ns, to_ns, symbol, warm_up_ns, on_progress)
-        found = stack.enter_context(closing(_Frames())) if compare else None
+        found = stack.enter_context(closing(FrameTable())) if compare else None
         if found is not None:
             await work.collect(frames, found)
         for log in lag.partitions:
@@ -197,7 +104,7 @@ async def replay(
         if found is not None:
             if settings.topics.changelog in await describe_topics(admin):
                 await work.look_at_state(frames)
-            work.compare(found)
+            work.comparison.compare(found)
     return work.result
 
 
@@ -231,15 +138,14 @@ class _Replay:
         self._from_ms, self._to_ms = -(-from_ns // NS_PER_MS), -(-to_ns // NS_PER_MS)
         self._key = symbol.encode() if symbol is not None else None
         self.home = partition_for(self._key, len(lag.partitions)) if self._key is not None else None
+        self.comparison = Comparison(settings, self.spec, layout, self._lag, self._key, warm_up_ns, self.result)
         self._on_progress = on_progress
         self._said_s = time.monotonic()
-        self._frames_begin: dict[int, int] = {}
         self._counted: dict[int, tuple[int, int]] = {}  # partition -> (offset committed, records before it)
-        self._problems_of_state: dict[int, str] = {}
 
     # -- published ----------------------------------------------------------------------------------------------------
 
-    async def collect(self, reader: LogReader, found: _Frames) -> None:
+    async def collect(self, reader: LogReader, found: FrameTable) -> None:
         """Read the frames that were published of these windows."""
         topic = self._settings.topics.frames
         skew_ns = (
@@ -251,7 +157,7 @@ class _Replay:
             partitions = range(home := partition_for(self._key, self._layout.frames), home + 1)
         ends = {}
         for partition in partitions:
-            self._frames_begin[partition], ends[partition] = await reader.bounds(topic, partition)
+            self.comparison.frames_begin[partition], ends[partition] = await reader.bounds(topic, partition)
         foreign = 0
         for partition in partitions:
             begin = await reader.offset_at(topic, partition, earliest_ms)
@@ -260,7 +166,7 @@ class _Replay:
                 for record in chunk:
                     if is_end_of_input(record) or (self._key is not None and record.key != self._key):
                         continue
-                    row = self._row(OutRecord(record.key, record.value), partition, record.offset, published=True)
+                    row = row_of(OutRecord(record.key, record.value), partition, record.offset, published=True)
                     foreign += row is None
                     if row is not None and row.status != "provisional" and self._from_ms <= row.start_ms < self._to_ms:
                         rows.append(row)
@@ -269,23 +175,11 @@ class _Replay:
         if foreign:
             self.result.notes.append(f"{foreign:,} records of {topic} are not frames; something else writes to it")
 
-    def _row(self, record: OutRecord, partition: int, offset: int, *, published: bool, due: bool = True) -> _Row | None:
-        """The row of a frame; None for what is none."""
-        value = record.value or b""
-        try:
-            frame = orjson.loads(value)
-            start_ms, rev, status = frame["start"], frame["rev"], frame["status"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return None
-        if type(start_ms) is not int or type(rev) is not int or type(status) is not str:
-            return None
-        if max(abs(start_ms), abs(rev)) >= 2**63:
-            return None
-        return _Row(start_ms, record.key or b"", rev, status, published, partition, offset, due, value)
-
     # -- made ---------------------------------------------------------------------------------------------------------
 
-    async def make(self, reader: LogReader, log: PartitionLag, sink: FrameSink | None, found: _Frames | None) -> None:
+    async def make(
+        self, reader: LogReader, log: PartitionLag, sink: FrameSink | None, found: FrameTable | None
+    ) -> None:
         """Run one partition's log through a lane of its own."""
         topic, partition = self._settings.topics.ticks, log.partition
         begin, end = await self._stretch(reader, log)
@@ -299,7 +193,7 @@ class _Replay:
                     if due:
                         self._counted[partition] = (committed, lane.counts.records)
                     if found is not None:
-                        rows = (self._row(frame, partition, at, published=False, due=due) for frame, at in made)
+                        rows = (row_of(frame, partition, at, published=False, due=due) for frame, at in made)
                         found.add([row for row in rows if row is not None])
                     if sink is not None and made:
                         await sink.write([frame for frame, _ in made])
@@ -330,8 +224,9 @@ class _Replay:
         for frame in frames:
             if self._key is not None and frame.key != self._key:
                 continue
-            shown = orjson.loads(frame.value or b"")
-            if shown["status"] != "provisional" and self._from_ms <= shown["start"] < self._to_ms:
+            start_ms, _, status = frame_name(frame.value)
+            assert start_ms is not None, "a lane's own frame"
+            if status != "provisional" and self._from_ms <= start_ms < self._to_ms:
                 wanted.append((frame, lane.position - 1))
         return wanted
 
@@ -355,8 +250,8 @@ class _Replay:
             if problem is None:
                 problem = await self._later_begin(reader, topic, partition)
             if problem is not None:
-                self._problems_of_state[partition] = problem
-        self.result.notes += sorted(set(self._problems_of_state.values()))
+                self.comparison.problems_of_state[partition] = problem
+        self.result.notes += sorted(set(self.comparison.problems_of_state.values()))
 
     async def _later_begin(self, reader: LogReader, topic: str, partition: int) -> str | None:
         value = await reader.last_value(topic, partition, META_KEY)
@@ -372,106 +267,6 @@ class _Replay:
             "auto.offset.reset = latest)"
         )
 
-    def compare(self, found: _Frames) -> None:
-        """Go through all names; what is wrong goes into the result."""
-        self.result.compared = True
-        for made, published in found.by_name():
-            if len(made) == len(published) == 1 and made[0].value == published[0].value:
-                self.result.identical += 1
-            else:
-                self._compare_one(made, published)
-
-    def _compare_one(self, made: list[_Row], published: list[_Row]) -> None:
-        """Frames of one name: more than one where a key is on two partitions, or where frames were repeated."""
-        left = list(published)
-        unmatched = []
-        for row in made:
-            twin = next((each for each in left if each.value == row.value), None)
-            if twin is None:
-                unmatched.append(row)
-            else:
-                left.remove(twin)
-                self.result.identical += 1
-        values = {row.value for row in made}
-        repeats = [row for row in left if row.value in values]
-        others = [row for row in left if row.value not in values]
-        for row in repeats:
-            self.result.repeated += 1
-            if self._settings.processing_guarantee == "exactly_once":
-                self._problem("repeated", made[0], row, len(published))
-        for row in unmatched:
-            if others:
-                self._problem("differing", row, others.pop(0), len(published))
-            elif row.due:
-                self._problem("missing", row, None, len(published))
-            else:
-                self.result.not_yet += 1
-        for row in others:
-            # Beside a right one under the same name, a wrong one differs from it; alone, it has no reason to be.
-            self._problem("differing" if made else "extra", made[0] if made else None, row, len(published))
-
-    def _problem(self, kind: Kind, made: _Row | None, published: _Row | None, copies: int) -> None:
-        self.result.different += 1
-        if len(self.result.problems) >= PROBLEMS_KEPT:
-            return
-        row = made or published
-        assert row is not None
-        expected = made.value if made is not None else None
-        found = published.value if published is not None else None
-        differing = kind == "differing" and expected is not None and found is not None
-        self.result.problems.append(
-            FrameProblem(
-                kind,
-                row.key.decode("utf-8", "backslashreplace"),
-                row.start_ms,
-                row.rev,
-                row.status,
-                expected,
-                found,
-                (made.partition, made.offset) if made is not None else None,
-                (published.partition, published.offset) if published is not None else None,
-                tuple(differences(expected or b"", found or b"")) if differing else (),
-                self._cause(kind, row, made, published, copies),
-            )
-        )
-
-    def _cause(self, kind: Kind, row: _Row, made: _Row | None, published: _Row | None, copies: int) -> str | None:
-        home = made.partition if made is not None else partition_for(row.key, self._layout.ticks)
-        if home in self._problems_of_state:
-            return self._problems_of_state[home]
-        if kind == "missing":
-            return self._cause_of_absence(row)
-        truncated = self._lag[home].begin > 0
-        if kind == "repeated":
-            return "published before a `workers state reset` and again after it, or written by something else"
-        if copies > 1 and kind == "differing":
-            return (
-                f"published {copies} times, and not always the same: something else wrote to the frames topic, or the "
-                "state was reset in between"
-            )
-        if truncated and (kind == "extra" or _count(published) > _count(made)):
-            begin = self._lag[home].begin
-            return f"{self._settings.topics.ticks}[{home}] begins at offset {begin:,}: its first ticks were deleted"
-        if self._warm_up_ns is not None and (self.spec.pipeline or self.spec.max_jump_ns):
-            return "operators, or tick.max_jump, remember more than --warm-up gave them; leave it out"
-        if self._warm_up_ns is not None and self.spec.window.merges:
-            return "a session may have begun before --warm-up; leave it out"
-        if kind == "extra" and self._key is not None:
-            return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"
-        if kind == "extra":
-            return "no ticks in the log make it: something else wrote it, or it is from before the topic was made again"
-        return "something else wrote to the frames topic, or a worker with other settings did"
-
-    def _cause_of_absence(self, row: _Row) -> str | None:
-        topic = self._settings.topics.frames
-        limit = self._layout.max_message_bytes.get(topic)
-        if limit is not None and len(row.value) + len(row.key) + _RECORD_OVERHEAD_BYTES > limit:
-            return f"at {len(row.value):,} bytes it is too large for {topic} ({limit:,}): it is among the dead letters"
-        partition = partition_for(row.key, self._layout.frames)
-        if self._frames_begin.get(partition, 0) > 0:
-            return f"{topic}[{partition}] begins at offset {self._frames_begin[partition]:,}: older frames were deleted"
-        return None
-
     def _say(self, text: str) -> None:
         now_s = time.monotonic()
         if now_s - self._said_s >= PROGRESS_EVERY_S:
@@ -485,13 +280,6 @@ def _cut(chunk: Sequence[object], committed: int) -> Iterator[tuple[Sequence[obj
     for records, due in ((chunk[:at], True), (chunk[at:], False)):
         if records:
             yield records, due
-
-
-def _count(row: _Row | None) -> int:
-    """Ticks that a frame says it has."""
-    count: Mapping[str, object] = orjson.loads(row.value) if row is not None else {}
-    found = count.get("count")
-    return found if isinstance(found, int) else 0
 
 
 # -- where frames can go ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from workers.core.encoding import json_object
 from workers.core.frames import RESERVED_FIELDS
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
 from workers.core.reasons import Reason
@@ -119,7 +120,7 @@ def frame_line(record: KafkaRecord, *, now_ns: int) -> str:
     """
     if is_end_of_input(record):
         return f"[p={record.partition}] end of the input, for an application that reads these frames"
-    frame = _object(record.value)
+    frame = json_object(record.value)
     start, end, status = frame.get("start"), frame.get("end"), frame.get("status")
     if not isinstance(start, int) or not isinstance(end, int) or not isinstance(status, str):
         return f"[p={record.partition}] {_excerpt(record.value)} (not a frame)"
@@ -128,7 +129,7 @@ def frame_line(record: KafkaRecord, *, now_ns: int) -> str:
         if name not in _NOT_RESULTS and (value is not None or frame.get("count") != 0):
             parts.append(f"{_FRAME_FIELDS.get(name, name)}={_number(value)}")
     if isinstance(frame.get("items"), list):
-        parts.append(f"items={len(frame['items'])}")  # type: ignore[arg-type]
+        parts.append(f"items={len(frame['items'])}")
     if frame.get("filled") is True:
         parts.append("filled")
     elif frame.get("count") == 0:
@@ -148,7 +149,7 @@ def late_line(record: KafkaRecord, *, now_ns: int, unit: str) -> str:
     One that an operator dropped: its time, which operator and why, where it was. A correction whose trade was not
     found: why not, where it was. Where the window shows that the workers' ``unit`` is another, that one is taken.
     """
-    late = _object(record.value)
+    late = json_object(record.value)
     unit = _other_unit(late, unit) or unit
     ts, start, end, late_by = (late.get(name) for name in ("ts", "start", "end", "late_by_ns"))
     if isinstance(ts, int) and isinstance(late.get("stage"), str):
@@ -177,7 +178,7 @@ def late_line(record: KafkaRecord, *, now_ns: int, unit: str) -> str:
 
 def unit_notice(record: KafkaRecord, unit: str) -> str | None:
     """What to tell somebody who reads the late topic with another ``tick.timestamp_unit`` than the workers have."""
-    found = _other_unit(_object(record.value), unit)
+    found = _other_unit(json_object(record.value), unit)
     if found is None:
         return None
     return f"the workers' tick.timestamp_unit is {found}, not {unit}: give this command their configuration"
@@ -238,14 +239,6 @@ def _one_line(value: bytes | None) -> bytes:
     if value is None or b"\n" in value or b"\r" in value:
         return orjson.dumps(parsed)
     return value
-
-
-def _object(value: bytes | None) -> Mapping[str, object]:
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _headers(record: KafkaRecord) -> dict[str, str]:

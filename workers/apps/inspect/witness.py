@@ -7,30 +7,31 @@ down, with the tick that had set the clock that judged it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
 import orjson
 
-from workers.core.effects import Effects
-from workers.core.frames import OutRecord
-from workers.core.lane import Input, Lane
+from workers.apps.inspect.fates import Clock, MadeFrame, TickFate, WindowStory, seconds_text
+from workers.apps.inspect.watched import WatchedLane
+from workers.core.encoding import json_object
+from workers.core.frames import Frame, OutRecord, decode_frame
+from workers.core.lane import Input
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
-from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import Filter, OperatorSpec
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.corrections import Changed, Correction, NotFound
-from workers.core.windows.engine import LONG_AGO
 from workers.core.windows.kinds import CalendarWindows
 from workers.core.windows.resample import ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
-__all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowStory", "seconds_text"]
-
-Fate = Literal["joined", "corrected", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
+__all__ = ["Investigation", "says_symbol"]
 
 _SESSIONS_HELD: Final = 256
 _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
@@ -39,128 +40,6 @@ _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of
 def _offset_of(letter: OutRecord) -> int:
     """Where the record of a dead letter was; the last header of that name is the lane's own."""
     return int(dict(letter.headers)[OFFSET_HEADER] or b"")
-
-
-def seconds_text(duration_ns: int) -> str:
-    """A duration as people say it, exact: ``1.3 s``, ``0.000001 s``."""
-    sign, (whole, fraction) = "-" if duration_ns < 0 else "", divmod(abs(duration_ns), 10**9)
-    return f"{sign}{whole}.{fraction:09d}".rstrip("0").rstrip(".") + " s"
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """A clock and the tick that set it: that tick's offset and time, and the watermark that follows from it.
-
-    With ``is_end`` it was a control record, the end of the input, and ``ts_ns`` the time that it set the clock to.
-    """
-
-    watermark_ns: int
-    offset: int
-    ts_ns: int
-    is_end: bool = False
-
-    def is_past(self, end_ns: int, lateness_ns: int) -> bool:
-        """Whether a window that ends at ``end_ns`` takes no more ticks. The end of the input leaves the watermark 1 ns
-        short of that, so that the next window's first tick is not late."""
-        return self.watermark_ns + self.is_end >= end_ns + lateness_ns
-
-    @property
-    def because(self) -> str:
-        """What set it, inside a sentence."""
-        return f"the {'end of the input' if self.is_end else 'tick'} at offset {self.offset}"
-
-
-@dataclass(slots=True)
-class TickFate:
-    """One record of the symbol and what became of it.
-
-    ``ts_ns``, ``price`` and ``size`` are None where the record does not say (``rejected``). ``clock`` is the one that
-    judged the tick: where it set that clock itself, its own. ``late_by_ns`` is how far it was below the threshold,
-    0 being on it, or, with reason ``expired``, how much more than ``key_ttl`` its window was behind.
-    """
-
-    partition: int
-    offset: int
-    sent_ms: int
-    fate: Fate
-    ts_ns: int | None = None
-    price: float | None = None
-    size: float | None = None
-    reason: str | None = None
-    detail: str = ""
-    late_by_ns: int | None = None
-    clock: Clock | None = None
-    misrouted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MadeFrame:
-    """A non-provisional frame that the lane made: its wire bytes, the record that brought it out, the clock then."""
-
-    rev: int
-    status: str
-    trigger: str
-    value: bytes
-    offset: int
-    clock: Clock | None
-
-
-@dataclass(slots=True)
-class WindowStory:
-    """One window of the symbol in one partition. Of each fate ticks beyond the limit are counted, not kept.
-
-    A session window's story is that of all sessions that became this one, the frames of their names included.
-    """
-
-    partition: int
-    start_ns: int
-    end_ns: int
-    ticks: list[TickFate] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)  # by fate; of all, kept or not
-    frames: list[MadeFrame] = field(default_factory=list)
-
-    def is_named(self, start_ns: int) -> bool:
-        """Whether a frame with this start, in whole milliseconds, is of this window, or of a session it took in."""
-        return self.start_ns // NS_PER_MS * NS_PER_MS <= start_ns < self.end_ns
-
-
-class _WatchedLane(Lane):
-    """A lane that notes which ticks reached the windows, which of those were late or had come before, and what became
-    of corrections."""
-
-    def __init__(self, spec: LaneSpec, source: Input) -> None:
-        super().__init__(spec, source)
-        self.decode = self._decode
-        self.placed: list[tuple[Tick, OutRecord | None, bool]] = []
-        self.corrections: list[tuple[Correction, Changed | NotFound]] = []
-
-    def watermark_ns(self, symbol: str) -> int | None:
-        """The watermark that judges the symbol's next tick; None where no clock is known."""
-        found = self._engine.watermark_ns(symbol)
-        return found if found is not None and found > LONG_AGO else None
-
-    def has_clock(self, symbol: str) -> bool:
-        """Whether the symbol has windows, and a clock that one of them holds."""
-        return self._engine.has_key(symbol) and self.watermark_ns(symbol) is not None
-
-    def is_held_for_its_time(self, symbol: str, offset: int) -> bool:
-        """Whether ``max_jump`` holds the tick."""
-        return self._quarantine is not None and self._quarantine.holds(symbol, offset)
-
-    def spans(self, symbol: str) -> list[tuple[int, int]]:
-        """Start and end of the symbol's windows."""
-        return [(window.start_ns, window.end_ns) for window in self._engine.windows_of(symbol)]
-
-    def place(self, tick: Tick, effects: Effects) -> None:
-        late, repeated = len(effects.late), self.counts.deduplicated
-        super().place(tick, effects)
-        record = effects.late[-1] if len(effects.late) > late else None
-        self.placed.append((tick, record, self.counts.deduplicated > repeated))
-
-    def correct(self, correction: Correction, effects: Effects) -> Changed | NotFound:
-        outcome = super().correct(correction, effects)
-        self.corrections.append((correction, outcome))
-        return outcome
 
 
 class Investigation:
@@ -185,7 +64,7 @@ class Investigation:
         asked_ns: int | None = None,
     ) -> None:
         self._spec = spec = replace(spec, pipeline=tuple(map(_with_ledger, spec.pipeline)))
-        self._lane = _WatchedLane(spec, source)
+        self._lane = WatchedLane(spec, source)
         self._lag_ns = spec.lag_ns if spec.format == "json" else 0
         self._source = source
         self._symbol, self._key = symbol, symbol.encode()
@@ -483,10 +362,11 @@ class Investigation:
     # -- frames -------------------------------------------------------------------------------------------------------
 
     def _note_frame(self, record: OutRecord, offset: int) -> None:
+        frame = decode_frame(record.value)
         assert record.value is not None
-        frame = orjson.loads(record.value)
-        start_ns = frame["start"] * NS_PER_MS
-        if frame["status"] == "provisional":
+        assert isinstance(frame, Frame), f"a lane's own frame: {frame}"
+        start_ns = frame.start_ms * NS_PER_MS
+        if frame.status == "provisional":
             return
         if self._spec.window.merges:
             story = next((each for each in self.windows.values() if each.is_named(start_ns)), None)
@@ -495,7 +375,7 @@ class Investigation:
             window = next((each for each in self._assigner.assign(start_ns) if each[0] == start_ns), said)
             story = self._story(*window) if self._touches(*window) else None
         if story is not None:
-            made = MadeFrame(frame["rev"], frame["status"], frame["trigger"], record.value, offset, self.clock)
+            made = MadeFrame(frame.rev, frame.status, frame.trigger, record.value, offset, self.clock)
             story.frames.append(made)
 
     # -- windows ------------------------------------------------------------------------------------------------------
@@ -549,13 +429,7 @@ class Investigation:
 
 def says_symbol(value: bytes | None, field_name: str, symbol: str) -> bool:
     """Whether a record's value is a JSON object of this symbol, whatever its key is."""
-    if value is None:
-        return False
-    try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(found, dict) and found.get(field_name) == symbol
+    return json_object(value).get(field_name) == symbol
 
 
 def _with_ledger(spec: OperatorSpec) -> OperatorSpec:
@@ -565,11 +439,7 @@ def _with_ledger(spec: OperatorSpec) -> OperatorSpec:
 
 def _time_said(value: bytes | None, field_name: str, unit: str) -> int | None:
     """The event time of a record that is no tick, where it has a plausible one all the same."""
-    try:
-        found = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return None
-    ts = found.get(field_name) if isinstance(found, dict) else None
+    ts = json_object(value).get(field_name)
     try:
         ts_ns = ts * UNIT_NS[unit] if type(ts) is int else parse_rfc3339(ts) if isinstance(ts, str) else None
     except (ValueError, OverflowError):

@@ -1,0 +1,1 @@
+"""What records say, in each format that is read."""
