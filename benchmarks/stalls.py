@@ -34,7 +34,7 @@ from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.kinds import TumblingWindows
 from workers.kafka.commit import _portions
-from workers.worker import worker
+from workers.worker import committer, partition
 
 S = 1_000_000_000
 DAY = 86_400 * S
@@ -203,7 +203,7 @@ def measure(shape: Shape) -> Watch:
     lane: Lane = make_lane(shape.spec, Input("ticks", 0, 1), compiled)
     stored: dict[bytes, bytes] = {}
     portion: list[object] = [first]
-    at_once = worker.FIRST_RECORDS
+    at_once = partition.FIRST_RECORDS
     effects, changes = Effects(), []
 
     def process() -> None:
@@ -224,10 +224,10 @@ def measure(shape: Shape) -> Watch:
 
     while portion:
         took_s = watch.timed("process", process)
-        affordable = int(max(effects.records, 1) * worker.STEP_TARGET_S / max(took_s, 1e-6))
-        at_once = min(max(affordable, worker.LEAST_RECORDS), 2 * at_once, 5_000)
+        affordable = int(max(effects.records, 1) * partition.STEP_TARGET_S / max(took_s, 1e-6))
+        at_once = min(max(affordable, partition.LEAST_RECORDS), 2 * at_once, 5_000)
         pack(effects.frames, watch)
-        if lane.changes_waiting >= worker.CHANGES_BEFORE_COMMIT:
+        if lane.changes_waiting >= committer.CHANGES_BEFORE_COMMIT:
             watch.timed("changes", commit)
             pack(changes, watch)
             keep(changes)

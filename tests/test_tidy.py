@@ -43,7 +43,6 @@ LONG_MODULES: set[str] = {
     "workers.compiled.windows",
     "workers.core.windows.corrections",
     "workers.core.windows.engine",
-    "workers.worker.worker",
 }
 PRIVATE_IMPORTS: set[str] = set()
 SAME_NAMES: set[str] = set()

@@ -10,11 +10,12 @@
     (bar,) = driver.frames()
     assert (bar["close"], bar["count"], bar["status"]) == (189.10, 1, "final")
 
-It is the worker's own lane, pipeline and changelog records, with everything around them simulated:
+It is the worker's own code, from the life of a partition over lane and pipeline to what a commit consists of; only what
+is around it is simulated, the topics and the clock (`workers.kafka.memory`):
 
-    send ──▶ partition logs ──▶ lanes ──▶ pending ──▶ commit ──▶ frames(), late(), dead_letters()
-             (murmur2)            ▲                      │
-                                  └──── restore ◀── changelog
+    send ──▶ partition logs ──▶ partitions, lanes ──▶ committer ──▶ frames(), late(), dead_letters()
+             (murmur2)               ▲                   │
+                                     └──── restore ◀── changelog
 
 A record is processed when it is sent, and what came of it can be read when it is committed: by `commit`, by
 `rebalance`, or by `advance` over the commit interval, as it is in a worker. The wall clock moves in `advance` alone, so
@@ -25,22 +26,26 @@ What only a broker can show is not simulated: the largest record a topic takes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import orjson
 
-from workers.core.effects import Counts, Effects
+from workers.core.effects import Counts
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
+from workers.core.pipeline.pipeline import Router
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
+from workers.kafka.memory import LogRecord, MemoryKafka
+from workers.kafka.ports import Commit, Fetched
 from workers.times import (
     NS_PER_MS,
     datetime_to_ns,
@@ -49,6 +54,10 @@ from workers.times import (
     parse_rfc3339,
     timedelta_to_ns,
 )
+from workers.worker.committer import CommitRules
+from workers.worker.life import Action, Actions, LifeEvent
+from workers.worker.opening import Origin, agreed_offset
+from workers.worker.partition import Partition, PartitionRules
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -69,6 +78,7 @@ __all__ = [
 Guarantee = Literal["exactly_once", "at_least_once"]
 
 _MOST_PARTITIONS: Final = 10_000
+_AT_ONCE: Final = 5_000  # records of a step, as a worker has it by default
 
 
 class Sent(NamedTuple):
@@ -78,90 +88,92 @@ class Sent(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """A record of the simulated input topic; ``timestamp`` in ms, -1 for none."""
+class _Owner:
+    """What a worker is for one partition: carries out what its state asks for, at once and without an event loop."""
 
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]] = ()
-
-
-class _Outputs:
-    """What readers of the output topics have seen, in the order of the commits."""
-
-    def __init__(self) -> None:
-        self.frames: list[OutRecord] = []
-        self.late: list[OutRecord] = []
-        self.dead_letters: list[OutRecord] = []
-        self.routed: dict[str, list[OutRecord]] = {}
-
-    def take(self, effects: Effects) -> None:
-        self.frames += effects.frames
-        self.late += effects.late
-        self.dead_letters += effects.dead_letters
-        for topic, records in effects.routed.items():
-            self.routed.setdefault(topic, []).extend(records)
-
-
-class _Partition:
-    """One input partition: its log, its changelog, and the lane that owns it at the moment."""
-
-    def __init__(self, spec: LaneSpec, source: Input) -> None:
+    def __init__(self, kafka: MemoryKafka, spec: LaneSpec, source: Input, rules: PartitionRules) -> None:
+        self._kafka = kafka
         self._spec = spec
         self._source = source
-        self._changelog: dict[bytes, bytes] = {}  # compacted
-        self.log: list[LogRecord] = []
-        self.lane = Lane(spec, source)
-        self.pending = Effects()
-        self.silence_ns = 0
+        self._rules = rules
+        self._number = source.partition
+        self._now_ns = 0
+        self.restart()
 
-    def append(
-        self,
-        key: bytes | None,
-        value: bytes | None,
-        timestamp_ms: int,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> int:
-        record = LogRecord(len(self.log), timestamp_ms, key, value, headers)
-        self.log.append(record)
-        return record.offset
-
-    def process(self) -> None:
-        """Read the log to its end."""
-        records = self.log[self.lane.position :]
-        if records:
-            self.silence_ns = 0
-            self.pending.extend(self.lane.process(records))
-
-    def pass_time(self, duration_ns: int) -> None:
-        """Let the silence grow; windows come out at the very moments they are due, not when somebody looks."""
-        until_ns = self.silence_ns + duration_ns
-        while (due_ns := self.lane.next_timeout_ns()) is not None and due_ns <= until_ns:
-            self.silence_ns = max(due_ns, self.silence_ns)
-            self.pending.extend(self.lane.idle(self.silence_ns))
-        self.silence_ns = until_ns
-
-    def commit(self, outputs: _Outputs) -> None:
-        """Make results visible and store the state that they come from, together."""
-        outputs.take(self.pending)
-        self.pending = Effects()
-        for record in self.lane.take_changes():
-            assert record.key is not None
-            if record.value is None:
-                self._changelog.pop(record.key, None)
-            else:
-                self._changelog[record.key] = record.value
+    @property
+    def lane(self) -> Lane:
+        """The lane that owns the partition at the moment."""
+        assert self._state.lane is not None
+        return self._state.lane
 
     def restart(self) -> None:
         """Lose the lane and everything pending; begin again from what was committed."""
-        self.pending = Effects()
-        self.silence_ns = 0
-        self.lane = Lane(self._spec, self._source)
-        self.lane.restore(self._changelog, where=f"the simulated changelog[{self._source.partition}]")
+        kafka, number, topic = self._kafka, self._number, self._source.topic
+        self._epoch = kafka.take_over(number)
+        lane = Lane(self._spec, self._source)
+        meta = lane.restore(kafka.changelogs[number], where=f"the simulated changelog[{number}]")
+        origin = Origin("the simulated application", topic, "the simulated changelog", from_latest=False)
+        stored = meta.offset if meta is not None else None
+        lane.position = agreed_offset(origin, number, stored, kafka.offsets[number], kafka.bounds(number))
+        self._state = Partition(number, self._rules, is_full=lambda: False)
+        self._position: int | None = None  # of what is read; None while nothing is
+        self._carry_out(self._state.opened(lane, self._now_ns, owned=True))
         self.process()
+
+    def _carry_out(self, actions: Actions) -> None:
+        for action in actions:
+            if action is Action.START_READING:
+                self._position = self._state.next_offset
+            elif action is Action.CLOSE:
+                self._position = None
+                self._state.discard()
+            # Commits are the driver's to begin, and the backlog is empty before anything more is read.
+
+    def process(self) -> None:
+        """Read the log to its end."""
+        assert self._position is not None
+        records, self._position = self._kafka.read(self._number, self._position)
+        if records:
+            self._carry_out(self._state.accept(Fetched(records), self._now_ns))
+        while (portion := self._state.next_portion()) is not None:
+            self._state.process(portion)
+            self._carry_out(self._state.processed(portion.records, took_s=0.0))
+
+    def pass_time(self, duration_ns: int) -> None:
+        """Let the silence grow; windows come out at the very moments they are due, not when somebody looks."""
+        until_ns = self._now_ns + duration_ns
+        while (due_ns := self._state.next_due_ns()) is not None and due_ns <= until_ns:
+            self._now_ns = max(due_ns, self._now_ns)
+            if self._state.show_overdue(self._now_ns) is None:
+                break
+        self._now_ns = until_ns
+
+    def flush(self) -> None:
+        """Show the open windows that changed."""
+        self._state.flush_partial()
+
+    def commit(self) -> None:
+        """Make results visible and store the state that they come from, together."""
+        under_way = self._state.begin_commit(self._kafka.topics.out, self._now_ns)
+        if under_way is not None:
+            self._kafka.commit(self._number, self._epoch, under_way.work)
+            self._state.committer.ended()
+            self._state.committed(under_way)
+
+    def crash(self, guarantee: Guarantee) -> None:
+        """Die at the worst moment: at least once, that is between results and state."""
+        if guarantee == "at_least_once":
+            results = self._state.committer.pending
+            work = Commit(self.lane.position, results.frames, results.late, results.dead_letters, results.routed)
+            self._kafka.publish(work)
+        self.restart()
+
+    def move(self) -> None:
+        """Go to another worker in a rebalance: the old owner commits, the new one restores."""
+        self._carry_out(self._state.on(LifeEvent.REVOKED, self._now_ns))
+        self.commit()
+        self._carry_out(self._state.on(LifeEvent.LOST, self._now_ns))
+        self.restart()
 
 
 class TestDriver:
@@ -206,8 +218,11 @@ class TestDriver:
         self._commit_interval_ns = found[2] if commit_interval is None else _duration_ns(commit_interval)
         self._flush_interval_ns = found[3] if flush_interval is None else _duration_ns(flush_interval)
         self._since_commit_ns = self._since_flush_ns = 0
-        self._outputs = _Outputs()
-        self._partitions = [_Partition(spec, Input(topic, number, count)) for number in range(count)]
+        self._kafka = MemoryKafka(topic, count, routed=_routed(spec))
+        rules = PartitionRules(
+            sys.maxsize, 0, _AT_ONCE, CommitRules(self._commit_interval_ns, sys.maxsize, sys.maxsize)
+        )
+        self._partitions = [_Owner(self._kafka, spec, Input(topic, number, count), rules) for number in range(count)]
 
     # -- what goes in -------------------------------------------------------------------------------------------------
 
@@ -254,9 +269,8 @@ class TestDriver:
             partition = 0 if key is None else partition_for(key, len(self._partitions))
         if not 0 <= partition < len(self._partitions):
             raise ValueError(f"partition is {partition}; the topic has {len(self._partitions)}, numbered from 0")
-        chosen = self._partitions[partition]
-        offset = chosen.append(key, value, timestamp_ms)
-        chosen.process()
+        offset = self._kafka.append(partition, key, value, timestamp_ms)
+        self._partitions[partition].process()
         return Sent(partition, offset)
 
     def end_of_input(self, partitions: Iterable[int] | None = None) -> None:
@@ -265,9 +279,10 @@ class TestDriver:
 
         Raises ``IndexError`` where there is no such partition, otherwise as `send` does.
         """
-        for partition in self._partitions if partitions is None else [self._partitions[each] for each in partitions]:
-            partition.append(None, None, NO_TIMESTAMP, ((CONTROL_HEADER, END_OF_INPUT),))
-            partition.process()
+        numbers = range(len(self._partitions))
+        for number in numbers if partitions is None else [numbers[each] for each in partitions]:
+            self._kafka.append(number, None, None, NO_TIMESTAMP, ((CONTROL_HEADER, END_OF_INPUT),))
+            self._partitions[number].process()
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
@@ -292,13 +307,13 @@ class TestDriver:
         """Show the open windows that changed, as a worker does every flush interval with ``emit_partial``."""
         self._since_flush_ns = 0
         for partition in self._partitions:
-            partition.pending.extend(partition.lane.flush_partial())
+            partition.flush()
 
     def commit(self) -> None:
         """Make what is pending visible and store the state that it comes from."""
         self._since_commit_ns = 0
         for partition in self._partitions:
-            partition.commit(self._outputs)
+            partition.commit()
 
     def crash(self) -> None:
         """Kill the worker and start another: lanes are restored from the last commit and go through the log from there.
@@ -307,9 +322,7 @@ class TestDriver:
         after the results were written and before the state was: what was pending is seen, and then seen again.
         """
         for partition in self._partitions:
-            if self.guarantee == "at_least_once":
-                self._outputs.take(partition.pending)
-            partition.restart()
+            partition.crash(self.guarantee)
 
     def rebalance(self, partitions: Iterable[int] | None = None) -> None:
         """Give partitions (all of them by default) to another worker: the old owner commits, the new one restores.
@@ -318,8 +331,7 @@ class TestDriver:
         """
         moving = self._partitions if partitions is None else [self._partitions[number] for number in partitions]
         for partition in moving:
-            partition.commit(self._outputs)
-            partition.restart()
+            partition.move()
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 
@@ -327,7 +339,7 @@ class TestDriver:
         """The frames that can be read by now, as their consumers would decode them; of one symbol, if given."""
         return [
             frame
-            for frame in map(_object, self._outputs.frames)
+            for frame in map(_object, self._kafka.frames)
             if (symbol is None or frame["key"] == symbol) and (provisional or frame["status"] != "provisional")
         ]
 
@@ -337,24 +349,24 @@ class TestDriver:
 
     def late(self) -> list[dict[str, Any]]:
         """The records of the late topic that can be read by now, those of ticks that operators dropped included."""
-        return list(map(_object, self._outputs.late))
+        return list(map(_object, self._kafka.late))
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """The rejected records that can be read by now: reason, message, partition, offset, key and value (bytes)."""
-        return list(map(_rejected, self._outputs.dead_letters))
+        return list(map(_rejected, self._kafka.dead_letters))
 
     def routed(self, topic: str) -> list[OutRecord]:
         """What a router sent to a topic, and can be read by now."""
-        return list(self._outputs.routed.get(topic, ()))
+        return list(self._kafka.routed.get(topic, ()))
 
     def records(self, output: Literal["frames", "late", "dead_letters"]) -> list[OutRecord]:
         """The records of an output topic that can be read by now, byte for byte."""
-        found: list[OutRecord] = getattr(self._outputs, output)
+        found: list[OutRecord] = getattr(self._kafka, output)
         return list(found)
 
     def log(self, partition: int) -> list[LogRecord]:
         """The records of an input partition. Raises ``IndexError`` where there is none."""
-        return list(self._partitions[partition].log)
+        return self._kafka.log(partition)
 
     def counts(self) -> Counts:
         """What became of every record so far, all partitions together; its ``balance()`` is always 0."""
@@ -363,6 +375,11 @@ class TestDriver:
             for name in (each.name for each in fields(Counts)):
                 setattr(total, name, getattr(total, name) + getattr(partition.lane.counts, name))
         return total
+
+
+def _routed(spec: LaneSpec) -> set[str]:
+    """The topics that operators send ticks to."""
+    return {name for stage in spec.pipeline if isinstance(stage, Router) for name in stage.topics()}
 
 
 def _duration_ns(duration: timedelta | str) -> int:

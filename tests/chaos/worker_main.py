@@ -33,11 +33,14 @@ from aiokafka import TopicPartition
 
 from workers.commands.common import run_async
 from workers.errors import WorkersError
+from workers.kafka import cluster
 from workers.kafka import commit as sink
 from workers.kafka.ports import Commit
 from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
+from workers.worker import main as running
 from workers.worker import worker
+from workers.worker.committer import WaitingLimits
 
 _PR_SET_PDEATHSIG = 1
 
@@ -58,16 +61,16 @@ def main() -> int:
         _split_commits(order)
 
     if "PENDING_LIMIT_RECORDS" in os.environ:
-        worker.PENDING_LIMIT_RECORDS = int(os.environ["PENDING_LIMIT_RECORDS"])
+        worker.WAITING_LIMITS = WaitingLimits(records=int(os.environ["PENDING_LIMIT_RECORDS"]))
     if "COMMIT_TIMEOUT_S" in os.environ:
         limit_s = float(os.environ["COMMIT_TIMEOUT_S"])
-        worker.SinkSpec = functools.partial(sink.SinkSpec, commit_timeout_s=limit_s)  # type: ignore[misc,assignment]
+        cluster.SinkSpec = functools.partial(sink.SinkSpec, commit_timeout_s=limit_s)  # type: ignore[misc,assignment]
 
     if "LOSE_MARKERS" in os.environ:
         _lose_markers(os.environ["LOSE_MARKERS"])
 
     async def run(stop: asyncio.Event) -> None:
-        await worker.run_worker(settings, stop=stop)
+        await running.run_worker(settings, stop=stop)
 
     try:
         run_async(run, patience_s=math.inf)

@@ -289,7 +289,7 @@ def test_a_driver_that_forgot_its_windows_would_be_noticed() -> None:
     driver.send("AAPL", T0, 1, 5)
     driver.send("AAPL", T0 + 1_000, 1, 5)
     driver.commit()
-    changelog = driver._partitions[0]._changelog
+    changelog = driver._kafka.changelogs[0]
     for key in [key for key in changelog if key[:1] == b"w"]:
         del changelog[key]
     driver.crash()

@@ -27,7 +27,10 @@ from workers.core.windows.kinds import HoppingWindows, SessionWindows, TumblingW
 from workers.kafka import commit as sink
 from workers.kafka.ports import Fetched
 from workers.settings import Settings
-from workers.worker import worker
+from workers.worker import committer, partition, report, worker
+from workers.worker.committer import CommitRules
+from workers.worker.partition import Partition, PartitionRules
+from workers.worker.runner import PartitionRunner
 
 S = 1_000_000_000
 DAY = 86_400 * S
@@ -197,44 +200,58 @@ def test_items_that_wait_to_be_stored_count_as_changes() -> None:
 # -- what waits for a commit ------------------------------------------------------------------------------------------
 
 
-def opened(lane: Lane) -> tuple[worker.Worker, worker.OwnedPartition]:
-    """A worker that is not started, and a partition of it that is running."""
-    working = worker.Worker(Settings(application_id="growth", topics={"ticks": TOPIC, "frames": "frames"}))
-    partition = worker.OwnedPartition(0, working)
-    working.partitions[0] = partition
-    partition.lane, partition.phase = lane, worker.Phase.RUNNING
-    return working, partition
+def running(lane: Lane, full: Callable[[], bool] = lambda: False) -> Partition:
+    """A partition that is running, as a worker with default settings would have it."""
+    rules = PartitionRules(15_000, 5_000, 5_000, CommitRules(interval_ns=S))
+    made = Partition(0, rules, full)
+    made.opened(lane, 0, owned=True)
+    return made
+
+
+def step(one: Partition) -> bool:
+    portion = one.next_portion()
+    if portion is not None:
+        one.process(portion)
+        one.processed(portion.records, 1e-3)
+    return portion is not None
 
 
 def test_results_that_wait_are_bounded_by_their_bytes() -> None:
     """Dead letters of a mebibyte each: far fewer than are waited for by number."""
-    working, partition = opened(lane_of())
+
+    def full() -> bool:
+        return committer.wait_too_many([one.committer], committer.WaitingLimits())
+
+    one = running(lane_of(), full)
     large = b"x" * (1 << 20)
     for offset in range(100):
-        partition.accept(Fetched([KafkaRecord(offset, -1, b"A", large)]))
+        one.accept(Fetched([KafkaRecord(offset, -1, b"A", large)]), 0)
     stepped = 0
-    while partition.step():
+    while step(one):
         stepped += 1
-    assert stepped == worker.PENDING_LIMIT_BYTES // (1 << 20)
-    assert working.is_full()
-    assert partition._urgent.is_set()
+    assert stepped == committer.PENDING_LIMIT_BYTES // (1 << 20)
+    assert full()
+    assert one.committer.is_urgent
 
 
 def test_a_lane_waits_when_a_commit_would_have_too_much_to_write() -> None:
-    _, partition = opened(lane_of(pipeline=(Deduplicate(("id",), DAY),)))
+    one = running(lane_of(pipeline=(Deduplicate(("id",), DAY),)))
     for begin in range(0, 30_000, 1_000):
-        partition.accept(Fetched([tick(begin + number, 0, id=begin + number) for number in range(1_000)]))
-    while partition.step():
+        one.accept(Fetched([tick(begin + number, 0, id=begin + number) for number in range(1_000)]), 0)
+    while step(one):
         pass
-    assert partition.lane is not None
-    assert worker.CHANGES_LIMIT <= partition.lane.changes_waiting < worker.CHANGES_LIMIT + 1_100
+    assert one.lane is not None
+    assert committer.CHANGES_LIMIT <= one.lane.changes_waiting < committer.CHANGES_LIMIT + 1_100
 
 
 def test_the_longest_step_is_exported_and_slow_steps_get_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: now_s)
+    monkeypatch.setattr(report.time, "perf_counter", lambda: now_s)
     lane = lane_of()
-    working, partition = opened(lane)
+    working = worker.Worker(Settings(application_id="growth", topics={"ticks": TOPIC, "frames": "frames"}))
+    context = working._context_with(consumer=None)  # type: ignore[arg-type]  # it is asked for nothing
+    runner = PartitionRunner(0, context)
+    runner.state = running(lane)
     process, taken = lane.process, []
 
     def slow(records: list[KafkaRecord]) -> Effects:
@@ -244,11 +261,11 @@ def test_the_longest_step_is_exported_and_slow_steps_get_smaller(monkeypatch: py
         return process(records)
 
     monkeypatch.setattr(lane, "process", slow)
-    partition.accept(Fetched([tick(number, 0) for number in range(8_000)]))
-    while partition.step():
+    runner.state.accept(Fetched([tick(number, 0) for number in range(8_000)]), 0)
+    while runner.step():
         pass
-    assert taken[0] == worker.FIRST_RECORDS
-    assert all(records == pytest.approx(worker.STEP_TARGET_S / 100e-6, abs=1) for records in taken[1:-1])
+    assert taken[0] == partition.FIRST_RECORDS
+    assert all(records == pytest.approx(partition.STEP_TARGET_S / 100e-6, abs=1) for records in taken[1:-1])
     longest = working.metrics.registry.get_sample_value("workers_longest_step_seconds", {"step": "process"})
     assert longest == pytest.approx(0.05)
 

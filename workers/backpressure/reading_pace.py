@@ -19,7 +19,7 @@ from workers.backpressure.levels import GROUP_SOURCE, FeedbackEvent, Level, rate
 from workers.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from workers.kafka.consumer import KafkaGroupConsumer
+    from workers.kafka.ports import GroupConsumer
     from workers.settings import Settings
 
 __all__ = ["ReadingPace"]
@@ -65,7 +65,7 @@ class ReadingPace:
         if self._listener is not None:
             await self._listener.__aexit__(kind, error, traceback)
 
-    async def held(self, source: KafkaGroupConsumer) -> bool:
+    async def held(self, source: GroupConsumer) -> bool:
         """Call before each fetch: rests as long as the level asks for. True where nothing may be fetched now."""
         if self._listener is None:
             return False
@@ -82,7 +82,7 @@ class ReadingPace:
         self._rested_until_s = time.monotonic()
         return False
 
-    async def _hold(self, source: KafkaGroupConsumer) -> None:
+    async def _hold(self, source: GroupConsumer) -> None:
         now_s = time.monotonic()
         if now_s - self._stayed_s > _STAY_S:
             self._stayed_s = now_s

@@ -66,7 +66,7 @@ def run(
       workers run -b broker-1:9092,broker-2:9092 --application-id bars-1m --set window.size=1m
     """
     from workers.telemetry.logs import configure_logging
-    from workers.worker.worker import run_worker
+    from workers.worker.main import run_worker
 
     create = False if no_create_topics else None
     settings = load(config, sets, bootstrap_servers, application_id, topics__create=create)

@@ -27,6 +27,8 @@ __all__ = [
     "NEW_TOPIC",
     "NO_COORDINATOR_YET",
     "OUTAGE",
+    "PASSING",
+    "REFUSED",
     "GroupAuthorizationFailedError",
     "IllegalStateError",
     "KafkaError",
@@ -45,3 +47,9 @@ NO_COORDINATOR_YET: Final = (CoordinatorLoadInProgressError, CoordinatorNotAvail
 
 NEW_TOPIC: Final = (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError)
 """What a topic answers for a moment after it was made."""
+
+PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
+"""What may be over when it is tried again; the client asserts where its connections change under it."""
+
+REFUSED: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
+"""Rights that are missing, which doesn't change by itself. To be looked for first: these are among `PASSING`, too."""

@@ -174,7 +174,8 @@ class CommitSink(Protocol):
     """Where one partition's commits go. ``open`` fences whoever owned the partition before."""
 
     async def open(self) -> None:
-        """After this the previous owner can commit nothing, and what it did commit can be read."""
+        """After this the previous owner can commit nothing, and everybody can read what it did commit: until now that
+        may have been a moment behind what was acknowledged."""
 
     async def commit(self, work: Commit) -> None:
         """Make ``work`` visible as a whole, or nothing of it. After any exception the sink must be discarded.

@@ -1,18 +1,18 @@
-"""A worker's health and gauges, looked up when somebody asks: they cost nothing in between."""
+"""One worker, run; and its health and gauges, looked up when somebody asks: they cost nothing in between."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from workers.settings import Settings
 from workers.telemetry.health import HealthServer
+from workers.worker.worker import Worker
 
-if TYPE_CHECKING:
-    from workers.worker.worker import Worker
-
-__all__ = ["not_alive", "not_ready", "refresh", "serving"]
+__all__ = ["not_alive", "not_ready", "refresh", "run_worker", "serving"]
 
 STUCK_AFTER_S: Final = 60.0  # a lane's batch takes milliseconds, an answer of the client at most its request timeout
 _SHOWN: Final = 5
@@ -33,7 +33,7 @@ def not_ready(worker: Worker) -> Sequence[str]:
     """What the worker still waits for before it does all its work; a member without partitions is ready."""
     if not worker.joined:
         return [f"not in the group {worker.settings.application_id}, or a rebalance is under way"]
-    waiting = [partition for partition in worker.partitions.values() if not partition.serving]
+    waiting = [runner.state for runner in worker.partitions.values() if not runner.state.is_running]
     reasons = [f"{worker.topic}[{each.number}] is {each.phase.value}" for each in waiting[:_SHOWN]]
     if len(waiting) > _SHOWN:
         reasons.append(f"and {len(waiting) - _SHOWN} more")
@@ -43,7 +43,7 @@ def not_ready(worker: Worker) -> Sequence[str]:
 def refresh(worker: Worker) -> None:
     """Set the gauges of every partition that the worker owns."""
     metrics, now_ns = worker.metrics, time.time_ns()
-    for partition in worker.partitions.values():
+    for partition in (runner.state for runner in worker.partitions.values()):
         labels = (worker.topic, str(partition.number))
         metrics.lane_depth.labels(*labels).set(partition.backlog_records)
         metrics.lane_paused.labels(*labels).set(int(partition.paused))
@@ -69,3 +69,10 @@ async def serving(worker: Worker) -> AsyncIterator[HealthServer]:
     )
     async with server:
         yield server
+
+
+async def run_worker(settings: Settings, *, stop: asyncio.Event) -> None:
+    """Run one worker until ``stop`` is set. Raises what `Worker.run` raises."""
+    worker = Worker(settings)
+    async with serving(worker):
+        await worker.run(stop)

@@ -1,0 +1,405 @@
+"""What a worker relies on in Kafka: the same tests over the one in memory and the real one.
+
+A difference found here is a fault of `workers.kafka.memory`, or something that a new client or broker does otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from tests.verify import read_topic
+from workers.core.frames import OutRecord
+from workers.core.partitioning import partition_for
+from workers.errors import DataLossError, FencedError
+from workers.kafka.cluster import Cluster
+from workers.kafka.errors import PASSING
+from workers.kafka.memory import MemoryKafka
+from workers.kafka.ports import Commit, CommitSink, Kafka
+from workers.settings import Settings
+from workers.testing import TestDriver
+from workers.worker.worker import Worker
+
+LIMIT_S = 40.0
+PARTITIONS = 2
+Pairs = list[tuple[bytes | None, bytes | None]]
+
+
+def settings_for(name: str, bootstrap: str = "127.0.0.1:1") -> Settings:
+    return Settings.model_validate(
+        {
+            "application_id": name,
+            "bootstrap_servers": bootstrap,
+            "topics": {"ticks": f"{name}-ticks", "frames": f"{name}-frames", "partitions": PARTITIONS},
+            "metrics": {"port": -1},
+            "backpressure": {"enabled": False},
+            "kafka": {"session.timeout.ms": 4_000, "heartbeat.interval.ms": 500},
+            "commit_interval": "50ms",
+        }
+    )
+
+
+class Place(Protocol):
+    """A Kafka, and what a test does to it from outside."""
+
+    settings: Settings
+    kafka: Kafka
+
+    async def append(self, partition: int, *records: tuple[bytes, bytes]) -> None: ...
+
+    async def append_and_abort(self, partition: int) -> None:
+        """Leave in the log what is no record."""
+
+    async def frames(self) -> Pairs:
+        """What readers of committed frames see."""
+
+
+class InMemory:
+    def __init__(self) -> None:
+        self.settings = settings_for("memory")
+        self.kafka = MemoryKafka(self.settings.topics.ticks, PARTITIONS)
+
+    async def append(self, partition: int, *records: tuple[bytes, bytes]) -> None:
+        for key, value in records:
+            self.kafka.append(partition, key, value)
+
+    async def append_and_abort(self, partition: int) -> None:
+        self.kafka.append_marker(partition)
+
+    async def frames(self) -> Pairs:
+        return [(record.key, record.value) for record in self.kafka.frames]
+
+
+class OnBroker:
+    def __init__(self, bootstrap: str, name: str) -> None:
+        self.settings = settings_for(name, bootstrap)
+        self.kafka = Cluster(self.settings, lambda step, began_s: None)
+        self._bootstrap = bootstrap
+
+    async def append(self, partition: int, *records: tuple[bytes, bytes]) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=self._bootstrap) as producer:
+            for key, value in records:
+                await producer.send(self.settings.topics.ticks, value, key, partition)
+
+    async def append_and_abort(self, partition: int) -> None:
+        topic = self.settings.topics.ticks
+        async with AIOKafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=f"{topic}-test") as producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"aborted", b"A", partition)
+            await producer.abort_transaction()
+
+    async def frames(self) -> Pairs:
+        found = await read_topic(self._bootstrap, self.settings.topics.frames)
+        return [(record.key, record.value) for _, records in sorted(found.items()) for record in records]
+
+
+@pytest.fixture(params=["memory", pytest.param("broker", marks=pytest.mark.broker)])
+async def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "memory":
+        return InMemory()
+    bootstrap = request.getfixturevalue("broker").bootstrap_servers
+    made = OnBroker(bootstrap, request.getfixturevalue("topic_name"))
+    await made.kafka.prepare()
+    for partition in range(PARTITIONS):
+        await settled(made.kafka, partition)
+    return made
+
+
+async def settled(kafka: Kafka, partition: int) -> None:
+    """Topics that are new answer with passing errors for a moment, which workers wait out."""
+    limit_s = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            async with opened(kafka, partition):
+                await kafka.read_changelog(partition, lambda records: None)
+                return
+        except PASSING:
+            assert time.monotonic() < limit_s
+            await asyncio.sleep(0.2)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    limit_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit_s, f"not within {LIMIT_S} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class Member:
+    """A member of the group, and what it was told."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.told: list[tuple[str, set[int]]] = []
+        self.owned: set[int] = set()
+        self.owned_while_revoked = False
+        self.consumer = kafka.consumer(on_revoked=self._revoked, on_assigned=self._assigned, batches=False)
+
+    async def _revoked(self, partitions: set[int]) -> None:
+        self.owned = set()
+        self.owned_while_revoked |= any(map(self.consumer.owns, range(PARTITIONS)))
+        self.told.append(("revoked", partitions))
+
+    async def _assigned(self, partitions: set[int]) -> None:
+        self.owned = partitions
+        self.told.append(("assigned", partitions))
+
+    async def read(self, number: int) -> list[tuple[int, bytes | None]]:
+        """So many records of all partitions, and not one more for a moment."""
+        found: list[tuple[int, bytes | None]] = []
+        limit_s, quiet = time.monotonic() + LIMIT_S, 0
+        while quiet < 3:
+            assert time.monotonic() < limit_s, f"{len(found)} of {number} within {LIMIT_S} s"
+            polled = await self.consumer.poll(range(PARTITIONS), timeout_ms=50, max_records=100)
+            for fetched in polled.values():
+                found += [(each.offset, each.value) for each in fetched.items]  # type: ignore[union-attr]
+            quiet = 0 if polled or len(found) < number else quiet + 1
+        return found
+
+
+@asynccontextmanager
+async def member(kafka: Kafka, owning: Sequence[int] = range(PARTITIONS)) -> AsyncIterator[Member]:
+    """A member of the group once it owns what is given."""
+    made = Member(kafka)
+    await made.consumer.start()
+    try:
+        await until(lambda: made.owned == set(owning), f"{owning} assigned")
+        yield made
+    finally:
+        await made.consumer.stop()
+
+
+@asynccontextmanager
+async def opened(kafka: Kafka, partition: int = 0) -> AsyncIterator[CommitSink]:
+    sink = kafka.sink(partition)
+    await sink.open()
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+def work(offset: int, *frames: bytes, changes: Sequence[tuple[bytes, bytes | None]] = ()) -> Commit:
+    return Commit(
+        offset,
+        frames=[OutRecord(b"A", frame, 1_000) for frame in frames],
+        changes=[OutRecord(key, value) for key, value in changes],
+        settings="digest",
+    )
+
+
+@pytest.mark.timeout(180)
+class TestKafka:
+    """The contract of `workers.kafka.ports`."""
+
+    async def test_a_member_alone_is_assigned_everything_and_reads_from_where_it_is_told(self, place: Place) -> None:
+        await place.append(0, (b"A", b"0"), (b"A", b"1"), (b"A", b"2"))
+        async with member(place.kafka) as reader:
+            assert reader.told[-1] == ("assigned", {0, 1})
+            assert all(map(reader.consumer.owns, range(PARTITIONS)))
+            assert not reader.consumer.owns(7)
+            assert await reader.read(0) == [], "nothing is handed out before reading is begun"
+            reader.consumer.start_reading(0, 1)
+            assert await reader.read(2) == [(1, b"1"), (2, b"2")]
+            reader.consumer.start_reading(0, 0)
+            assert await reader.read(3) == [(0, b"0"), (1, b"1"), (2, b"2")]
+            reader.consumer.check()
+            await reader.consumer.stay()
+
+    async def test_what_is_paused_or_no_longer_read_is_not_handed_out(self, place: Place) -> None:
+        async with member(place.kafka) as reader:
+            for partition in range(PARTITIONS):
+                reader.consumer.start_reading(partition, 0)
+            reader.consumer.pause(0)
+            reader.consumer.stop_reading(1)
+            await place.append(0, (b"A", b"0"))
+            await place.append(1, (b"B", b"1"))
+            assert await reader.read(0) == []
+            reader.consumer.resume(0)
+            assert await reader.read(1) == [(0, b"0")]
+            reader.consumer.start_reading(1, 0)
+            assert await reader.read(1) == [(0, b"1")]
+
+    async def test_starting_to_read_ends_a_pause(self, place: Place) -> None:
+        await place.append(0, (b"A", b"0"))
+        async with member(place.kafka) as reader:
+            reader.consumer.start_reading(0, 0)
+            reader.consumer.pause(0)
+            reader.consumer.start_reading(0, 0)
+            assert await reader.read(1) == [(0, b"0")]
+
+    async def test_the_end_and_the_position_are_known_where_something_is_read(self, place: Place) -> None:
+        await place.append(0, (b"A", b"0"), (b"A", b"1"))
+        async with member(place.kafka) as reader:
+            assert await reader.consumer.log_bounds(0) == (0, 2)
+            assert not await reader.consumer.at_end(0)
+            assert await reader.consumer.position(0) is None
+            reader.consumer.start_reading(0, 0)
+            await reader.read(2)
+            assert await reader.consumer.at_end(0)
+            assert await reader.consumer.position(0) == 2
+            reader.consumer.stop_reading(0)
+            assert not await reader.consumer.at_end(0)
+            assert await reader.consumer.position(0) is None
+
+    async def test_the_position_passes_what_is_no_record(self, place: Place) -> None:
+        await place.append(0, (b"A", b"0"))
+        await place.append_and_abort(0)
+        async with member(place.kafka) as reader:
+            _, end = await reader.consumer.log_bounds(0)
+            reader.consumer.start_reading(0, 0)
+            assert await reader.read(1) == [(0, b"0")]
+            limit_s = time.monotonic() + LIMIT_S
+            while await reader.consumer.position(0) != end:
+                assert time.monotonic() < limit_s
+                await reader.read(0)
+            assert end > 1
+
+    async def test_a_position_that_the_log_does_not_have_is_lost_data(self, place: Place) -> None:
+        await place.append(0, (b"A", b"0"))
+        async with member(place.kafka) as reader:
+            reader.consumer.start_reading(0, 1_000)
+            with pytest.raises(DataLossError):
+                await reader.read(1)
+
+    async def test_a_commit_makes_results_state_and_offset_visible(self, place: Place) -> None:
+        async with member(place.kafka) as reader:
+            assert await reader.consumer.committed(0) is None
+            async with opened(place.kafka) as sink:
+                await sink.commit(work(5, b"one", b"two", changes=[(b"a", b"1"), (b"b", b"1")]))
+                await sink.commit(work(8, b"three", changes=[(b"a", b"2"), (b"b", None)]))
+            async with opened(place.kafka):
+                # Not before: a broker answers a commit a moment before everybody can see all of it.
+                assert await reader.consumer.committed(0) == 8
+                assert await reader.consumer.committed(1) is None
+                assert await place.frames() == [(b"A", b"one"), (b"A", b"two"), (b"A", b"three")]
+                read: list[int] = []
+                assert await place.kafka.read_changelog(0, read.append) == {b"a": b"2"}
+                assert sum(read) > 0
+                assert await place.kafka.read_changelog(1, read.append) == {}
+
+    async def test_the_next_owner_fences_the_one_before_and_nothing_of_its_commit_is_visible(
+        self, place: Place
+    ) -> None:
+        async with opened(place.kafka) as before, opened(place.kafka, 1) as other:
+            await before.commit(work(1, b"mine", changes=[(b"a", b"1")]))
+            async with opened(place.kafka) as after:
+                with pytest.raises(FencedError):
+                    await before.commit(work(2, b"a zombie's", changes=[(b"a", b"2")]))
+                await after.commit(work(2, b"theirs"))
+                await other.commit(work(1, b"of another partition"))
+                assert await place.kafka.read_changelog(0, lambda records: None) == {b"a": b"1"}
+        async with opened(place.kafka), opened(place.kafka, 1):
+            pass
+        values = [value for _, value in await place.frames()]
+        assert sorted(value or b"" for value in values) == [b"mine", b"of another partition", b"theirs"]
+
+    async def test_a_sink_that_is_closed_commits_nothing(self, place: Place) -> None:
+        async with opened(place.kafka) as sink:
+            await sink.close()
+            with pytest.raises(FencedError):
+                await sink.commit(work(1, b"late"))
+        assert await place.frames() == []
+
+    async def test_a_second_member_takes_its_share_and_gives_it_back(self, place: Place) -> None:
+        async with member(place.kafka) as first:
+            second = Member(place.kafka)
+            await second.consumer.start()
+            try:
+                await until(lambda: len(first.owned) == len(second.owned) == 1, "one partition each")
+                assert first.owned | second.owned == {0, 1}
+                assert ("revoked", {0, 1}) in first.told
+                (theirs,) = second.owned
+                await second.consumer.confirm_membership(theirs)
+                with pytest.raises(FencedError):
+                    await first.consumer.confirm_membership(theirs)
+            finally:
+                told = len(second.told)
+                await second.consumer.stop()
+            assert len(second.told) == told, "who leaves is not asked to give anything back"
+            await until(lambda: first.owned == {0, 1}, "all of them again")
+            assert not first.owned_while_revoked
+            assert await first.consumer.position(0) is None, "positions don't survive a rebalance"
+
+    async def test_workers_that_come_and_go_write_what_one_would(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The whole worker: one reads a part, another joins it, the first leaves, and a third reads the rest."""
+        monkeypatch.setenv("WORKERS_COMPILED", "0")
+        driver = TestDriver(place.settings)
+        parts = [[ticks(number) for number in range(begin, begin + 40)] for begin in (0, 40, 80)]
+        ends = [0] * PARTITIONS
+
+        async def send(part: list[tuple[bytes, bytes]]) -> None:
+            for key, value in part:
+                partition = partition_for(key, PARTITIONS)
+                driver.send_raw(key, value, partition=partition)
+                ends[partition] += 1
+            for partition in range(PARTITIONS):
+                await place.append(
+                    partition, *(each for each in part if partition_for(each[0], PARTITIONS) == partition)
+                )
+
+        await send(parts[0])
+        async with working(place) as first:
+            await read_through(first, ends)
+            async with working(place) as second:
+                await until(lambda: len(second.partitions) == 1, "shared")
+                await send(parts[1])
+                await read_through_both((first, second), ends)
+        await send(parts[2])
+        async with working(place) as third:
+            await read_through(third, ends)
+        async with opened(place.kafka), opened(place.kafka, 1):
+            pass
+        driver.commit()
+        found = [orjson.loads(value or b"") for _, value in await place.frames()]
+        expected = driver.frames(provisional=False)
+        assert len(expected) > 20
+        assert ordered([frame for frame in found if frame["status"] != "provisional"]) == ordered(expected)
+
+
+def ticks(number: int) -> tuple[bytes, bytes]:
+    """The tick of such a number; a window is over with every twelfth."""
+    key = f"S{number % 6}".encode()
+    tick = {"symbol": key.decode(), "ts": 1_700_000_000_000 + 1_000 * number, "price": 1 + number, "size": 2}
+    return key, orjson.dumps(tick)
+
+
+def ordered(frames: list[dict[str, object]]) -> list[dict[str, object]]:
+    return sorted(frames, key=lambda frame: (frame["key"], frame["start"], frame["rev"]))
+
+
+@asynccontextmanager
+async def working(place: Place) -> AsyncIterator[Worker]:
+    """A worker that is stopped at the end, and must not have failed."""
+    kafka = place.kafka if isinstance(place.kafka, MemoryKafka) else None
+    worker, stop = Worker(place.settings, kafka=kafka), asyncio.Event()
+    task = asyncio.create_task(worker.run(stop))
+    try:
+        yield worker
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, LIMIT_S)
+
+
+async def read_through(worker: Worker, ends: Sequence[int]) -> None:
+    await read_through_both((worker,), ends)
+
+
+async def read_through_both(workers: Sequence[Worker], ends: Sequence[int]) -> None:
+    def committed() -> dict[int, int]:
+        return {
+            runner.number: runner.state.committed_offset
+            for worker in workers
+            for runner in worker.partitions.values()
+            if runner.state.is_running
+        }
+
+    await until(lambda: committed() == dict(enumerate(ends)), f"committed up to {ends}")

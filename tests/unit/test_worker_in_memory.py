@@ -1,0 +1,222 @@
+"""The whole worker over a Kafka in memory whose commits fail: what is written is what an undisturbed one writes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+
+from workers.core.partitioning import partition_for
+from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
+from workers.kafka.memory import MemoryKafka, MemorySink
+from workers.kafka.ports import Commit, OversizedError
+from workers.settings import Settings
+from workers.testing import TestDriver
+from workers.worker.life import Phase
+from workers.worker.worker import Worker
+
+LIMIT_S = 20.0
+PARTITIONS = 3
+SETTINGS = Settings.model_validate(
+    {
+        "application_id": "memory",
+        "topics": {"ticks": "ticks", "frames": "frames", "partitions": PARTITIONS},
+        "metrics": {"port": -1},
+        "backpressure": {"enabled": False},
+        "commit_interval": "20ms",
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def _plain_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKERS_COMPILED", "0")
+
+
+class FailingSink(MemorySink):
+    """Fails as it is told, before or after everything is visible."""
+
+    def __init__(self, kafka: FailingKafka, partition: int) -> None:
+        super().__init__(kafka, partition)
+        self._failing = kafka
+
+    async def open(self) -> None:
+        self._failing.raise_for("open")
+        await super().open()
+
+    async def commit(self, work: Commit) -> None:
+        self._failing.raise_for("before")
+        await super().commit(work)
+        self._failing.raise_for("after")
+
+
+class FailingKafka(MemoryKafka):
+    """``failures``: what to raise, by where, until there is none left."""
+
+    def __init__(self, failures: Mapping[str, list[Exception]] | None = None) -> None:
+        super().__init__(SETTINGS.topics.ticks, PARTITIONS)
+        self._failures = {where: list(errors) for where, errors in (failures or {}).items()}
+        self.raised: Counter[str] = Counter()
+        self.doubts = 0
+
+    def raise_for(self, where: str) -> None:
+        if self._failures.get(where):
+            self.raised[where] += 1
+            raise self._failures[where].pop()
+
+    def doubt(self) -> None:
+        self.doubts += 1
+
+    def sink(self, partition: int) -> FailingSink:
+        return FailingSink(self, partition)
+
+
+def send(kafka: MemoryKafka, driver: TestDriver, begin: int, end: int) -> None:
+    draw = random.Random(begin)
+    for number in range(begin, end):
+        key = f"S{number % 9}"
+        ts = 1_700_000_000_000 + 200 * number - int(draw.expovariate(1 / 600))
+        value = orjson.dumps({"symbol": key, "ts": ts, "price": 1 + number % 7, "size": 2})
+        kafka.append(partition_for(key.encode(), PARTITIONS), key.encode(), value)
+        driver.send_raw(key.encode(), value)
+
+
+@asynccontextmanager
+async def working(kafka: MemoryKafka, settings: Settings = SETTINGS) -> AsyncIterator[Worker]:
+    worker, stop = Worker(settings, kafka=kafka), asyncio.Event()
+    task = asyncio.create_task(worker.run(stop))
+    try:
+        yield worker
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, LIMIT_S)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    limit_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit_s, f"not within {LIMIT_S} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+def read_through(kafka: MemoryKafka) -> Callable[[], bool]:
+    return lambda: all(kafka.offsets[number] == kafka.bounds(number)[1] for number in range(PARTITIONS))
+
+
+def final(frames: list[dict[str, object]]) -> list[dict[str, object]]:
+    found = [frame for frame in frames if frame["status"] != "provisional"]
+    return sorted(found, key=lambda frame: (frame["key"], frame["start"], frame["rev"]))
+
+
+def same(kafka: MemoryKafka, driver: TestDriver) -> None:
+    driver.commit()
+    expected = final(driver.frames())
+    assert len(expected) > 30
+    assert final([orjson.loads(frame.value or b"") for frame in kafka.frames]) == expected
+    late = [orjson.loads(each.value or b"") for each in kafka.late]
+    assert sorted((each["partition"], each["offset"]) for each in late) == sorted(
+        (each["partition"], each["offset"]) for each in driver.late()
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(seed: int) -> None:
+    draw = random.Random(seed)
+    errors = [
+        TimeoutError("late"),
+        FencedError("taken over"),
+        OSError("gone"),
+        OversizedError("large"),
+        BrokerError("?"),
+    ]
+    kafka = FailingKafka({where: draw.choices(errors, k=draw.randrange(1, 4)) for where in ("open", "before", "after")})
+    driver = TestDriver(SETTINGS)
+    async with working(kafka) as worker:
+        for begin in range(0, 1_200, 100):
+            send(kafka, driver, begin, begin + 100)
+            await asyncio.sleep(0.01)
+        await until(lambda: all(kafka.raised[where] for where in ("open", "before", "after")), "all failures")
+        await until(read_through(kafka), "read through")
+        assert worker.failure is None
+        assert all(runner.state.phase is Phase.RUNNING for runner in worker.partitions.values())
+    same(kafka, driver)
+    failures = sum(
+        sample.value
+        for family in worker.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "workers_commit_failures_total"
+    )
+    assert failures == kafka.raised["before"] + kafka.raised["after"]
+
+
+async def test_a_record_that_was_too_large_makes_the_limits_be_asked_for_again() -> None:
+    kafka = FailingKafka({"before": [OversizedError("a batch of 2 MB")]})
+    driver = TestDriver(SETTINGS)
+    async with working(kafka):
+        send(kafka, driver, 0, 600)
+        await until(read_through(kafka), "read through")
+    assert kafka.doubts == 1
+    same(kafka, driver)
+
+
+async def test_members_that_join_and_leave_under_load_write_what_one_would() -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    async with working(kafka) as first:
+        send(kafka, driver, 0, 400)
+        async with working(kafka) as second:
+            send(kafka, driver, 400, 800)
+            await until(lambda: len(second.partitions) == 1 and len(first.partitions) == 2, "shared")
+            async with working(kafka) as third:
+                await until(lambda: len(third.partitions) == 1, "shared by three")
+                send(kafka, driver, 800, 1_200)
+        await until(lambda: len(first.partitions) == PARTITIONS, "all of them again")
+        send(kafka, driver, 1_200, 1_500)
+        await until(read_through(kafka), "read through")
+    same(kafka, driver)
+
+
+async def test_a_lane_is_paused_at_its_high_watermark_and_goes_on_at_its_low_one() -> None:
+    lane = SETTINGS.lane.model_copy(update={"capacity": 200, "batch_size": 40})
+    settings = SETTINGS.model_copy(update={"lane": lane})
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 6_000)
+    async with working(kafka, settings) as worker:
+        await until(read_through(kafka), "read through")
+    paused = worker.metrics.registry.get_sample_value("workers_lane_pauses_total", {"topic": "ticks", "partition": "0"})
+    assert paused is not None
+    assert paused > 1
+    same(kafka, driver)
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "message"),
+    [(5, StateMismatchError, "holds no state for it"), (None, None, "")],
+)
+async def test_offsets_without_state_end_the_worker(
+    offset: int | None, error: type[WorkersError] | None, message: str
+) -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 600)
+    kafka.offsets[1] = offset
+    if error is None:
+        async with working(kafka):
+            await until(read_through(kafka), "read through")
+        same(kafka, driver)
+        return
+    with pytest.raises(ConfigError, match=message) as raised:
+        await asyncio.wait_for(Worker(SETTINGS, kafka=kafka).run(asyncio.Event()), LIMIT_S)
+    assert type(raised.value) is error
+    assert all(not frames for frames in (kafka.frames, kafka.changelogs[1]))
+
+
+async def test_an_error_that_is_nobodys_to_try_again_ends_the_worker() -> None:
+    kafka, driver = FailingKafka({"before": [ZeroDivisionError()]}), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 600)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(Worker(SETTINGS, kafka=kafka).run(asyncio.Event()), LIMIT_S)

@@ -1,0 +1,363 @@
+"""Kafka in memory: an application's topics, its group, and commits that are fenced. No client, no network, no waiting.
+
+    append ──▶ logs ──▶ MemoryConsumer          MemorySink ──▶ frames, late, dead letters, changelog, offsets
+
+`MemoryKafka` is what `workers.kafka.ports` asks of a cluster, held by ``tests/contract`` to the tests that the real one
+passes. What decides is synchronous, so that `workers.testing` can use it without an event loop; the consumer and the
+sink put the protocols' coroutines around it.
+
+Not here: network failures, sessions that run out, brokers that die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+from workers.core.frames import OutRecord
+from workers.errors import DataLossError, FencedError
+from workers.kafka.ports import Commit, Fetched, KnownTopics, OutTopic, OversizedError, PartitionsCallback
+
+__all__ = ["LogRecord", "MemoryConsumer", "MemoryKafka", "MemorySink", "MemoryTopics"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A record of the simulated input topic; ``timestamp`` in ms, -1 for none."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTopics:
+    """The topics that results go to."""
+
+    frames: OutTopic
+    late: OutTopic
+    dead_letters: OutTopic
+    routed: Mapping[str, OutTopic] = field(default_factory=dict)
+
+
+class MemoryKafka:
+    """One application's topics and group. Outputs are lists of what a reader sees, in the order of the commits."""
+
+    def __init__(
+        self,
+        topic: str = "ticks",
+        partitions: int = 1,
+        *,
+        routed: Iterable[str] = (),
+        max_record_bytes: int = sys.maxsize,
+    ) -> None:
+        """``routed``: the names of topics that operators send ticks to."""
+
+        def out(name: str) -> OutTopic:
+            return OutTopic(name, partitions, max_record_bytes)
+
+        self.topic = topic
+        self.topics = KnownTopics(
+            partitions,
+            MemoryTopics(out("frames"), out("late"), out("dead-letters"), {name: out(name) for name in routed}),
+        )
+        self.frames: list[OutRecord] = []
+        self.late: list[OutRecord] = []
+        self.dead_letters: list[OutRecord] = []
+        self.routed: dict[str, list[OutRecord]] = {}
+        self.changelogs: list[dict[bytes, bytes]] = [{} for _ in range(partitions)]  # compacted
+        self.offsets: list[int | None] = [None] * partitions  # the group's
+        self._max_record_bytes = max_record_bytes
+        self._logs: list[list[LogRecord | None]] = [[] for _ in range(partitions)]  # None: deleted, or no record
+        self._begins = [0] * partitions
+        self._epochs = [0] * partitions
+        self._members: list[MemoryConsumer] = []
+        self._rebalancing = asyncio.Lock()
+        self._appended = asyncio.Event()
+
+    # -- the input ----------------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp_ms: int = -1,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> int:
+        """Write an input record; its offset."""
+        log = self._logs[partition]
+        log.append(LogRecord(len(log), timestamp_ms, key, value, headers))
+        self._appended.set()
+        return len(log) - 1
+
+    def append_marker(self, partition: int) -> None:
+        """Take up an offset with what is no record, as the end of a transaction does."""
+        self._logs[partition].append(None)
+        self._appended.set()
+
+    def delete_before(self, partition: int, offset: int) -> None:
+        """Delete the records below an offset, as retention does."""
+        self._begins[partition] = max(offset, self._begins[partition])
+        self._logs[partition][:offset] = [None] * offset
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """The first offset that the log still has, and its end."""
+        return self._begins[partition], len(self._logs[partition])
+
+    def log(self, partition: int) -> list[LogRecord]:
+        """The records of an input partition. Raises ``IndexError`` where there is none."""
+        return [record for record in self._logs[partition] if record is not None]
+
+    def read(self, partition: int, offset: int, limit: int = sys.maxsize) -> tuple[list[LogRecord], int]:
+        """At most ``limit`` records from an offset on, and the offset behind them and what is no record after them.
+
+        Raises `DataLossError` where the log doesn't have the offset.
+        """
+        begin, end = self.bounds(partition)
+        if not begin <= offset <= end:
+            raise DataLossError(f"{self.topic}[{partition}] has offsets {begin} to {end}; {offset} was to be read next")
+        found: list[LogRecord] = []
+        for record in self._logs[partition][offset:]:
+            if record is not None and len(found) == limit:
+                break
+            offset += 1
+            if record is not None:
+                found.append(record)
+        return found, offset
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    def take_over(self, partition: int) -> int:
+        """Fence whoever owned the partition; the epoch to commit with."""
+        self._epochs[partition] += 1
+        return self._epochs[partition]
+
+    def commit(self, partition: int, epoch: int, work: Commit) -> None:
+        """Make all of it visible. Raises `FencedError` and `OversizedError`, after which nothing of it is."""
+        self._check(partition, epoch, work)
+        self.publish(work)
+        changelog = self.changelogs[partition]
+        for record in work.changes:
+            assert record.key is not None
+            if record.value is None:
+                changelog.pop(record.key, None)
+            else:
+                changelog[record.key] = record.value
+        self.offsets[partition] = work.offset
+
+    def publish(self, work: Commit) -> None:
+        """Make the results visible, without the state they come from: at least once, a crash leaves this behind."""
+        self.frames += work.frames
+        self.late += work.late
+        self.dead_letters += work.dead_letters
+        for name, records in work.routed.items():
+            self.routed.setdefault(name, []).extend(records)
+
+    def _check(self, partition: int, epoch: int, work: Commit) -> None:
+        if epoch != self._epochs[partition]:
+            raise FencedError(f"another worker has taken over {self.topic}[{partition}]")
+        for records in (work.frames, work.late, work.dead_letters, *work.routed.values()):
+            largest = max((record.size for record in records), default=0)
+            if largest > self._max_record_bytes:
+                raise OversizedError(f"a record of {largest} bytes; the topic takes {self._max_record_bytes}")
+
+    # -- as `workers.kafka.ports.Kafka` -------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """The topics are there."""
+
+    def doubt(self) -> None:
+        """The limits are known."""
+
+    async def refresh(self) -> None:
+        """The limits are known."""
+
+    def connecting(self) -> AbstractAsyncContextManager[None]:
+        """Nothing has to be reached."""
+        return contextlib.nullcontext()
+
+    def consumer(
+        self, *, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback, batches: bool
+    ) -> MemoryConsumer:
+        """A new member of the group, not yet started. It hands out records, which lanes that take batches take too."""
+        return MemoryConsumer(self, on_revoked, on_assigned)
+
+    def sink(self, partition: int) -> MemorySink:
+        """A new sink for a partition, not yet open."""
+        return MemorySink(self, partition)
+
+    async def read_changelog(self, partition: int, on_progress: Callable[[int], None]) -> Mapping[bytes, bytes]:
+        """The last value of every key in a partition's changelog."""
+        found = dict(self.changelogs[partition])
+        if found:
+            on_progress(len(found))
+        return found
+
+    # -- the group ----------------------------------------------------------------------------------------------------
+
+    def is_member(self, consumer: MemoryConsumer) -> bool:
+        """Whether the group has it."""
+        return consumer in self._members
+
+    async def join(self, consumer: MemoryConsumer) -> None:
+        """Take a member into the group, and share the partitions out anew."""
+        self._members.append(consumer)
+        await self._rebalance()
+
+    async def leave(self, consumer: MemoryConsumer) -> None:
+        """Take a member out of the group, and share its partitions out."""
+        if consumer in self._members:
+            self._members.remove(consumer)
+            await self._rebalance()
+
+    async def wait_for_records(self, timeout_s: float) -> None:
+        """Until something is appended, or the time is over."""
+        self._appended.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._appended.wait(), timeout_s)
+
+    async def _rebalance(self) -> None:
+        """Eagerly: all give back what they have before anybody gets anything."""
+        async with self._rebalancing:
+            for member in list(self._members):
+                await member.revoke()
+            members = list(self._members)
+            for place, member in enumerate(members):
+                await member.assign(set(range(place, len(self._logs), len(members))))
+
+
+class MemoryConsumer:
+    """A member of the group; see `workers.kafka.ports.GroupConsumer`."""
+
+    def __init__(self, kafka: MemoryKafka, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback) -> None:
+        self._kafka = kafka
+        self._on_revoked = on_revoked
+        self._on_assigned = on_assigned
+        self._assigned: set[int] = set()
+        self._positions: dict[int, int] = {}  # of what is read
+        self._paused: set[int] = set()
+        self._joining: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Join the group, in the background."""
+        self._joining = asyncio.create_task(self._kafka.join(self))
+
+    async def stop(self) -> None:
+        """Leave the group; ``on_revoked`` is not called."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
+        await self._kafka.leave(self)
+
+    async def revoke(self) -> None:
+        """A rebalance begins."""
+        revoked, self._assigned = self._assigned, set()
+        self._positions.clear()
+        await self._on_revoked(revoked)
+
+    async def assign(self, partitions: set[int]) -> None:
+        """A rebalance ends."""
+        self._positions.clear()
+        self._paused.clear()
+        self._assigned = partitions
+        await self._on_assigned(set(partitions))
+
+    def owns(self, partition: int) -> bool:
+        """Whether the partition is assigned to this consumer now."""
+        return partition in self._assigned
+
+    def check(self) -> None:
+        """Raise what a callback raised in the background."""
+        if self._joining is not None and self._joining.done():
+            self._joining.result()
+
+    async def confirm_membership(self, partition: int) -> None:
+        """Raises `FencedError` where the group has another member for the partition."""
+        if not self._kafka.is_member(self) or not self.owns(partition):
+            raise FencedError(f"the group has not confirmed that {self._kafka.topic}[{partition}] is owned here")
+
+    def start_reading(self, partition: int, offset: int) -> None:
+        """Hand out the partition's records from ``offset`` on."""
+        assert self.owns(partition)
+        self._positions[partition] = offset
+        self._paused.discard(partition)
+
+    def stop_reading(self, partition: int) -> None:
+        """Hand out nothing of the partition until `start_reading`."""
+        self._positions.pop(partition, None)
+
+    def pause(self, partition: int) -> None:
+        """Hand out no more for now."""
+        self._paused.add(partition)
+
+    def resume(self, partition: int) -> None:
+        """Hand out again."""
+        self._paused.discard(partition)
+
+    async def stay(self) -> None:
+        """Nobody asks."""
+
+    async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
+        """The next records of the given partitions that are read. Raises `DataLossError`."""
+        found = self._read(partitions, max_records)
+        if not found and timeout_ms:
+            await self._kafka.wait_for_records(timeout_ms / 1000)
+            found = self._read(partitions, max_records)
+        return found
+
+    def _read(self, partitions: Collection[int], limit: int) -> dict[int, Fetched]:
+        found: dict[int, Fetched] = {}
+        for partition in partitions:
+            if partition not in self._positions or partition in self._paused or not limit:
+                continue
+            records, self._positions[partition] = self._kafka.read(partition, self._positions[partition], limit)
+            limit -= len(records)
+            if records:
+                found[partition] = Fetched(records)
+        return found
+
+    async def committed(self, partition: int) -> int | None:
+        """The group's committed offset; None where it has none."""
+        return self._kafka.offsets[partition]
+
+    async def log_bounds(self, partition: int) -> tuple[int, int]:
+        """The first offset that the log still has, and its end."""
+        return self._kafka.bounds(partition)
+
+    async def at_end(self, partition: int) -> bool:
+        """Whether everything has been handed out; False where nothing is read."""
+        return partition in self._positions and self._positions[partition] >= self._kafka.bounds(partition)[1]
+
+    async def position(self, partition: int) -> int | None:
+        """The offset behind all that was handed out; None where nothing is read."""
+        return self._positions.get(partition)
+
+
+class MemorySink:
+    """Where one partition's commits go; see `workers.kafka.ports.CommitSink`."""
+
+    def __init__(self, kafka: MemoryKafka, partition: int) -> None:
+        self._kafka = kafka
+        self._partition = partition
+        self._epoch: int | None = None
+
+    async def open(self) -> None:
+        """Fence whoever owned the partition before."""
+        self._epoch = self._kafka.take_over(self._partition)
+
+    async def commit(self, work: Commit) -> None:
+        """Make ``work`` visible as a whole. Raises `FencedError` and `OversizedError`."""
+        if self._epoch is None:
+            raise FencedError(f"the sink of {self._kafka.topic}[{self._partition}] is closed")
+        await asyncio.sleep(0)  # as an answer from a broker does, it lets others in between
+        self._kafka.commit(self._partition, self._epoch, work)
+
+    async def close(self) -> None:
+        """Let go of it."""
+        self._epoch = None

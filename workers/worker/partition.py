@@ -1,0 +1,211 @@
+"""One partition while this process owns it: events in, actions out. No asyncio, no client, no clock.
+
+    accept ──▶ backlog ──▶ lane.process ──▶ committer ──▶ begin_commit
+              (bounded)      (pure)         (effects)
+
+Times are monotonic nanoseconds, given by the caller. What a method returns as `Actions` is to be carried out in order;
+`workers.worker.runner` does it with asyncio and Kafka, `workers.testing` with neither.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from workers.core.effects import Effects
+from workers.core.lane import Lane
+from workers.kafka.ports import Fetched, OutTopics
+from workers.worker.committer import CommitRules, Committer, CommitUnderWay
+from workers.worker.life import Action, Actions, Life, LifeEvent, Phase
+
+__all__ = ["Partition", "PartitionRules"]
+
+STEP_TARGET_S: Final = 0.025  # of a lane; it is given as many records as took about that, and ``batch_size`` at most
+FIRST_RECORDS: Final = 500  # until it is known what they cost; what is fetched as a batch is not divided
+LEAST_RECORDS: Final = 50  # at once, whatever they cost
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRules:
+    """What bounds a partition: records in its backlog at which fetching pauses and goes on, and records of a step."""
+
+    high_records: int
+    low_records: int
+    batch_size: int
+    commit: CommitRules
+
+
+class Partition:
+    """The state of an owned partition. ``is_full`` tells whether results of all partitions wait in such numbers that
+    lanes have to."""
+
+    def __init__(self, number: int, rules: PartitionRules, is_full: Callable[[], bool]) -> None:
+        self.number = number
+        self.lane: Lane | None = None
+        self.committer = Committer(rules.commit)
+        self.committed_offset = 0
+        self.backlog: deque[Fetched] = deque()
+        self.backlog_records = 0
+        self.paused = False
+        self._rules = rules
+        self._is_full = is_full
+        self._life = Life()
+        self._heard_ns = 0  # when a record last came
+        self._look_ns: int | None = 0  # when silence may next bring something out; None: not until something comes
+        self._at_once = min(FIRST_RECORDS, rules.batch_size)  # records that the lane takes in a step
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        return self._life.phase
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its records are being processed."""
+        return self._life.phase is Phase.RUNNING
+
+    @property
+    def next_offset(self) -> int:
+        """Where to read on: behind what is already here."""
+        assert self.lane is not None
+        return self.backlog[-1].next_offset if self.backlog else self.lane.position
+
+    def on(self, event: LifeEvent, now_ns: int) -> Actions:
+        """Take an event of its life; what is to be done. Raises `LifeError` for what can't be."""
+        actions = self._life.on(event)
+        if Action.START_READING not in actions:
+            return actions
+        self.hear(now_ns)
+        self._look_ns = 0
+        return (*actions, Action.PAUSE) if self.paused else actions
+
+    def opened(self, lane: Lane, now_ns: int, *, owned: bool) -> Actions:
+        """Take the lane that was restored, at the offset where it reads on."""
+        if self.phase is Phase.OPENING:
+            self.lane, self.committed_offset = lane, lane.position
+        return self.on(LifeEvent.OPENED if owned else LifeEvent.OPENED_UNOWNED, now_ns)
+
+    def discard(self) -> None:
+        """Forget lane, backlog and results."""
+        self.lane = None
+        self.backlog.clear()
+        self.backlog_records = 0
+        self.paused = False
+        self.committer.discard()
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def hear(self, now_ns: int) -> None:
+        """Something came, or nothing was asked for: that is no silence."""
+        self._heard_ns = now_ns
+
+    def accept(self, fetched: Fetched, now_ns: int) -> Actions:
+        """Take fetched records into the backlog; pause at the high watermark."""
+        self.backlog.append(fetched)
+        self.backlog_records += fetched.records
+        self.hear(now_ns)
+        if self.paused or self.backlog_records < self._rules.high_records:
+            return ()
+        self.paused = True
+        return (Action.PAUSE,)
+
+    def next_portion(self) -> Fetched | None:
+        """The next records for the lane; None where there are none, or the lane has to wait for a commit."""
+        if not self.is_running or not self.backlog:
+            return None
+        assert self.lane is not None
+        if self._is_full() or self.committer.is_held_up(self.lane.changes_waiting):
+            self.committer.hurry()
+            return None
+        portion, rest = self.backlog.popleft().split(self._at_once)
+        if rest is not None:
+            self.backlog.appendleft(rest)
+        self.backlog_records -= portion.records
+        return portion
+
+    def process(self, portion: Fetched) -> Effects:
+        """Have the lane process a portion. Raises `CallbackError` where a user's function raised."""
+        assert self.lane is not None
+        # Batches are fetched only where the lanes take them.
+        effects = self._take(self.lane.process(portion.items))  # type: ignore[arg-type]
+        self.committer.note_progress()
+        return effects
+
+    def processed(self, records: int, took_s: float) -> Actions:
+        """After a portion: fit the next one to what it cost; resume at the low watermark."""
+        assert self.lane is not None
+        affordable = int(records * STEP_TARGET_S / max(took_s, 1e-6))
+        self._at_once = min(max(affordable, LEAST_RECORDS), 2 * self._at_once, self._rules.batch_size)
+        self.committer.note_changes(self.lane.changes_waiting)
+        if not self.paused or self.backlog_records > self._rules.low_records:
+            return ()
+        self.paused = False
+        return (Action.RESUME,)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def next_due_ns(self) -> int | None:
+        """When a silence that lasts until then brings something out; None: no silence does."""
+        due_ns = self.lane.next_timeout_ns() if self.lane is not None else None
+        return None if due_ns is None else self._heard_ns + due_ns
+
+    def is_overdue(self, now_ns: int) -> bool:
+        """Whether the silence brings something out, if the partition was read to its end."""
+        if self._look_ns is None or now_ns < self._look_ns or not self._is_at_rest():
+            return False
+        due_ns = self.next_due_ns()
+        if due_ns is None or now_ns < due_ns:
+            # Nothing to see until then, or until something is processed: a thousand idle partitions cost nothing.
+            self._look_ns = due_ns
+            return False
+        return True
+
+    def show_overdue(self, now_ns: int) -> Effects | None:
+        """Let the silence bring windows out; None where it was broken meanwhile."""
+        if not self.is_overdue(now_ns):
+            return None
+        assert self.lane is not None
+        return self._take(self.lane.idle(now_ns - self._heard_ns))
+
+    def lane_at_rest(self) -> Lane | None:
+        """The lane, where it has processed all that came."""
+        return self.lane if self._is_at_rest() else None
+
+    def pass_markers(self, lane: Lane, position: int) -> None:
+        """Where the log goes on with what is no record (a transaction's end, or what was aborted), count it as done.
+
+        Otherwise a topic that is written in transactions, as frames topics are, would have a lag for ever. ``lane`` is
+        the one that was at rest when ``position`` was asked for.
+        """
+        if self.lane_at_rest() is lane and position > lane.position:
+            lane.position = position
+            self.committer.note_progress()
+
+    def flush_partial(self) -> Effects | None:
+        """Show open windows that changed; None where nothing is processed now."""
+        if not self.is_running or self.lane is None:
+            return None
+        return self._take(self.lane.flush_partial())
+
+    def _is_at_rest(self) -> bool:
+        return self.is_running and not self.backlog and self.lane is not None
+
+    def _take(self, effects: Effects) -> Effects:
+        self._look_ns = 0
+        self.committer.take(effects)
+        return effects
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    def begin_commit(self, out: OutTopics, now_ns: int) -> CommitUnderWay | None:
+        """Take what is to be committed; None where there is nothing."""
+        return None if self.lane is None else self.committer.begin(self.lane, out, now_ns)
+
+    def committed(self, under_way: CommitUnderWay) -> None:
+        """The commit was acknowledged."""
+        assert under_way.work.offset >= self.committed_offset, "a commit goes back"
+        self.committed_offset = under_way.work.offset
