@@ -9,7 +9,7 @@ TEST_LIMIT ?= 45m
 TEST_PROCESSES ?= 3
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check format bench load soak broker readme docs docs-serve clean
+.PHONY: help demo test check format bench load soak broker reference docs docs-serve clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,8 @@ soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, with new see
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C
 	@$(BIN)/python -m workers.apps.broker
 
-readme: $(READY)  ## write the settings' tables into README.md
-	$(BIN)/python docs/update_readme.py
+reference: $(READY)  ## write what the code knows (settings, commands, metrics, ...) into the pages of docs/
+	$(BIN)/python docs/generate_reference.py
 
 docs: $(READY)  ## build the documentation into site/, strictly; nothing in it asks another host
 	$(BIN)/python docs/build_site.py

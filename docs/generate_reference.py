@@ -1,21 +1,24 @@
-"""Stage the documentation site: the pages of docs/, with the parts that the code knows best written by the code.
+"""Write what the code knows best into the pages of docs/, and stage those pages for the site.
 
-    python docs/generate_reference.py build/docs
+    python docs/generate_reference.py      write the pages: `make reference`
 
-A page says where such a part goes:
+A page says where such a part goes, and holds it, so that it can be read in the repository too:
 
     <!-- generated: settings -->               one of `PARTS`
-    <!-- include: examples/ticks.ndjson -->    a file, from the folder docs/, as a block of code
+    ...
+    <!-- end: settings -->
+    <!-- include: examples/ticks.ndjson -->    a file, from the folder docs/, as a block of code: on the site only
 
-Nothing that is generated is committed, so it can't drift. `make docs` runs this and then builds the site.
+`tests/unit/test_readme.py` fails where a page holds another text than the code gives. `docs/build_site.py` stages the
+pages; there the library's part is mkdocstrings' work, which links types and shows whole docstrings.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -37,15 +40,17 @@ from workers.settings.all import ReferenceRow, Settings, load_settings, operator
 from workers.telemetry.metrics import CatalogueRow, catalogue
 from workers.testing import TestDriver
 
-__all__ = ["PARTS", "environment_name", "stage"]
+__all__ = ["PARTS", "environment_name", "stage", "updated", "write"]
 
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
 LEFT_OUT: Final = {".py"}  # scripts of this folder; those of examples/ are shown
-GENERATED: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+GENERATED: Final = re.compile(
+    r"^<!-- generated: (?P<part>[a-z-]+) -->\n(?P<text>.*?)^<!-- end: (?P=part) -->$", re.MULTILINE | re.DOTALL
+)
+MARKER: Final = re.compile(r"^<!-- (?:generated|end): \S+ -->$", re.MULTILINE)
 INCLUDE: Final = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
 TEST: Final = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
-ALERT: Final = re.compile(r"\[([A-Z][A-Za-z]+)\]\((\S*alerts\.md)\)")  # its heading is there once it is generated
 HELP_WIDTH: Final = 100
 
 KEPT: Final = {"-1": "for ever"}
@@ -307,20 +312,56 @@ def _errors() -> str:
     return _table(("error", "is a", "exit code", "meaning"), rows)
 
 
-def _library() -> str:
+def _public_groups() -> dict[str, tuple[str, ...]]:
     public = [name for name in workers.__all__ if name != "__version__"]
     if gone := {name for names in GROUPS.values() for name in names} - set(public):
         raise RuntimeError(f"generate_reference.py groups names that workers no longer has: {sorted(gone)}")
     grouped = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "More": tuple(name for name in public if name not in grouped)}
+    return {title: names for title, names in groups.items() if names}
+
+
+def _library() -> str:
+    """Signatures and the docstrings' first paragraphs, for readers of the repository."""
     parts = []
-    for title, names in groups.items():
-        if not names:
-            continue
+    for title, names in _public_groups().items():
         parts += [f"## {title}", ""]
         for name in names:
-            parts += [f"::: workers.{name}", ""]
+            item: Any = getattr(workers, name)
+            parts += [f"### {name}", "", "```text", _signature(name, item), "```", "", _first_paragraph(item), ""]
     return "\n".join(parts)
+
+
+def _library_of_the_site() -> str:
+    parts = []
+    for title, names in _public_groups().items():
+        parts += [f"## {title}", "", *(f"::: workers.{name}\n" for name in names)]
+    return "\n".join(parts)
+
+
+def _signature(name: str, item: Any) -> str:
+    try:
+        parameters = tuple(inspect.signature(item).parameters.values())
+    except (TypeError, ValueError):  # an alias of types
+        return name
+    kind = "class " if inspect.isclass(item) else ""
+    plain = [_parameter(each) for each in parameters]
+    if first := next((place for place, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY), None):
+        plain.insert(first, "*")
+    short = f"{kind}{name}({', '.join(plain)})"
+    return short if len(short) <= HELP_WIDTH else "\n".join((f"{kind}{name}(", *(f"    {one}," for one in plain), ")"))
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    text = f"{parameter.name}: {parameter.annotation}"
+    if parameter.default is parameter.empty:
+        return text
+    return f"{text} = {getattr(parameter.default, '__name__', repr(parameter.default))}"
+
+
+def _first_paragraph(item: Any) -> str:
+    text = (inspect.getdoc(item) or "").partition("\n\n")[0]
+    return " ".join(text.split()).replace("``", "`")
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
@@ -343,7 +384,31 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
 }
 
 
-# -- staging ----------------------------------------------------------------------------------------------------------
+SITE_PARTS: Final = {**PARTS, "library": _library_of_the_site}
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def updated(text: str, parts: dict[str, Callable[[], str]] = PARTS) -> str:
+    """A page with its parts as the code has them.
+
+    Raises ``KeyError`` for a part that doesn't exist, ``ValueError`` for a marker that lacks its other one.
+    """
+    paired = 2 * sum(1 for _ in GENERATED.finditer(text))
+    if paired != len(MARKER.findall(GENERATED.sub(lambda match: match[0].replace(match["text"], ""), text))):
+        raise ValueError("expected `<!-- generated: PART -->` and `<!-- end: PART -->` in pairs")
+    return GENERATED.sub(lambda match: _between(match["part"], parts[match["part"]]()), text)
+
+
+def _between(part: str, text: str) -> str:
+    return f"<!-- generated: {part} -->\n\n{text.strip()}\n\n<!-- end: {part} -->"
+
+
+def write() -> None:
+    """Bring every page of docs/ up to date."""
+    for page in sorted(DOCS.rglob("*.md")):
+        page.write_text(updated(page.read_text()))
 
 
 def _included(match: re.Match[str]) -> str:
@@ -354,17 +419,15 @@ def _included(match: re.Match[str]) -> str:
     return f"```{language}\n{path.read_text().rstrip()}\n```"
 
 
-def expanded(text: str) -> str:
-    """A page as it is built: parts generated, files included, notes to the tests left out."""
-    text = GENERATED.sub(lambda match: PARTS[match[1]](), text)
-    text = ALERT.sub(lambda match: f"[{match[1]}]({match[2]}#{match[1].lower()})", text)
-    return TEST.sub("", INCLUDE.sub(_included, text))
+def _as_built(text: str) -> str:
+    """A page as the site has it: parts generated, files included, markers and notes to the tests left out."""
+    return TEST.sub("", INCLUDE.sub(_included, MARKER.sub("", updated(text, SITE_PARTS))))
 
 
 def stage(folder: Path) -> None:
     """Fill ``folder`` with the site's sources; what was there before is removed.
 
-    Raises ``KeyError`` for a part that doesn't exist, ``OSError`` for a file that can't be included.
+    Raises what `updated` raises, and ``OSError`` for a file that can't be included.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for path in sorted(DOCS.rglob("*")):
@@ -373,11 +436,11 @@ def stage(folder: Path) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            target.write_text(expanded(path.read_text()))
+            target.write_text(_as_built(path.read_text()))
         else:
             shutil.copyfile(path, target)
     (folder / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text())
 
 
 if __name__ == "__main__":
-    stage(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs")
+    write()

@@ -21,7 +21,8 @@ from workers.settings.all import load_settings, reference
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = tuple(sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS = (README, ROOT / "CHANGELOG.md", *PAGES)
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -81,8 +82,10 @@ def _parse(arguments: list[str]) -> None:
         command.parse_args(context, list(arguments))
 
 
-def _update_readme() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
+@pytest.fixture(scope="module")
+def reference_script() -> ModuleType:
+    """`docs/generate_reference.py`, as a module."""
+    spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -96,15 +99,31 @@ def _slugs(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_settings_of_the_readme_are_those_of_the_code() -> None:
-    text = README.read_text()
-    assert _update_readme().updated(text) == text, "README.md lists other settings than there are; run `make readme`"
+@pytest.mark.parametrize("path", PAGES, ids=_ids(PAGES))
+def test_what_a_page_takes_from_the_code_is_what_the_code_has(path: Path, reference_script: ModuleType) -> None:
+    text = path.read_text()
+    assert reference_script.updated(text) == text, f"{path.name} is behind the code; run `make reference`"
+
+
+def test_a_page_that_is_behind_the_code_or_lacks_a_marker_would_be_noticed(reference_script: ModuleType) -> None:
+    page = "<!-- generated: exit-codes -->\n\n| 0 | Fine. |\n\n<!-- end: exit-codes -->\n"
+    assert "Fine." not in reference_script.updated(page)
+    for cut in ("<!-- generated: exit-codes -->\n", "<!-- end: exit-codes -->\n"):
+        with pytest.raises(ValueError, match="in pairs"):
+            reference_script.updated(page.replace(cut, ""))
+
+
+def test_no_page_of_the_reference_is_hollow() -> None:
+    for path in (ROOT / "docs" / "reference").glob("*.md"):
+        assert all(
+            each.strip() for each in re.findall(r"<!-- generated: \S+ -->(.*?)<!-- end", path.read_text(), re.DOTALL)
+        )
 
 
 def test_the_settings_tables_name_every_setting_once_with_its_default() -> None:
-    tables = README.read_text().partition("## Settings")[2]
-    rows = re.findall(r"^\| `([a-z_.]+)` \| (?:`(.*?)`)? *\|", tables, re.MULTILINE)
-    assert [key for key, _default in rows] == [row.key for row in reference()]
+    tables = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)`<br>.*? \| (?:`(.*?)`)? *\|", tables, re.MULTILINE)
+    assert sorted(key for key, _default in rows) == sorted(row.key for row in reference())
     assert dict(rows)["window.lag"] == "2s"
 
 

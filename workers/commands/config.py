@@ -119,7 +119,7 @@ def reference(
 
 
 def markdown_tables(rows: Iterable[ReferenceRow]) -> str:
-    """The settings as Markdown, a table for each section; the README's are made of this."""
+    """The settings as Markdown, a table for each section."""
     lines: list[str] = []
     section = None
     for row in rows:
