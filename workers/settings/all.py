@@ -321,28 +321,29 @@ class TopicsSettings(_Section):
     frames: _TopicName = Field(default="frames", description="Topic the window frames are written to.")
     late: _TopicName = Field(
         default="tick-workers-late",
-        description="Topic for ticks dropped as late, each with why. Default: `<application_id>-late`.",
+        description="Topic for late ticks, each with its reason. Default: `<application_id>-late`.",
     )
     dead_letters: _TopicName = Field(
         default="tick-workers-dead-letters",
-        description="Topic for records that are not ticks, each with why. Default: `<application_id>-dead-letters`.",
+        description="Topic for records that are not valid ticks, each with its reason. Default: "
+        "`<application_id>-dead-letters`.",
     )
     changelog: _TopicName = Field(
         default="tick-workers-changelog",
-        description="Compacted topic that state is recovered from. Default: `<application_id>-changelog`.",
+        description="Compacted topic that state is restored from. Default: `<application_id>-changelog`.",
     )
     feedback: _TopicName = Field(
         default="tick-workers-feedback",
         description="Topic that tells producers how fast they may send. Default: `<application_id>-feedback`.",
     )
     partitions: int = Field(
-        default=8, ge=1, le=10_000, description="Partitions of topics created here; topics that exist keep theirs."
+        default=8, ge=1, le=10_000, description="Partitions of topics created by workers; existing topics keep theirs."
     )
     replication_factor: int = Field(
         default=-1,
         ge=-1,
         le=32_767,
-        description="Replicas of topics created here; -1 is the broker's default.",
+        description="Replication factor of topics created by workers; -1: the broker's default.",
         json_schema_extra=_allowed("-1, or integer >= 1"),
     )
     create: bool = Field(
@@ -362,8 +363,7 @@ class TickSettings(_Section):
 
     format: Literal["json", "frames"] = Field(
         default="json",
-        description="json: ticks; frames: the topic is the frames topic of another application, and bars are made of "
-        "its bars.",
+        description="json: ticks; frames: the frames of another application, to build larger bars from.",
     )
     symbol: _JsonField = Field(default="symbol", description="JSON field of the symbol.")
     ts: _JsonField = Field(default="ts", description="JSON field of the event time.")
@@ -372,21 +372,21 @@ class TickSettings(_Section):
     timestamp_unit: TimestampUnit = Field(default="ms", description="Unit of an integer event time.")
     max_future_skew: DurationNs = Field(
         default=60 * _SECOND_NS,
-        description="A tick later than its record's Kafka timestamp by more than this is rejected: "
-        "one wrong clock must not make everybody's next ticks late.",
+        description="A tick ahead of its record's Kafka timestamp by more than this is rejected, so that one wrong "
+        "clock can't make its symbol's next ticks late.",
     )
     min_time: InstantNs = Field(
         default=631_152_000 * _SECOND_NS,  # 1990
-        description="A tick before this is rejected: seconds that are read as milliseconds are times of 1970.",
+        description="A tick before this is rejected. It catches seconds read as milliseconds, which look like 1970.",
         json_schema_extra=_allowed("a date, or an RFC 3339 time"),
     )
     max_jump: DurationNs = Field(
         default=0,
-        description="A tick further than this ahead of all before it in its partition waits for its symbol's next one: "
-        "where that goes back, it was a wrong date, and goes to the dead letters. 0s: none waits.",
+        description="A tick further ahead than this of all earlier ones in its partition is held until its symbol's "
+        "next tick; if that goes back, the held one had a wrong date and becomes a dead letter. 0s: off.",
     )
     on_misrouted: Literal["warn", "reject"] = Field(
-        default="warn", description="What happens to a tick on another partition than murmur2 of its key gives."
+        default="warn", description="What to do with a tick that is not on the partition that murmur2 of its key gives."
     )
 
 
@@ -408,16 +408,16 @@ class WindowSettings(_Section):
         default=0, description="hopping: time from the start of a window to the start of the next, at most `size`."
     )
     offset: DurationNs = Field(
-        default=0, description="tumbling, hopping: moves all windows; by less than `size` (hopping: than `hop`)."
+        default=0, description="tumbling, hopping: shifts all windows, by less than `size` (hopping: `hop`)."
     )
     time_zone: Annotated[str | None, BeforeValidator(_time_zone)] = Field(
         default=None,
         description="tumbling: windows start when the wall clock of this zone shows a multiple of `size` since "
-        "midnight, daylight saving time included; UTC where not given.",
+        "midnight, daylight saving time included; UTC if not set.",
         json_schema_extra=_allowed("an IANA name, like America/New_York"),
     )
     gap: DurationNs = Field(
-        default=0, description="session: silence that ends a session: ticks closer than this are in one window."
+        default=0, description="session: the silence that ends a session; ticks closer than this share a window."
     )
     calendar: Annotated[str | None, BeforeValidator(_calendar)] = Field(
         default=None,
@@ -431,37 +431,36 @@ class WindowSettings(_Section):
     )
     close_grace: DurationNs = Field(
         default=0,
-        description="calendar: how long after the close a session still takes ticks, as of a closing auction.",
+        description="calendar: how long after the close a session still takes ticks, for a closing auction.",
     )
     fill_gaps: DurationNs = Field(
         default=0,
-        description="tumbling: a hole between bars no longer than this is filled with empty bars at the last close; "
-        "0s: none are.",
+        description="tumbling: fill gaps between bars, up to this long, with empty bars at the last close; 0s: off.",
     )
     lag: DurationNs = Field(
         default=2 * _SECOND_NS,
-        description="How far the watermark stays behind the greatest event time: the disorder expected. "
-        "With `tick.format` frames always 0: their own application has waited.",
+        description="How far the watermark trails the greatest event time: the disorder you expect. Always 0 with "
+        "`tick.format` frames, whose application has waited already.",
     )
     allowed_lateness: DurationNs = Field(
-        default=0, description="How long after closing a window still takes ticks and comes out again, revised."
+        default=0, description="How long a closed window still takes ticks; each one emits it again, revised."
     )
     idle_after: DurationNs = Field(
         default=_SECOND_NS,
-        description="Partition time beyond `end + lag` at which a quiet key's window comes out provisional.",
+        description="Partition time past `end + lag` at which a quiet key's window is emitted as provisional.",
     )
     key_ttl: Annotated[int | None, _PARSE_DURATION_OR_NEVER] = Field(
         default=None,
         ge=0,
         le=_MAX_DURATION_NS,
-        description="never: every key is kept, some hundred bytes each. A duration: a key this far (event time) behind "
-        "its partition is finished and forgotten, which frees its memory and makes ticks that old late, whoever moved "
-        "the partition on.",
+        description="never: keep every key, a few hundred bytes each. A duration: finish and forget a key this far "
+        "(event time) behind its partition, which frees its memory and makes ticks that old late, whichever symbol "
+        "advanced the partition.",
         json_schema_extra=_allowed("never, or duration 0s to 366d"),
     )
     emit: Literal["eager", "final"] = Field(
         default="eager",
-        description="eager: a frame at closing and at each revision; final: one frame when it can't change any more.",
+        description="eager: a frame on close and on each revision; final: one frame, once it can't change any more.",
     )
     emit_partial: bool = Field(default=False, description="Also emit open windows that changed, as provisional frames.")
     flush_interval: DurationNs = Field(
@@ -475,7 +474,7 @@ class WindowSettings(_Section):
     )
     aggregation: Annotated[str, BeforeValidator(_aggregation)] = Field(
         default="ohlcv",
-        description="What is computed over a window; your own is named by where it is imported from.",
+        description="What to compute over a window; name your own by its import path.",
         json_schema_extra=_allowed("ohlcv, or package.module:name"),
     )
 
@@ -501,17 +500,15 @@ class CorrectionsSettings(_Section):
     """Messages that cancel or correct a trade that came before; off unless `field` is given."""
 
     field: _OptionalField = Field(
-        default=None, description="JSON field that says what a message is. Without it every message is a trade."
+        default=None, description="JSON field with the message type. Not set: every message is a trade."
     )
-    cancel: _Names = Field(default=(), description="What `field` says in a message that cancels a trade.")
-    correct: _Names = Field(
-        default=(), description="What `field` says in a message that corrects a trade's price and size."
-    )
+    cancel: _Names = Field(default=(), description="Values of `field` that mark a cancellation.")
+    correct: _Names = Field(default=(), description="Values of `field` that mark a correction of price and size.")
     id: _OptionalField = Field(default=None, description="JSON field of a trade's id, text or an integer.")
     refers_to: _OptionalField = Field(
         default=None,
-        description="JSON field, of a message that cancels or corrects, of the id of the trade it is about; "
-        "`corrections.id` where not given.",
+        description="JSON field with the id of the trade that a cancellation or correction refers to; "
+        "`corrections.id` if not set.",
     )
 
     def rules(self) -> CorrectionRules | None:
@@ -525,7 +522,7 @@ class LaneSettings(_Section):
     """Bounds of one partition's queue inside a worker, in records and fractions of them."""
 
     capacity: int = Field(
-        default=50_000, ge=1, le=100_000_000, description="Records fetched but unprocessed that one partition may hold."
+        default=50_000, ge=1, le=100_000_000, description="Fetched but unprocessed records that one partition may hold."
     )
     high_watermark: _Portion = Field(
         default=0.75, description="Fraction of `capacity` at which the partition is paused."
@@ -535,7 +532,7 @@ class LaneSettings(_Section):
         default=5_000,
         ge=1,
         le=100_000_000,
-        description="Records handed to a lane at once; bounds how long the event loop is held.",
+        description="Most records processed in one step; bounds how long the event loop is blocked.",
     )
 
 
@@ -543,23 +540,21 @@ class BackpressureSettings(_Section):
     """When and how much producers are slowed down; lags are in records, summed over the group's partitions."""
 
     enabled: bool = Field(
-        default=True, description="Publish the group's level to producers; false: its lag is only measured."
+        default=True, description="Publish the group's level to producers; false: only measure its lag."
     )
     soft_lag: int = Field(default=100_000, ge=1, description="Lag in records at which the level becomes SOFT.")
     hard_lag: int = Field(default=1_000_000, ge=1, description="Lag in records at which the level becomes HARD.")
     release: _Portion = Field(
         default=0.5,
-        description="A level is left when the lag is at most this fraction of what raised it, so it can't flutter.",
+        description="A level is left once the lag is at most this fraction of its threshold, so it can't flap.",
     )
-    min_dwell: DurationNs = Field(
-        default=5 * _SECOND_NS, description="Shortest time at a level before a lower one is taken."
-    )
+    min_dwell: DurationNs = Field(default=5 * _SECOND_NS, description="Minimum time at a level before it drops.")
     poll_interval: DurationNs = Field(
         default=_SECOND_NS, ge=100 * NS_PER_MS, description="How often the lag is measured."
     )
-    rate_scale_soft: _Scale = Field(default=0.5, description="Fraction of their rate producers keep at SOFT.")
+    rate_scale_soft: _Scale = Field(default=0.5, description="Fraction of their rate that producers keep at SOFT.")
     rate_scale_hard: _Scale = Field(
-        default=0.0, description="Fraction of their rate producers keep at HARD; 0 stops them."
+        default=0.0, description="Fraction of their rate that producers keep at HARD; 0 stops them."
     )
 
 
@@ -569,34 +564,36 @@ class StoreSettings(_Section):
     sqlite: str = Field(
         default="frames.db",
         min_length=1,
-        description="File that frames are stored in, unless `store.postgres` is set.",
+        description="SQLite file to store frames in, unless `store.postgres` is set.",
         json_schema_extra=_allowed("the path of a file"),
     )
     postgres: _Secret = Field(
         default=None,
-        description="PostgreSQL database that frames are stored in, as a URI or name=value pairs. "
-        "Also `WORKERS_STORE_DSN`.",
+        description="PostgreSQL database to store frames in, as a URI or name=value pairs. Also `WORKERS_STORE_DSN`.",
         json_schema_extra=_allowed("postgresql://user@host:5432/database"),
     )
-    batch_size: int = Field(default=5_000, ge=1, le=1_000_000, description="Frames stored in one transaction at most.")
+    batch_size: int = Field(default=5_000, ge=1, le=1_000_000, description="Most frames stored in one transaction.")
     flush_interval: DurationNs = Field(
-        default=200 * NS_PER_MS, description="How long the first frame of a batch waits for the others."
+        default=200 * NS_PER_MS, description="How long the first frame of a batch waits for more."
     )
     queue_capacity: int = Field(
-        default=50_000, ge=1, le=100_000_000, description="Frames read but not yet stored that the queue may hold."
+        default=50_000, ge=1, le=100_000_000, description="Most frames read but not yet stored."
     )
     queue_bytes: int = Field(
-        default=128 * 1024 * 1024, ge=1_024, le=2**40, description="The same bound in bytes; whichever is met first."
+        default=128 * 1024 * 1024,
+        ge=1_024,
+        le=2**40,
+        description="The same limit in bytes; whichever is reached first.",
     )
     high_watermark: _Portion = Field(
         default=0.75, description="Fraction of the queue at which the level becomes HARD and reading pauses."
     )
     low_watermark: _Portion = Field(
-        default=0.25, description="Fraction of the queue at which reading goes on; SOFT begins half way to the other."
+        default=0.25, description="Fraction of the queue at which reading resumes; SOFT begins halfway between the two."
     )
     feedback: bool = Field(
         default=True,
-        description="Publish the queue's level to producers; false for a store that catches up on history.",
+        description="Publish the queue's level to producers; false for a store that backfills history.",
     )
 
 
@@ -607,13 +604,13 @@ class MetricsSettings(_Section):
         default=9404,
         ge=METRICS_OFF,
         le=65_535,
-        description="Port of the metrics endpoint; 0 takes a free one (several workers on one host), off opens none.",
+        description="Port of the metrics endpoint; 0: any free port (several workers on one host); off: no endpoint.",
         json_schema_extra=_allowed("integer 0 to 65535, or off"),
     )
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address the metrics endpoint listens on; it is unprotected, so say 0.0.0.0 on purpose.",
+        description="Address the metrics endpoint listens on; it has no authentication, so open it deliberately.",
         json_schema_extra=_allowed("an address of this host"),
     )
 
@@ -621,9 +618,7 @@ class MetricsSettings(_Section):
 class LoggingSettings(_Section):
     """What is logged, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level logged."
-    )
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum level to log.")
     format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, JSON lines elsewhere."
     )
@@ -655,22 +650,20 @@ class DeduplicateSettings(Operator):
     )
     fields: _JsonFields | None = Field(
         default=None,
-        description="JSON fields that make the id together, where one is not enough.",
+        description="JSON fields that together form the id, if one is not enough.",
         json_schema_extra=_allowed("a list of names of JSON fields"),
     )
     ttl: DurationNs = Field(
         default=600 * _SECOND_NS,
         ge=1,
-        description="How long an id is remembered, in event time of its symbol since it was first seen.",
+        description="How long to remember an id after it was first seen, in its symbol's event time.",
     )
-    gaps: bool = Field(
-        default=False, description="The id counts up by 1 per symbol: count and log the ids that are skipped."
-    )
+    gaps: bool = Field(default=False, description="The id increases by 1 per symbol: count and log skipped ids.")
     max_ids: int = Field(
         default=100_000,
         ge=1,
         le=10_000_000,
-        description="Ids of one symbol remembered at most; beyond it the oldest is forgotten early, and counted.",
+        description="Most ids remembered per symbol; beyond that the oldest is forgotten early, and counted.",
     )
     ledger: bool = Field(default=True, description="Write each duplicate to the late topic, with reason duplicate.")
 
@@ -701,22 +694,20 @@ class ThrottleSettings(Operator):
 
     mode: Literal["drop", "conflate"] = Field(
         default="drop",
-        description="drop: what exceeds `rate` is dropped; conflate: of each `interval` the latest goes on.",
+        description="drop: drop what exceeds `rate`; conflate: pass on the latest tick of each `interval`.",
     )
     rate: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         default=None,
         description="drop: ticks per second of event time.",
         json_schema_extra=_allowed("number above 0, at most 1000000000"),
     )
-    burst: int = Field(
-        default=1, ge=1, le=1_000_000, description="drop: ticks that may come at once after a quiet time."
-    )
+    burst: int = Field(default=1, ge=1, le=1_000_000, description="drop: ticks allowed at once after a quiet period.")
     per: Literal["symbol", "partition"] = Field(
-        default="symbol", description="drop: whose rate it is, each symbol's or all of a partition together."
+        default="symbol", description="drop: whether `rate` applies to each symbol or to a whole partition."
     )
     interval: Annotated[DurationNs, Field(ge=1)] | None = Field(
         default=None,
-        description="conflate: length of an interval; they begin at multiples of it.",
+        description="conflate: interval length; intervals begin at multiples of it.",
         json_schema_extra=_allowed("duration 1ns to 366d"),
     )
     ledger: bool = Field(default=True, description="Write each tick dropped to the late topic, with reason throttled.")
@@ -758,10 +749,10 @@ class ThrottleSettings(Operator):
 class RuleSettings(_Section):
     """A rule of a router: which ticks, and where to. Both conditions hold where both are given."""
 
-    to: _TopicName = Field(description="Topic that the ticks are written to, as they came; window: on to the windows.")
+    to: _TopicName = Field(description="Topic to write the ticks to, unchanged; window: pass them on to the windows.")
     symbol: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="Pattern of the symbol: * any text, ? any character, [ab] one of these; case matters.",
+        description="Symbol pattern: * any text, ? any character, [ab] one of these; case-sensitive.",
         json_schema_extra=_allowed("a pattern"),
     )
     field: _JsonField | None = Field(
@@ -770,7 +761,9 @@ class RuleSettings(_Section):
         json_schema_extra=_allowed("the name of a JSON field"),
     )
     equals: str | int | float | bool | None = Field(
-        default=None, description="What the field is.", json_schema_extra=_allowed("text, number, true or false")
+        default=None,
+        description="Value that the field must have.",
+        json_schema_extra=_allowed("text, number, true or false"),
     )
 
     @model_validator(mode="after")
@@ -791,7 +784,7 @@ class RouterSettings(Operator):
         json_schema_extra=_allowed("a list of tables"),
     )
     default: _TopicName = Field(
-        default=TO_WINDOWS, description="Where ticks go to that no rule applies to; window: on to the windows."
+        default=TO_WINDOWS, description="Topic for ticks that match no rule; window: pass them on to the windows."
     )
 
     def spec(self, window: WindowSettings) -> OperatorSpec:
@@ -890,20 +883,20 @@ class KafkaSettings(_Section):
     model_config = ConfigDict(alias_generator=_kafka_name, populate_by_name=True)
 
     security_protocol: _SecurityProtocol = Field(
-        default="PLAINTEXT", description="How to talk to the brokers: encrypted (SSL), with a login (SASL), or both."
+        default="PLAINTEXT",
+        description="How to connect to the brokers: with encryption (SSL), a login (SASL), or both.",
     )
-    sasl_mechanism: _SaslMechanism = Field(default="PLAIN", description="How the login is proved.")
-    sasl_username: _Text = Field(default=None, description="Login name.")
-    sasl_password: _Secret = Field(default=None, description="Password of the login.")
+    sasl_mechanism: _SaslMechanism = Field(default="PLAIN", description="Authentication mechanism.")
+    sasl_username: _Text = Field(default=None, description="User name.")
+    sasl_password: _Secret = Field(default=None, description="Password.")
     sasl_jaas_config: _Secret = Field(
         default=None,
-        description="Login as Java clients write it (PlainLoginModule or ScramLoginModule), "
+        description="Login in the Java clients' form (PlainLoginModule or ScramLoginModule), "
         "instead of `sasl.username` and `sasl.password`.",
     )
     ssl_ca_location: _PemPath = Field(
         default=None,
-        description="Certificates to trust; the system's where not given. "
-        "Also `ssl.cafile`, `ssl.truststore.location`.",
+        description="Certificates to trust; the system's if not set. Also `ssl.cafile`, `ssl.truststore.location`.",
     )
     ssl_truststore_type: Annotated[Literal["PEM"], BeforeValidator(_pem_type)] = Field(
         default="PEM", description="Format of the trusted certificates."
@@ -919,32 +912,32 @@ class KafkaSettings(_Section):
     )
     ssl_key_password: _Secret = Field(default=None, description="Passphrase of the private key.")
     ssl_endpoint_identification_algorithm: Annotated[Literal["https", "none"], BeforeValidator(_host_check)] = Field(
-        default="https", description="none: don't check that a broker's certificate is for the host it was reached by."
+        default="https", description="none: don't verify that a broker's certificate matches its host name."
     )
     client_id: _Text = Field(
-        default=None, description="Name in the brokers' logs and quotas; `application_id` where not given."
+        default=None, description="Name in the brokers' logs and quotas; `application_id` if not set."
     )
     client_rack: _Text = Field(
-        default=None, description="Consumer: rack of this client, to fetch from a replica near by."
+        default=None, description="Consumer: rack of this client, to fetch from a nearby replica."
     )
-    request_timeout_ms: _Int32 = Field(default=40_000, description="How long a request may take.")
-    metadata_max_age_ms: _Int32 = Field(default=300_000, description="Age at which metadata is read again.")
+    request_timeout_ms: _Int32 = Field(default=40_000, description="Request timeout.")
+    metadata_max_age_ms: _Int32 = Field(default=300_000, description="Age at which metadata is refreshed.")
     retry_backoff_ms: _Int32 = Field(
         default=10,
-        description="Pause before a retry; short, because a transaction often meets the end of the one before.",
+        description="Pause before a retry; short, because a transaction often starts while the last one completes.",
     )
     connections_max_idle_ms: _Int32 = Field(
         default=540_000, description="Idle time after which a connection is closed."
     )
     group_instance_id: _Text = Field(
         default=None,
-        description="Consumer: static membership, so that a restart moves no partition; different for every worker.",
+        description="Consumer: static membership, so that a restart moves no partitions; unique per worker.",
     )
     session_timeout_ms: _Int32 = Field(
-        default=10_000, description="Consumer: silence after which a worker counts as dead."
+        default=10_000, description="Consumer: time without a heartbeat after which a worker is considered dead."
     )
     heartbeat_interval_ms: _Int32 = Field(
-        default=3_000, description="Consumer: pause between heartbeats, at most a third of the session."
+        default=3_000, description="Consumer: time between heartbeats; at most a third of the session timeout."
     )
     rebalance_timeout_ms: _Int32 = Field(
         default=60_000, description="Consumer: time to finish and commit before partitions move."
@@ -953,37 +946,39 @@ class KafkaSettings(_Section):
         default=300_000, description="Consumer: time without a fetch after which a worker leaves the group."
     )
     auto_offset_reset: Annotated[Literal["earliest", "latest"], BeforeValidator(_lower)] = Field(
-        default="earliest", description="Consumer: where a partition that was never committed is begun."
+        default="earliest", description="Consumer: where to start a partition without a committed offset."
     )
     isolation_level: Annotated[Literal["read_committed", "read_uncommitted"], BeforeValidator(_lower)] = Field(
-        default="read_committed", description="Consumer: whether ticks of open and aborted transactions are read."
+        default="read_committed", description="Consumer: whether to read ticks of open and aborted transactions."
     )
-    fetch_min_bytes: _Int32 = Field(default=1, description="Consumer: bytes a broker waits for.")
+    fetch_min_bytes: _Int32 = Field(default=1, description="Consumer: minimum bytes per fetch.")
     fetch_max_wait_ms: _Int32 = Field(
         default=50,
-        description="Consumer: how long it waits for them; a quiet partition delays its broker's others by this.",
+        description="Consumer: how long a broker waits for them; a quiet partition delays its broker's others by this.",
     )
-    fetch_max_bytes: _Int32 = Field(default=52_428_800, description="Consumer: bytes of one fetch.")
+    fetch_max_bytes: _Int32 = Field(default=52_428_800, description="Consumer: maximum bytes per fetch.")
     max_partition_fetch_bytes: _Int32 = Field(
-        default=262_144, description="Consumer: bytes of one partition in a fetch; small is fair."
+        default=262_144, description="Consumer: maximum bytes per partition in a fetch; smaller is fairer."
     )
     acks: Annotated[Literal["all", "1", "0"], BeforeValidator(_acks)] = Field(
         default="all",
-        description="Producer: replicas that must have a record; exactly_once needs all, at_least_once not 0.",
+        description="Producer: acknowledgements to wait for; exactly_once needs all, at_least_once anything but 0.",
     )
     compression_type: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], BeforeValidator(_lower)] = Field(
         default="lz4", description="Producer: compression of batches."
     )
-    linger_ms: int = Field(default=0, ge=0, le=_MAX_INT32, description="Producer: how long a batch waits for company.")
-    batch_size: _Int32 = Field(default=1_048_576, description="Producer: bytes of one batch.")
+    linger_ms: int = Field(
+        default=0, ge=0, le=_MAX_INT32, description="Producer: how long a batch waits for more records."
+    )
+    batch_size: _Int32 = Field(default=1_048_576, description="Producer: maximum bytes per batch.")
     max_request_size: _Int32 = Field(
-        default=1_048_576, ge=1_024, le=_MAX_INT32, description="Producer: bytes of one request, so also of one frame."
+        default=1_048_576, ge=1_024, le=_MAX_INT32, description="Producer: maximum bytes per request, and so per frame."
     )
     transaction_timeout_ms: _Int32 = Field(
         default=30_000,
         ge=1_000,
         le=900_000,
-        description="Producer: age at which the broker aborts a transaction that its worker left open.",
+        description="Producer: age at which the broker aborts an unfinished transaction.",
     )
 
 
@@ -998,13 +993,13 @@ _SYNONYMS: Final = {
 _MANAGED: Final = {
     "bootstrap.servers": "set bootstrap_servers at the top of the file, or KAFKA_BOOTSTRAP_SERVERS",
     "group.id": "the group is the application_id",
-    "group.protocol": "only the classic protocol is spoken",
+    "group.protocol": "only the classic protocol is supported",
     "enable.auto.commit": "offsets are committed together with frames; see commit_interval",
     "auto.commit.interval.ms": "offsets are committed together with frames; see commit_interval",
     "transactional.id": "derived from application_id and the partition, which is what makes fencing sound",
     "enable.idempotence": "follows acks: on with all",
     "max.poll.records": "see lane.batch_size",
-    "partition.assignment.strategy": "how partitions move is part of how state moves",
+    "partition.assignment.strategy": "how partitions move is fixed, since state moves with them",
     "partitioner": "frames go where murmur2 of their key says",
     "partitioner.class": "frames go where murmur2 of their key says",
     "ssl.truststore.password": f"PEM certificates have none. {_NO_KEYSTORE}",
@@ -1040,8 +1035,8 @@ class Settings(_Section):
 
     bootstrap_servers: Annotated[str, BeforeValidator(_servers)] = Field(
         default="localhost:9092",
-        description="Brokers to find the cluster by. Also `KAFKA_BOOTSTRAP_SERVERS`.",
-        json_schema_extra=_allowed("host:port, several with commas between them"),
+        description="Bootstrap brokers. Also `KAFKA_BOOTSTRAP_SERVERS`.",
+        json_schema_extra=_allowed("host:port, comma-separated"),
     )
     application_id: _TopicName = Field(
         default="tick-workers",
@@ -1053,7 +1048,7 @@ class Settings(_Section):
     processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",
         description="exactly_once: frames, state and offsets appear together or not at all; "
-        "at_least_once: after a crash a frame may appear again, the same to the byte.",
+        "at_least_once: after a crash a frame may appear again, byte for byte the same.",
     )
     commit_interval: DurationNs = Field(
         default=150 * NS_PER_MS,
@@ -1071,7 +1066,7 @@ class Settings(_Section):
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     pipeline: tuple[SerializeAsAny[Operator], ...] = Field(
         default=(),
-        description="Operators that ticks pass before windows, in order; only in a file, as [[pipeline]] tables.",
+        description="Operators applied to ticks before windowing, in order; only in a file, as [[pipeline]] tables.",
         json_schema_extra=_allowed("a list of tables"),
     )
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
@@ -1561,7 +1556,7 @@ class _Layer:
             self.problems.append(f"{where}: {spelled} can't be set: {_REFUSED[spelled]}")
             return
         if key not in _WRITABLE:
-            self.problems.append(f"{where}: {spelled} is no setting{_did_you_mean(spelled)}")
+            self.problems.append(f"{where}: {spelled} is not a setting{_did_you_mean(spelled)}")
             return
         rival = self._rival(key)
         if rival is not None:
@@ -1658,7 +1653,7 @@ def _environment_layers(environ: Mapping[str, str], problems: list[str]) -> Iter
         elif _looks_ours(name, value):
             near = difflib.get_close_matches(name, sorted(_VARIABLES), n=1, cutoff=0.75)
             near = [_FLATTENED_VARIABLES[name]] if name in _FLATTENED_VARIABLES else near
-            problems.append(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+            problems.append(f"{where} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
     yield kafka
     yield own
 
@@ -1683,7 +1678,9 @@ def _flag_layer(overrides: Mapping[str, object], problems: list[str]) -> _Layer:
             continue  # a flag that was not given
         if name in _KEYS and _KEYS[name].is_secret:
             variable = "WORKERS_STORE_DSN" if name == "store.postgres" else name.upper().replace(".", "_")
-            problems.append(f"{where}: secrets can't be flags, which every process can see; use {variable} or _FILE")
+            problems.append(
+                f"{where}: secrets can't be passed as flags, which every process can see; use {variable} or _FILE"
+            )
         elif name == "pipeline":
             problems.append(f"{where}: pipeline is a list of tables; set it in a file")
         else:
@@ -1899,9 +1896,9 @@ def advice(settings: Settings) -> list[str]:
         return []
     return [
         f"tick.max_future_skew is {format_duration(tick.max_future_skew)} and window.lag + window.allowed_lateness "
-        f"{format_duration(waited)}: one tick from a clock that is so fast makes up to "
-        f"{format_duration(tick.max_future_skew - waited)} of its symbol's honest ticks late; a smaller skew, or more "
-        "lag, costs less"
+        f"{format_duration(waited)}: one tick from such a fast clock can make up to "
+        f"{format_duration(tick.max_future_skew - waited)} of its symbol's ticks late; a smaller skew or more lag "
+        f"limits that"
     ]
 
 
