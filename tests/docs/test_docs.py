@@ -247,7 +247,7 @@ def test_every_variable_of_the_reference_sets_its_setting(scripts: dict[str, Mod
         name = scripts["generate_reference"].environment_name(row.key)
         value = str(secret) if row.key.endswith(".file") else row.default
         if name and value:
-            assert "is no setting" not in _complaint({**NO_FILE, name: value}), row.key
+            assert "is not a setting" not in _complaint({**NO_FILE, name: value}), row.key
 
 
 def _complaint(environ: dict[str, str]) -> str:

@@ -106,8 +106,8 @@ def test_exit_codes_tell_what_kind_of_trouble_it_was(
 
 
 SKEWED = (
-    "tick.max_future_skew is 1m and window.lag + window.allowed_lateness 2s: one tick from a clock that is so fast "
-    "makes up to 58s of its symbol's honest ticks late"
+    "tick.max_future_skew is 1m and window.lag + window.allowed_lateness 2s: one tick from such a fast clock can "
+    "make up to 58s of its symbol's ticks late"
 )
 
 
