@@ -216,7 +216,7 @@ class OwnedPartition:
                 failure = error
             await self._discard()
             log.warning(
-                "cannot open the partition; trying again",
+                "can't open the partition; retrying",
                 partition=self.number,
                 error=repr(failure),
                 retry_in_s=round(backoff_s, 1),
@@ -283,8 +283,8 @@ class OwnedPartition:
         if committed is not None and committed != stored:
             raise _OffsetsDisagreeError(
                 f"the stored state reflects offset {stored} of {where}, but the group "
-                f"{worker.settings.application_id!r} has committed {committed}: the group's offsets were changed apart "
-                "from the state. Set them back, or drop both with `workers state reset`"
+                f"{worker.settings.application_id!r} has committed {committed}: the group's offsets were changed "
+                f"separately from the state. Set them back, or drop both with `workers state reset`"
             )
         if stored < begin:
             raise DataLossError(
@@ -294,8 +294,8 @@ class OwnedPartition:
             )
         if stored > end:
             raise StateMismatchError(
-                f"the stored state reflects offset {stored} of {where}, which ends at {end}: the topic was deleted and "
-                "made again. Start over with `workers state reset`"
+                f"the stored state reflects offset {stored} of {where}, which ends at {end}: the topic was deleted "
+                f"and recreated. Start over with `workers state reset`"
             )
         return stored
 
@@ -381,11 +381,11 @@ class OwnedPartition:
         self.pending.extend(effects)
         self._pending_bytes += _size_of(effects)
         for key in effects.misrouted_keys:
-            log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self.number)
+            log.warning("key is not on the partition murmur2 gives", key=key[:80], partition=self.number)
         self._report_gaps(effects.gaps)
         for failure, others in self._failures.note(effects, time.monotonic()):
             log.error(
-                "a record could not be processed, for a fault of this program; it is in the dead letters",
+                "failed to process a record, which is a bug; the record is in the dead letters",
                 partition=self.number,
                 offset=failure.offset,
                 error=failure.error,
@@ -609,7 +609,9 @@ class Worker:
         loading = asyncio.ensure_future(asyncio.to_thread(takes_batches, self.lane_spec))
         done, _ = await asyncio.wait([loading], timeout=3.0)
         if not done:
-            log.info("loading the compiled lanes; the first time of a version compiles them, for up to a minute")
+            log.info(
+                "loading the compiled lanes; the first start of a version compiles them, which takes up to a minute"
+            )
         return await loading
 
     async def _loop(self, stop: asyncio.Event) -> None:
@@ -665,13 +667,13 @@ class Worker:
             )
         except OffsetOutOfRangeError as error:
             raise DataLossError(
-                f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
+                f"{self.topic} no longer has the records to be read next ({error}); its retention is "
                 "shorter than the lag. Start over with `workers state reset`, which reads what is left"
             ) from error
         except _FATAL:
             raise
         except KafkaError as error:
-            log.warning("fetching failed; trying again", error=repr(error))
+            log.warning("fetch failed; retrying", error=repr(error))
             await asyncio.sleep(1.0)
             return
         for number, found in fetched.items():
@@ -745,7 +747,7 @@ class Worker:
             return
         done, late = await asyncio.wait(commits, timeout=limit_s)
         for task in late:
-            log.warning("commit not done in time; giving the partition up", partition=commits[task].number)
+            log.warning("commit did not finish in time; giving up the partition", partition=commits[task].number)
             task.cancel()
         await asyncio.gather(*(commits[task].close() for task in late))
         for task in done:
@@ -811,7 +813,7 @@ class Worker:
         if oldest_ms < time.time() * 1000 - keeps_ms:
             self._warned_of_retention = True
             log.warning(
-                "the frames topic deletes frames as old as those written now; set its retention.ms to -1",
+                "the frames topic's retention deletes frames as old as these; set its retention.ms to -1",
                 topic=self.settings.topics.frames,
                 retention_ms=keeps_ms,
                 window_end_ms=oldest_ms,
