@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, Map, Route, Router, Throttle
 from workers.errors import ConfigError
+from workers.settings import all as module
 from workers.settings.all import (
     METRICS_OFF,
     OPERATORS,
@@ -40,7 +41,6 @@ from workers.settings.all import (
     producer_options,
     reference,
 )
-from workers.settings import all as module
 from workers.settings.lane import lane_spec
 from workers.times import NS_PER_MS, NS_PER_SECOND, format_duration
 

@@ -64,7 +64,10 @@ def produce(
     format_: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="ndjson|csv", help="What the file is, if its name does not say.", rich_help_panel=_FILE
+            "--format",
+            metavar="ndjson|csv",
+            help="File format, if the file's name does not say.",
+            rich_help_panel=_FILE,
         ),
     ] = None,
     field_map: Annotated[
@@ -72,7 +75,7 @@ def produce(
         typer.Option(
             "--field-map",
             metavar="ts=T,price=p",
-            help="Which of the file's fields are symbol, ts, price and size, where they have other names.",
+            help="The file's fields for symbol, ts, price and size, if they are named differently.",
             rich_help_panel=_FILE,
         ),
     ] = None,
@@ -81,8 +84,8 @@ def produce(
         typer.Option(
             "--max-jump",
             metavar="DURATION",
-            help="Hold a row further ahead in time of all before it until its symbol's next row, and don't send it if "
-            "that goes back; 0 sends all. Files: 1d; pipes: 0.",
+            help="Hold a row that jumps ahead by more than this until its symbol's next row, and skip it if that "
+            "goes back; 0: off. Default: 1d for files, 0 for pipes.",
             rich_help_panel=_FILE,
         ),
     ] = None,
@@ -91,66 +94,71 @@ def produce(
         typer.Option(
             "--check",
             metavar="FILE",
-            help="Send nothing: say what workers would make of the file. Needs no broker.",
+            help="Send nothing; report what workers would make of the file. Needs no broker.",
             rich_help_panel=_FILE,
         ),
     ] = None,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Make ticks up instead.", rich_help_panel=_MARKET)
+        bool, typer.Option("--synthetic", help="Generate ticks instead.", rich_help_panel=_MARKET)
     ] = False,
     symbols: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Symbols traded, by Zipf's law.", rich_help_panel=_MARKET)
+        int,
+        typer.Option(min=1, max=10_000_000, help="Number of symbols, traded by Zipf's law.", rich_help_panel=_MARKET),
     ] = 100,
     disorder: Annotated[
-        str, typer.Option(metavar="DURATION", help="How far ticks come out of order.", rich_help_panel=_MARKET)
+        str, typer.Option(metavar="DURATION", help="How far ticks are out of order.", rich_help_panel=_MARKET)
     ] = "1s",
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many ticks.", rich_help_panel=_MARKET)] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after N ticks.", rich_help_panel=_MARKET)] = None,
     duration: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Stop after this time.", rich_help_panel=_MARKET)
+        str | None, typer.Option(metavar="DURATION", help="Stop after this long.", rich_help_panel=_MARKET)
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed, the same ticks.", rich_help_panel=_MARKET)] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same ticks.", rich_help_panel=_MARKET)] = 0,
     start: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Event time of the first tick (RFC 3339), for data that can be made again; else now.",
+            help="Event time of the first tick (RFC 3339), for reproducible data; default: now.",
             rich_help_panel=_MARKET,
         ),
     ] = None,
     late_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of ticks that come too late.", rich_help_panel=_MARKET)
+        float, typer.Option(min=0, max=1, help="Fraction of ticks that come too late.", rich_help_panel=_MARKET)
     ] = 0.0,
     bad_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of records that are no ticks.", rich_help_panel=_MARKET)
+        float, typer.Option(min=0, max=1, help="Fraction of records that are not valid ticks.", rich_help_panel=_MARKET)
     ] = 0.0,
     rate: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0; with --start also that of the "
-            "event times, and not waited for unless given.",
+            help="Ticks per second; 0: as fast as possible. Default: 1000 synthetic, 0 file. With --start it also "
+            "spaces event times, and paces sending only if given.",
         ),
     ] = None,
     speed: Annotated[
         float | None,
-        typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
+        typer.Option(min=0, help="Replay by event time: 1 in real time, 60 a minute per second, 0 without waiting."),
     ] = None,
     finish: Annotated[
         bool,
         typer.Option(
             "--finish",
-            help="When all is delivered, say that the input has ended: what is open comes out. Alone: say only that.",
+            help="When all is delivered, mark the end of the input, which emits all open windows. Alone: only mark it.",
         ),
     ] = False,
     adaptive: Annotated[
         bool,
-        typer.Option("--adaptive", help="Slow down and stop as the group's lag or the store's queue asks for."),
+        typer.Option("--adaptive", help="Slow down or stop with the group's lag and the store's queue."),
     ] = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", min=0, max=65_535, help="Serve metrics and health there; 0 takes a free port."),
+        typer.Option(
+            "--metrics-port", min=0, max=65_535, help="Serve metrics and health on this port; 0: any free one."
+        ),
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="Where to; else topics.ticks. Made if it is missing.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Topic to send to; default: topics.ticks. Created if missing.")
+    ] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
@@ -159,21 +167,21 @@ def produce(
 ) -> None:
     """Send ticks to the ticks topic, keyed by symbol.
 
-    JSON lines go through byte for byte; only their symbol is read.
-    Lines without a readable symbol are not sent but reported, and the exit
-    code is then 1; an empty symbol is one like any other. So are rows of a
-    file whose time is wrong by the next (--max-jump). Whether the rest is a
-    tick, the worker says; if it would reject some of the first rows, a warning
-    says why and what may help. Ctrl-C delivers what was read and stops.
+    JSON lines are sent byte for byte; only their symbol is read. Lines
+    without a readable symbol (an empty one counts as readable) are reported
+    instead of sent, and so are rows of a file whose time jumps ahead
+    (--max-jump); the exit code is then 1. Workers judge the rest: if they
+    would reject some of the first rows, a warning says why and what may help.
+    Ctrl-C delivers what was read and stops.
 
-    With --check the exit code is 0 if every row would be sent, taken by the
-    workers and in time for them, else 1.
+    With --check the exit code is 0 if every row would be sent, and accepted
+    by the workers in time, else 1.
 
-    With --finish each partition then gets a record that says that the input
-    has ended, as part of the log: of every symbol the windows that are open
-    come out as final, and ticks of those windows that come later are late.
-    Later windows may go on. Where lines were refused, or Ctrl-C came first,
-    the input is not ended, so that what is missing can still be sent.
+    With --finish each partition then gets a record that marks the end of the
+    input, as part of the log: every open window is emitted as final, and
+    ticks that come for it afterwards are late. Later windows may follow. If
+    lines were refused, or Ctrl-C came first, the end is not marked, so that
+    what is missing can still be sent.
 
     [bold]Examples[/bold]
 
@@ -244,12 +252,12 @@ def _check_usage(
     if finish and check is not None:
         raise ConfigError("--finish with --check: a check sends nothing")
     if finish and synthetic and count is None and duration is None:
-        raise ConfigError("--finish with --synthetic needs --count or --duration: else the market has no end")
+        raise ConfigError("--finish with --synthetic needs --count or --duration: otherwise the market never ends")
     file = file or check
     if not synthetic and (start, count, duration) != (None, None, None):
         raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
     if rate and speed:
-        raise ConfigError("--rate and --speed are both given; a pace is one or the other")
+        raise ConfigError("--rate and --speed are both given; use one of them")
     if synthetic and speed and start is None:
         raise ConfigError(
             "--speed replays by event time, and a synthetic market without --start happens now: use --rate"
@@ -515,15 +523,15 @@ def _summary(produced: Produced, refused: int, jumps: int, *, endless: bool, onl
             f"in {seconds:.1f} s, {rate:,.0f}/s"
         )
     if refused:
-        say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
+        say(f"{refused:,} lines refused: they could not be read and were not sent")
     if jumps:
         say(f"{jumps:,} rows not sent: their time jumps ahead, and their symbol's next row goes back (--max-jump)")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
     if produced.input_ended:
-        say(f"the input has ended: told to all {produced.partitions} partitions of {produced.topic}")
+        say(f"marked the end of the input on all {produced.partitions} partitions of {produced.topic}")
     elif finish:
-        say("the input was NOT ended: send what is missing, then give workers produce --finish")
+        say("the end of the input was NOT marked: send what is missing, then run workers produce --finish")
     if produced.interrupted and not endless:
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if refused or jumps or produced.undelivered else ExitCode.OK

@@ -209,7 +209,7 @@ class Feed:
         for tp in tps:
             fresh = max(begins[tp], ends[tp] - share)
             known = positions.get(tp.partition, fresh)
-            # Beyond the end: the topic was deleted and made again.
+            # Beyond the end: the topic was deleted and recreated.
             consumer.seek(tp, max(known, begins[tp]) if known <= ends[tp] else fresh)
         return ends
 

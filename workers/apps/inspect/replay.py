@@ -313,8 +313,8 @@ class _Replay:
         begin, end = await reader.bounds(topic, log.partition)
         if begin > 0 and self._warm_up_ns is None:
             self.result.notes.append(
-                f"{topic}[{log.partition}] begins at offset {begin:,}: what was before was deleted, and frames that "
-                "needed it can't be made again"
+                f"{topic}[{log.partition}] begins at offset {begin:,}: what came before was deleted, and frames that "
+                f"need it can't be recomputed"
             )
         if self._warm_up_ns is not None:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
@@ -461,7 +461,7 @@ class _Replay:
         if kind == "extra" and self._key is not None:
             return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"
         if kind == "extra":
-            return "no ticks in the log make it: something else wrote it, or it is from before the topic was made again"
+            return "no ticks in the log make it: something else wrote it, or it is from before the topic was recreated"
         return "something else wrote to the frames topic, or a worker with other settings did"
 
     def _cause_of_absence(self, row: _Row) -> str | None:
@@ -546,7 +546,7 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     topics = settings.topics
     own = (topics.ticks, topics.frames, topics.late, topics.dead_letters, topics.changelog, topics.feedback)
     if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
-        raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
+        raise TopicError(f"{topic} belongs to the application; recomputed frames go to a topic of their own")
     partitions = await prepare_topic(settings, topic)
     producer = AIOKafkaProducer(**producer_options(settings) | {"acks": "all", "enable_idempotence": True})
     try:

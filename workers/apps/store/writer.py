@@ -292,7 +292,7 @@ class StoreWriter:
             except StoreUnavailableError:
                 pass  # it was logged when that began
             except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("cannot position partitions; trying again", error=repr(error), retry_in_s=backoff_s)
+                log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
@@ -308,7 +308,7 @@ class StoreWriter:
         if stored is not None and stored > end:
             raise StateMismatchError(
                 f"{self.store.name} holds {where} up to offset {stored}, but it ends at {end}: the topic was deleted "
-                "and made again, or this is another cluster. Store its frames in another database"
+                f"and recreated, or this is another cluster. Store its frames in another database"
             )
         if not self._owned(partition) or not self.source.owns(partition.number):
             return  # a rebalance came in between, and starts over
@@ -345,13 +345,13 @@ class StoreWriter:
                 )
             except OffsetOutOfRangeError as error:
                 raise DataLossError(
-                    f"{self.topic} no longer holds the records that were to be read next ({error}); its retention is "
+                    f"{self.topic} no longer has the records to be read next ({error}); its retention is "
                     "shorter than the time that they waited for the database"
                 ) from error
             except _FATAL:
                 raise
             except KafkaError as error:
-                log.warning("fetching failed; trying again", error=repr(error))
+                log.warning("fetch failed; retrying", error=repr(error))
                 await asyncio.sleep(1.0)
                 continue
             for number, found in fetched.items():
@@ -437,7 +437,7 @@ class StoreWriter:
                 return
             except StaleOffsetError as error:
                 self.metrics.stale.inc()
-                log.warning("another store has moved on; looking again where to read", reason=str(error))
+                log.warning("another store has advanced the offsets; reading them again", reason=str(error))
                 self._reopen(error.partitions)
             except StoreUnavailableError:
                 await asyncio.sleep(backoff_s)
@@ -474,7 +474,7 @@ class StoreWriter:
                 self.metrics.rejected.labels(self.topic, str(row.origin_partition), row.reason).inc()
             first = batch.rejected[0]
             log.warning(
-                "records that are no frames were put into rejected_frames",
+                "stored invalid records in rejected_frames",
                 records=len(batch.rejected),
                 first=f"{first.origin_topic}[{first.origin_partition}] offset {first.origin_offset}",
                 reason=first.reason,
@@ -489,8 +489,8 @@ class StoreWriter:
         giving up could not tell whether the transaction was made; so that, too, has to show.
         """
         async with self._database:
-            reason = f"neither an answer nor an error for {SILENT_S:.0f} s"
-            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "does not answer", reason)
+            reason = f"unresponsive for {SILENT_S:.0f} s"
+            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "is unresponsive", reason)
             try:
                 yield
             except StoreUnavailableError as error:
@@ -523,7 +523,7 @@ class StoreWriter:
             try:
                 await self._tell_kafka()
             except (KafkaError, TimeoutError) as error:
-                log.debug("offsets not told to Kafka", error=repr(error))
+                log.debug("could not commit offsets to Kafka", error=repr(error))
 
     async def _tell_kafka(self) -> None:
         moved = {
