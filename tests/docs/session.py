@@ -22,6 +22,7 @@ from tests.docs.pages import ROOT, Block, lines_of, misses
 __all__ = ["Session"]
 
 LINE_LIMIT_S: Final = 90.0
+PASTE_LIMIT_S: Final = 150.0  # a first start compiles
 START_LIMIT_S: Final = 90.0  # a first start compiles
 STOP_LIMIT_S: Final = 30.0
 SLACK: Final = 3  # what a page says of times is for a machine that does nothing else
@@ -104,6 +105,8 @@ class Session:
                 self._lines(block, lines_of(block.body), block.number)
             case "instead":
                 self._lines(block, [block.what], 0)
+            case "pasted":
+                self._pasted(block)
             case "wait":
                 self._until(block)
             case "background":
@@ -123,6 +126,22 @@ class Session:
             self.output += said
             wanted = last_code if number == len(lines) - 1 else 0
             assert code == wanted, f"{block.where}: `{line}` ended with {code}, not {wanted}:\n{said}{self._logs()}"
+
+    def _pasted(self, block: Block) -> None:
+        """Paste a block: a command that never ends, or reads what is typed, keeps the lines after it from running."""
+        done = subprocess.run(
+            ["bash", "--norc", "--noprofile"],
+            input=f"set -m\n{self._renamed(block.body)}",
+            cwd=self.folder,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PASTE_LIMIT_S,
+            check=False,
+        )
+        self.output = done.stdout
+        assert done.returncode == 0, f"{block.where}: ended with {done.returncode}:\n{done.stdout}{self._logs()}"
 
     def _until(self, block: Block) -> None:
         limit_s = time.monotonic() + block.number * SLACK

@@ -73,8 +73,8 @@ def store(
     """Keep the last frame of each window in a database, stored exactly once.
 
     Without --sqlite, --postgres or store.postgres (or WORKERS_STORE_DSN) it uses the file frames.db. Start several for
-    more throughput: they share the partitions. If the database is unavailable it waits; while the queue is full, workers
-    and producers are told to slow down. Kill it at any time: rows and offsets are stored together.
+    more throughput: they share the partitions. If the database is unavailable it waits; while the queue is full,
+    workers and producers are told to slow down. Kill it at any time: rows and offsets are stored together.
 
     [bold]Examples[/bold]
 
