@@ -33,8 +33,8 @@ from workers import errors
 from workers.apps.store.metrics import StoreMetrics
 from workers.backpressure.levels import FeedbackEvent, Level
 from workers.commands.common import ExitCode, app, exit_code_for
-from workers.core.ledger import FRAME_TOO_LARGE, ROUTED_TOO_LARGE
-from workers.core.ticks import Reason
+from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason
+from workers.kafka.acls import needed_acls
 from workers.kafka.topics import planned_topics
 from workers.settings.all import ReferenceRow, Settings, load_settings, operator_reference, reference
 from workers.telemetry.metrics import CatalogueRow, catalogue
@@ -54,21 +54,6 @@ TEST: Final = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
 HELP_WIDTH: Final = 100
 
 KEPT: Final = {"-1": "for ever"}
-REASONS: Final = {
-    Reason.MALFORMED_JSON: "It is not JSON, is nested deeper than 60 levels, or has no value.",
-    Reason.MISSING_FIELD: "It lacks one of the four fields.",
-    Reason.WRONG_TYPE: "It is no object, or a field has another type; also infinities and NaN in strings.",
-    Reason.NEGATIVE_SIZE: "Its size is below 0.",
-    Reason.KEY_MISMATCH: "The record's key is not its symbol.",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "Its time is before `tick.min_time`, or does not fit 64-bit nanoseconds.",
-    Reason.FUTURE_TIMESTAMP: "It is ahead of its own Kafka timestamp by more than `tick.max_future_skew`.",
-    Reason.CLOCK_JUMP: "It was further ahead than `tick.max_jump`, and its symbol's next tick went back.",
-    Reason.MISROUTED: 'It is on another partition than murmur2 gives, and `tick.on_misrouted` is `"reject"`.',
-    Reason.WRONG_WINDOW: "It is a frame, as input, that is not part of one window here.",
-    Reason.PROCESSING_FAILED: "It made the worker raise where it should not: a bug, whose traceback is in the log.",
-    FRAME_TOO_LARGE: "It is a frame, without its items, that its topic would refuse.",
-    ROUTED_TOO_LARGE: "It is a tick that the topic it was routed to would refuse.",
-}
 EXIT_CODES: Final = {
     ExitCode.OK: "Done; for `workers run`, also stopped on request.",
     ExitCode.FAILED: "Failed: one of the errors below, or a check that found a difference.",
@@ -252,11 +237,40 @@ def _feedback() -> str:
     return _record(event.coordinator_id.encode(), event.encode(), "the time of sending", ())
 
 
-def _reasons() -> str:
-    known = {str(reason) for reason in Reason} | {FRAME_TOO_LARGE, ROUTED_TOO_LARGE}
-    if missing := known ^ {str(reason) for reason in REASONS}:
-        raise RuntimeError(f"generate_reference.py and the code disagree about the reasons {sorted(missing)}")
-    return _table(("`workers.reason`", "the record"), ((_code(str(key)), text) for key, text in REASONS.items()))
+def _dead_letter_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.DEAD_LETTERS)
+
+
+def _late_reasons() -> str:
+    return _reason_rows(reason for reason in Reason if reason.ledger is Ledger.LATE)
+
+
+def _reason_rows(reasons: Iterable[Reason]) -> str:
+    cells = ((_code(reason), reason.text, _code(reason.counter)) for reason in reasons)
+    return _table(("`workers.reason`", "why", "counted by"), cells)
+
+
+def _statuses() -> str:
+    return _table(("`status`", "meaning"), ((_code(status), text) for status, text in STATUSES.items()))
+
+
+def _triggers() -> str:
+    cells = ((_code(name), ", ".join(map(_code, row.statuses)), row.text) for name, row in TRIGGERS.items())
+    return _table(("`trigger`", "`status`", "what brought the frame out"), cells)
+
+
+def _accounts() -> str:
+    return _table(("counted by", "what"), ((_code(account.metric), account.text) for account in Account))
+
+
+def _acls() -> str:
+    settings = load_settings(None, environ={"WORKERS_CONFIG": os.devnull}, overrides={"application_id": "bars-5s"})
+    rows: list[tuple[str, str, str]] = []
+    before = ""
+    for who, resource, operations in needed_acls(settings):
+        rows.append(("" if who == before else who, resource, ", ".join(operations)))
+        before = who
+    return _table(("who", "resource", "operation"), rows)
 
 
 # -- metrics, alerts, errors, library ---------------------------------------------------------------------------------
@@ -374,7 +388,12 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "record-late": lambda: _records("late"),
     "record-dead-letters": lambda: _records("dead_letters"),
     "record-feedback": _feedback,
-    "reasons": _reasons,
+    "statuses": _statuses,
+    "triggers": _triggers,
+    "late-reasons": _late_reasons,
+    "dead-letter-reasons": _dead_letter_reasons,
+    "accounts": _accounts,
+    "acls": _acls,
     "metrics": lambda: _metric_rows(catalogue()),
     "store-metrics": _store_metrics,
     "alerts": _alerts,

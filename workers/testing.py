@@ -34,7 +34,7 @@ import orjson
 
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec
-from workers.core.ledger import REASON_HEADER
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import Counts
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
@@ -54,7 +54,6 @@ __all__ = ["LogRecord", "Sent", "TestDriver"]
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
-_ERRORS: Final = "__streams.errors."
 _MOST_PARTITIONS: Final = 10_000
 
 
@@ -381,9 +380,9 @@ def _rejected(record: OutRecord) -> dict[str, Any]:
     headers = {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
     return {
         "reason": headers[REASON_HEADER],
-        "message": headers[_ERRORS + "message"],
-        "partition": int(headers[_ERRORS + "partition"]),
-        "offset": int(headers[_ERRORS + "offset"]),
+        "message": headers[MESSAGE_HEADER],
+        "partition": int(headers[PARTITION_HEADER]),
+        "offset": int(headers[OFFSET_HEADER]),
         "key": record.key,
         "value": record.value,
     }

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from tests.unit.test_lane import KafkaRecord
 from workers.core.lane import Effects
 from workers.core.ledger import dead_letter
-from workers.core.ticks import Reason, Rejection
+from workers.core.reasons import Reason
+from workers.core.ticks import Rejection
 from workers.worker.all_rejected import RejectionWatch
 
 

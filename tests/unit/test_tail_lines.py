@@ -9,7 +9,8 @@ from aiokafka.structs import ConsumerRecord
 from workers.apps.inspect.tail import dead_letter_line, frame_line, json_line, late_line, unit_notice
 from workers.commands.common import printable
 from workers.core.ledger import dead_letter, dropped_record
-from workers.core.ticks import Reason, Rejection, Tick
+from workers.core.reasons import Reason
+from workers.core.ticks import Rejection, Tick
 from workers.times import describe_duration
 
 NOW_NS = 1_700_000_400 * 1_000_000_000  # 2023-11-14T22:20:00Z

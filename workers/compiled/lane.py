@@ -30,6 +30,7 @@ from workers.core.decimals import IS_FLOAT, LIMIT, MOST_DECIMALS
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec
 from workers.core.ledger import late_record
+from workers.core.reasons import Reason
 from workers.core.records import RawBatch, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.ticks import EndOfInput, Record, Rejection, Tick
@@ -490,9 +491,9 @@ class BatchLane(Lane):
             if expired:
                 assert spec.key_ttl_ns is not None
                 late_by_ns = partition_max_ns - spec.key_ttl_ns - window[0]
-                lateness = Lateness("expired", watermark_ns, late_by_ns)
+                lateness = Lateness(Reason.EXPIRED, watermark_ns, late_by_ns)
             else:
-                lateness = Lateness("watermark", watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
+                lateness = Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
             try:
                 entry = late_record(tick, lateness, window, spec.tick.unit_ns, source.topic, source.partition)
             except Exception as error:

@@ -157,6 +157,7 @@ from workers.compiled.tables import (
     put_row,
     remove_row,
 )
+from workers.core.reasons import Status, Trigger
 
 __all__ = [
     "KINDS",
@@ -170,7 +171,7 @@ __all__ = [
     "write_changes",
 ]
 
-KINDS: Final = (
+KINDS: Final[tuple[tuple[Status, Trigger], ...]] = (
     ("closed", "watermark"),
     ("final", "watermark"),
     ("closed", "late"),

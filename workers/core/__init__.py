@@ -13,4 +13,5 @@ them, `ledger` keeps what is in no frame, and `snapshot` is state as bytes.
 - `quarantine`: jumps at work in a lane: with records, dead letters and stored state
 - `records`: a record batch as fetched, its records still packed
 - `steps`: long work in short steps, between which an event loop goes on
+- `reasons`: why a record is in no frame, and why a frame came out: every reason and every trigger, once
 """

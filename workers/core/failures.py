@@ -15,7 +15,8 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Final
 
-from workers.core.ticks import Reason, Record, Rejection
+from workers.core.reasons import Reason
+from workers.core.ticks import Record, Rejection
 from workers.errors import WorkersError
 
 __all__ = ["Failure", "raise_unless_of_record", "rejection_of"]

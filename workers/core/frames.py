@@ -10,8 +10,9 @@ from typing import Final, Generic, TypeVar
 import orjson
 
 from workers.core.encoding import to_json
+from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
-from workers.core.windows.engine import Emission, Status, Trigger
+from workers.core.windows.engine import Emission
 from workers.times import NS_PER_MS, datetime_from_ns
 
 __all__ = ["RESERVED_FIELDS", "FrameEncoder", "OutRecord", "WindowFrame", "frame_from_emission"]

@@ -21,11 +21,12 @@ from workers.core.aggregates import Aggregation, Ohlcv, load_aggregation
 from workers.core.callbacks import AggregationRaised, UsersAggregation
 from workers.core.failures import Failure, raise_unless_of_record, rejection_of
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
-from workers.core.ledger import UNCORRECTABLE, dead_letter, late_record, uncorrectable_record
+from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import OperatorSpec, Pipeline, describe
 from workers.core.pipeline.stage import Passage, SequenceGap
 from workers.core.quarantine import SUSPECT, Quarantine
+from workers.core.reasons import Reason
 from workers.core.snapshot import (
     Counts,
     LaneMeta,
@@ -37,7 +38,7 @@ from workers.core.snapshot import (
     write_windows,
 )
 from workers.core.steps import run_through
-from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import EndOfInput, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.core.windows.assign import (
     Assigner,
     CalendarSession,
@@ -64,12 +65,11 @@ from workers.times import NS_PER_MS, TimestampUnit, format_duration
 
 __all__ = ["Effects", "Input", "Lane", "LaneSpec"]
 
-_Name = TypeVar("_Name", str, tuple[str, str])
+_Name = TypeVar("_Name", str, tuple[str, str], tuple[Reason, str])
 
 MISROUTED_KEYS_REMEMBERED = 10_000
 FAILURES_SHOWN = 5  # of one step; all are counted
-_REPEATED = ("duplicate", "frames")  # children that came before: the stage is the input itself
-_TAKEN_OUT = {"duplicate": "deduplicated", "throttled": "throttled", "filtered": "filtered"}  # reason -> count
+_REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class Effects:
     late_by_reason: dict[str, int] = field(default_factory=dict)
     misrouted_keys: list[str] = field(default_factory=list)  # seen for the first time
     failures: list[Failure] = field(default_factory=list)  # the first of those rejected as ``processing_failed``
-    taken_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
+    taken_out: dict[tuple[Reason, str], int] = field(default_factory=dict)  # (reason, pipeline stage) -> ticks
     noticed: dict[tuple[str, str], int] = field(default_factory=dict)  # (what, pipeline stage) -> times
     gaps: list[SequenceGap] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)  # cancel or correct -> messages
@@ -540,7 +540,7 @@ class Lane:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
-        if lateness.reason == "repeated":
+        if lateness.reason is Reason.REPEATED:
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return
@@ -568,7 +568,7 @@ class Lane:
         watermark_ns = engine.watermark_ns(correction.symbol)
         entry = uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
         self.counts.late += 1
-        effects.late_by_reason[UNCORRECTABLE] = effects.late_by_reason.get(UNCORRECTABLE, 0) + 1
+        effects.late_by_reason[Reason.UNCORRECTABLE] = effects.late_by_reason.get(Reason.UNCORRECTABLE, 0) + 1
         effects.late.append(entry)
         return outcome
 
@@ -630,8 +630,8 @@ class Lane:
     def _count_operators(self, effects: Effects) -> None:
         counts = self.counts
         for (reason, _), number in effects.taken_out.items():
-            name = _TAKEN_OUT[reason]
-            setattr(counts, name, getattr(counts, name) + number)
+            assert reason.account is not None, "what operators drop are ticks"
+            setattr(counts, reason.account, getattr(counts, reason.account) + number)
         counts.routed_away += sum(map(len, effects.routed.values()))
 
     def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:

@@ -9,18 +9,20 @@ import orjson
 
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
+from workers.core.reasons import Reason
 from workers.core.ticks import Rejection, Tick
 from workers.core.windows.corrections import Correction
 from workers.core.windows.engine import Lateness
 from workers.times import NS_PER_MS
 
 __all__ = [
-    "FRAME_TOO_LARGE",
+    "EXCEPTION_HEADER",
     "MESSAGE_HEADER",
+    "OFFSET_HEADER",
+    "PARTITION_HEADER",
     "REASON_HEADER",
-    "ROUTED_TOO_LARGE",
+    "TOPIC_HEADER",
     "TRUNCATED_HEADER",
-    "UNCORRECTABLE",
     "dead_letter",
     "dropped_record",
     "late_record",
@@ -33,12 +35,13 @@ __all__ = [
 
 REASON_HEADER = "workers.reason"
 TRUNCATED_HEADER = "workers.truncated"
-UNCORRECTABLE = "uncorrectable"
-FRAME_TOO_LARGE = "frame_too_large"
-ROUTED_TOO_LARGE = "routed_too_large"
-_LATE_ENTRY_BYTES = 2_048  # of one without key and tick, generously
 _ERRORS = "__streams.errors."  # Kafka Streams' names for the headers of a dead letter (KIP-1034)
+EXCEPTION_HEADER = _ERRORS + "exception"
 MESSAGE_HEADER = _ERRORS + "message"
+TOPIC_HEADER = _ERRORS + "topic"
+PARTITION_HEADER = _ERRORS + "partition"
+OFFSET_HEADER = _ERRORS + "offset"
+_LATE_ENTRY_BYTES = 2_048  # of one without key and tick, generously
 
 
 def late_record(
@@ -77,7 +80,7 @@ def uncorrectable_record(
     entry = {
         "key": correction.symbol,
         "ts": correction.ts if type(correction.ts) is int else None,
-        "reason": UNCORRECTABLE,
+        "reason": Reason.UNCORRECTABLE,
         "late_by_ns": None,
         "watermark_ns": watermark_ns,
         "start": None,
@@ -88,17 +91,17 @@ def uncorrectable_record(
         "offset": correction.offset,
         "tick": orjson.Fragment(correction.value),
     }
-    headers = ((REASON_HEADER, UNCORRECTABLE.encode()),)
+    headers = ((REASON_HEADER, Reason.UNCORRECTABLE.encode()),)
     return OutRecord(correction.symbol.encode(), to_json(entry), None, headers)
 
 
 def dropped_record(
-    tick: Tick, reason: str, stage: str, detail: Mapping[str, object], unit_ns: int, topic: str, partition: int
+    tick: Tick, reason: Reason, stage: str, detail: Mapping[str, object], unit_ns: int, topic: str, partition: int
 ) -> OutRecord:
     """The late topic's record of a tick that an operator dropped: which stage, why, and where it came from.
 
-    ``reason`` is ``duplicate``, ``throttled`` or ``filtered``; a reader tells them from late ticks by it, or by
-    ``stage``, which those don't have. ``ts`` and what ``detail`` says of times are in the tick's unit.
+    A reader tells them from late ticks by ``reason``, or by ``stage``, which those don't have. ``ts`` and what
+    ``detail`` says of times are in the tick's unit.
     """
     entry = {
         "key": tick.symbol,
@@ -120,11 +123,11 @@ def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
     headers = (
         *record.headers,
         (REASON_HEADER, rejection.reason.encode()),
-        (_ERRORS + "exception", b"workers.ticks.Rejection"),
-        (_ERRORS + "message", rejection.message.encode("utf-8", "backslashreplace")),
-        (_ERRORS + "topic", topic.encode()),
-        (_ERRORS + "partition", str(partition).encode()),
-        (_ERRORS + "offset", str(record.offset).encode()),
+        (EXCEPTION_HEADER, b"workers.ticks.Rejection"),
+        (MESSAGE_HEADER, rejection.message.encode("utf-8", "backslashreplace")),
+        (TOPIC_HEADER, topic.encode()),
+        (PARTITION_HEADER, str(partition).encode()),
+        (OFFSET_HEADER, str(record.offset).encode()),
     )
     return OutRecord(record.key, record.value, None, headers)
 
@@ -139,9 +142,9 @@ def shrink_frame(frame: OutRecord, limit_bytes: int) -> OutRecord:
         'topic\'s max.message.bytes, shorten the window, or use payload = "ohlcv"'
     )
     headers = (
-        (REASON_HEADER, FRAME_TOO_LARGE.encode()),
-        (_ERRORS + "exception", b"workers.sink.OversizedError"),
-        (_ERRORS + "message", message.encode()),
+        (REASON_HEADER, Reason.FRAME_TOO_LARGE.encode()),
+        (EXCEPTION_HEADER, b"workers.sink.OversizedError"),
+        (MESSAGE_HEADER, message.encode()),
     )
     return OutRecord(frame.key, to_json(fields), frame.timestamp_ms, headers)
 
@@ -151,9 +154,9 @@ def oversized_routed(record: OutRecord, topic: str, limit_bytes: int) -> OutReco
     message = f"routed to {topic}, which takes records of {limit_bytes} bytes; raise its max.message.bytes"
     headers = (
         *record.headers,
-        (REASON_HEADER, ROUTED_TOO_LARGE.encode()),
-        (_ERRORS + "exception", b"workers.sink.OversizedError"),
-        (_ERRORS + "message", message.encode()),
+        (REASON_HEADER, Reason.ROUTED_TOO_LARGE.encode()),
+        (EXCEPTION_HEADER, b"workers.sink.OversizedError"),
+        (MESSAGE_HEADER, message.encode()),
     )
     return OutRecord(record.key, record.value, record.timestamp_ms, headers)
 

@@ -21,7 +21,8 @@ from workers.core.frames import OutRecord
 from workers.core.jumps import Judged, JumpGuard, Suspect
 from workers.core.pipeline.stage import Passage
 from workers.core.pipeline.throttle import DumpedPassage, dump_passage, load_passage
-from workers.core.ticks import Reason, Record, Rejection, Tick, TickFormat
+from workers.core.reasons import Reason
+from workers.core.ticks import Record, Rejection, Tick, TickFormat
 from workers.core.windows.corrections import Correction, trade_id_of
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time

@@ -1,7 +1,8 @@
 """Ticks: what a record of the input topic must be, and why it is not one.
 
 A record becomes either a `Tick` or a `Rejection`; decoding never raises, because no record may end a worker.
-The checks run in the order of `Reason`, so the reason given for a record with several faults is always the same one:
+The checks run in the order of `workers.core.reasons.Reason`, so that of several faults it is always the same one that
+is given:
 
 1. the value is JSON (``malformed_json``; a tombstone has no value at all), not nested deeper than `DEEPEST_TICK`, and
    an object (``wrong_type``);
@@ -22,12 +23,12 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 import orjson
 
+from workers.core.reasons import Reason
 from workers.times import (
     MAX_EVENT_TIME_NS,
     NS_PER_MS,
@@ -47,7 +48,6 @@ __all__ = [
     "DEEPEST_WRITABLE",
     "END_OF_INPUT",
     "EndOfInput",
-    "Reason",
     "Record",
     "Rejection",
     "Tick",
@@ -96,25 +96,6 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
-
-
-class Reason(StrEnum):
-    """Why a record is not a tick; the value is the wire form in the dead-letters topic and in metric labels."""
-
-    MALFORMED_JSON = "malformed_json"
-    MISSING_FIELD = "missing_field"
-    WRONG_TYPE = "wrong_type"
-    NEGATIVE_SIZE = "negative_size"
-    KEY_MISMATCH = "key_mismatch"
-    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
-    FUTURE_TIMESTAMP = "future_timestamp"
-    CLOCK_JUMP = "clock_jump"
-    """A tick far ahead that the next of its key did not confirm (`workers.core.jumps`): it was a tick, and is none
-    now."""
-    MISROUTED = "misrouted"
-    WRONG_WINDOW = "wrong_window"
-    """A frame (`workers.core.windows.resample`) that is not part of one window here."""
-    PROCESSING_FAILED = "processing_failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,4 +11,5 @@
 - `lz4`: lz4 at the level that is fast
 - `repairs`: aiokafka's clients: repairs, and ends within a bound
 - `topics`: what the topics must be like; making and checking them
+- `acls`: what a cluster with authorization must allow: the one list of it
 """

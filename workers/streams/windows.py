@@ -24,10 +24,11 @@ from enum import Enum
 from typing import Final, Literal, TypeVar, overload
 
 from workers.core.frames import WindowFrame, frame_from_emission
+from workers.core.reasons import Reason, Trigger
 from workers.core.watermark import WatermarkPolicy
 from workers.core.windows.assign import Tumbling, TumblingWindowSpec, WindowSpec
 from workers.core.windows.choose import make_engine
-from workers.core.windows.engine import Lateness, Trigger, WindowEngine, WindowRules
+from workers.core.windows.engine import Lateness, WindowEngine, WindowRules
 from workers.streams.channel import DRAINED, Drained, OwnedSource, Pipe, Stream
 from workers.times import (
     MAX_EVENT_TIME_NS,
@@ -233,7 +234,7 @@ def _event_time_ns(get_event_time: Callable[[T], datetime], item: T, name: str =
 
 
 def _warn_late(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
-    if lateness.reason == "outside_session":
+    if lateness.reason is Reason.OUTSIDE_SESSION:
         _log.warning(
             "an item with key %r and event time %s is outside of all sessions; pass on_late to have such items, they "
             "are only counted from here on",

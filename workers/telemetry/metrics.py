@@ -19,6 +19,8 @@ from typing import Final, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from workers.core.reasons import Account
+
 __all__ = ["CatalogueRow", "Metrics", "catalogue"]
 
 _PARTITION: Final = ("topic", "partition")
@@ -40,13 +42,10 @@ class CatalogueRow(NamedTuple):
 
 
 class Metrics:
-    """The series of one process. What happens to records balances:
+    """The series of one process.
 
-    ``workers_ticks_in_total`` is the sum of ``workers_ticks_aggregated_total``, ``workers_ticks_late_total``,
-    ``workers_ticks_rejected_total`` and, with operators, the same of ``deduplicated`` (also of frames that came
-    before), ``throttled``, ``filtered`` and ``routed_away``, with corrections of ``corrected``, over all labels, and of
-    ``workers_ticks_control_total``; ticks held back for conflation or by ``tick.max_jump`` (``workers_ticks_held``) are
-    in none of these yet.
+    What happens to records balances: ``workers_ticks_in_total`` is the sum of the series of `Account`, over all labels.
+    ``dropped``: of these the counters of what operators drop, by stage.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -78,6 +77,11 @@ class Metrics:
         self.ticks_deduplicated = self._counter("ticks_deduplicated", "Duplicate ticks dropped by a stage", by_stage)
         self.ticks_throttled = self._counter("ticks_throttled", "Ticks dropped by a stage's rate limit", by_stage)
         self.ticks_filtered = self._counter("ticks_filtered", "Ticks dropped by a stage's function", by_stage)
+        self.dropped = {
+            Account.DEDUPLICATED: self.ticks_deduplicated,
+            Account.THROTTLED: self.ticks_throttled,
+            Account.FILTERED: self.ticks_filtered,
+        }
         self.ticks_routed_away = self._counter("ticks_routed_away", "Ticks sent to another topic", (*_PARTITION, "to"))
         self.ticks_held = self._gauge("ticks_held", "Ticks held back by conflation or tick.max_jump", _PARTITION)
         self.sequence_missing = self._counter("sequence_missing", "Ids missing from sequences", by_stage)

@@ -14,7 +14,7 @@ from typing import Final
 from workers.core.failures import Failure
 from workers.core.lane import Effects
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
-from workers.core.ticks import Reason
+from workers.core.reasons import Reason
 
 __all__ = ["AllRejected", "FailureWatch", "RejectionWatch"]
 

@@ -519,13 +519,9 @@ class OwnedPartition:
 
     def _count_operators(self, effects: Effects) -> None:
         metrics, labels = self._worker.metrics, (self._worker.topic, str(self.number))
-        counters = {
-            "duplicate": metrics.ticks_deduplicated,
-            "throttled": metrics.ticks_throttled,
-            "filtered": metrics.ticks_filtered,
-        }
         for (reason, stage), number in effects.taken_out.items():
-            counters[reason].labels(*labels, stage).inc(number)
+            assert reason.account is not None, "what operators drop are ticks"
+            metrics.dropped[reason.account].labels(*labels, stage).inc(number)
         for name, records in effects.routed.items():
             metrics.ticks_routed_away.labels(*labels, name).inc(len(records))
         for gap in effects.gaps:

@@ -22,13 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from struct import Struct
 from struct import error as StructError
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 import orjson
 
 from workers.backpressure.levels import Level, LevelGauge, LevelPolicy, rate_scale
-from workers.core.ledger import REASON_HEADER
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
+from workers.core.reasons import Status, Trigger
 from workers.core.snapshot import Counts
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
@@ -48,11 +49,8 @@ __all__ = [
     "shown_symbol",
 ]
 
-STATUSES: Final = ("provisional", "closed", "final")
-_TRIGGERS: Final = (
-    *("watermark", "late", "merged", "correction"),
-    *("idle", "timeout", "partial", "expiry", "end", "other"),
-)
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+_TRIGGERS: Final = (*get_args(Trigger), "other")
 _TRIGGER_CODES: Final = {name: code for code, name in enumerate(_TRIGGERS)}
 _PACKED: Final = Struct("<qqqBBqqq6d")  # start, end, rev, status, trigger, count, first, last (ms), o h l c volume vwap
 _PRICES: Final = Struct("<q4d")  # rev, o h l c of the frame that was revised
@@ -63,7 +61,6 @@ _MAX_MEMBERS: Final = 1_000
 _MAX_PARTITIONS: Final = 10_000
 _IDLE_PARTITION_NS: Final = 30 * NS_PER_SECOND
 _RATE_SMOOTHING_S: Final = 5.0
-_ERRORS: Final = "__streams.errors."
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +238,7 @@ class _Frame(msgspec.Struct):
     start: int
     end: int
     rev: int
-    status: Literal["provisional", "closed", "final"]
+    status: Status
     trigger: str = "other"
     count: int = 0
     first_ts: int | None = None
@@ -433,11 +430,11 @@ class DashboardModel:
     ) -> None:
         """A record of the dead-letters topic; its key and value can be anything."""
         told = {name: (text or b"").decode("utf-8", "replace") for name, text in headers}
-        place = f"{told.get(_ERRORS + 'topic', '?')}[{told.get(_ERRORS + 'partition', '?')}]"
-        place += f" @ {told.get(_ERRORS + 'offset', '?')}"
+        place = f"{told.get(TOPIC_HEADER, '?')}[{told.get(PARTITION_HEADER, '?')}]"
+        place += f" @ {told.get(OFFSET_HEADER, '?')}"
         symbol = shown_symbol((key or b"").decode("utf-8", "replace"), self.limits.symbol_chars)
         reason = told.get(REASON_HEADER, "no reason given")
-        self._note("dead", wall_ns, symbol, reason, told.get(_ERRORS + "message", ""), place, value or b"")
+        self._note("dead", wall_ns, symbol, reason, told.get(MESSAGE_HEADER, ""), place, value or b"")
 
     def _note(
         self, kind: Literal["late", "dead"], wall_ns: int, symbol: str, reason: str, text: str, place: str, value: bytes

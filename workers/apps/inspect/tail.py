@@ -18,7 +18,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from workers.core.frames import RESERVED_FIELDS
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
+from workers.core.reasons import Reason
 from workers.core.ticks import is_end_of_input
 from workers.kafka.connection import connecting, explain_connection_error, stop_consumer
 from workers.kafka.fetch_hook import install
@@ -33,7 +34,6 @@ __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "
 
 _POLL_MS: Final = 200
 _BATCH: Final = 2_000
-_ERRORS: Final = "__streams.errors."
 _SHOWN_VALUE: Final = 200
 _YEAR_NS: Final = 31_556_952 * 10**9
 _FRAME_FIELDS: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v"}
@@ -174,7 +174,7 @@ def late_line(record: ConsumerRecord, *, now_ns: int, unit: str) -> str:
             f"[p={record.partition}] {late.get('key')} {_tick_time(ts, unit, now_ns)} {late.get('reason')}, by "
             f"operator {late['stage']}, from {late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
         )
-    if late.get("reason") == UNCORRECTABLE:
+    if late.get("reason") == Reason.UNCORRECTABLE:
         return (
             f"[p={record.partition}] {late.get('key')} uncorrectable: {late.get('detail')}, from "
             f"{late.get('topic')}[{late.get('partition')}] offset {late.get('offset')}"
@@ -218,9 +218,9 @@ def dead_letter_line(record: ConsumerRecord) -> str:
     """A rejected record in one line: why, where it was, its key, and how its value begins."""
     headers = _headers(record)
     return (
-        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(_ERRORS + 'topic')}"
-        f"[{headers.get(_ERRORS + 'partition')}] offset {headers.get(_ERRORS + 'offset')} key={_excerpt(record.key)}: "
-        f"{headers.get(_ERRORS + 'message', '')} | {_excerpt(record.value)}"
+        f"[p={record.partition}] {headers.get(REASON_HEADER, 'no reason given')} {headers.get(TOPIC_HEADER)}"
+        f"[{headers.get(PARTITION_HEADER)}] offset {headers.get(OFFSET_HEADER)} key={_excerpt(record.key)}: "
+        f"{headers.get(MESSAGE_HEADER, '')} | {_excerpt(record.value)}"
     )
 
 
@@ -233,11 +233,12 @@ def json_line(record: ConsumerRecord, *, ledger: bool) -> bytes:
     if not ledger:
         return _one_line(record.value)
     headers = _headers(record)
-    origin = {name: headers.get(_ERRORS + name) for name in ("topic", "partition", "offset")}
+    places = {"topic": TOPIC_HEADER, "partition": PARTITION_HEADER, "offset": OFFSET_HEADER}
+    origin = {name: headers.get(header) for name, header in places.items()}
     return orjson.dumps(
         {
             "reason": headers.get(REASON_HEADER),
-            "message": headers.get(_ERRORS + "message"),
+            "message": headers.get(MESSAGE_HEADER),
             "topic": origin["topic"],
             "partition": _whole(origin["partition"]),
             "offset": _whole(origin["offset"]),

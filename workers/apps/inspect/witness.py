@@ -14,9 +14,10 @@ import orjson
 
 from workers.core.frames import OutRecord
 from workers.core.lane import Effects, Input, Lane, LaneSpec
-from workers.core.ledger import REASON_HEADER, UNCORRECTABLE
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, REASON_HEADER
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Conflate, Deduplicate, Filter, OperatorSpec, Throttle
+from workers.core.reasons import Reason
 from workers.core.ticks import Record, Tick
 from workers.core.windows.assign import Sessions
 from workers.core.windows.corrections import Changed, Correction, NotFound
@@ -28,16 +29,13 @@ __all__ = ["Clock", "Fate", "Investigation", "MadeFrame", "TickFate", "WindowSto
 
 Fate = Literal["joined", "corrected", "late", "rejected", "duplicate", "throttled", "filtered", "routed", "held"]
 
-OUTSIDE: Final = "outside_session"
 _SESSIONS_HELD: Final = 256
 _ASKED_HELD: Final = 1_000  # of each fate, of the very time asked for: times of whole seconds can have many
-_MESSAGE_HEADER: Final = "__streams.errors.message"
-_OFFSET_HEADER: Final = "__streams.errors.offset"
 
 
 def _offset_of(letter: OutRecord) -> int:
     """Where the record of a dead letter was; the last header of that name is the lane's own."""
-    return int(dict(letter.headers)[_OFFSET_HEADER] or b"")
+    return int(dict(letter.headers)[OFFSET_HEADER] or b"")
 
 
 def seconds_text(duration_ns: int) -> str:
@@ -278,7 +276,7 @@ class Investigation:
 
     def _note_placed(self, tick: Tick, late: OutRecord | None, *, repeated: bool) -> None:
         judged_by = self.clock
-        if not repeated and (late is None or dict(late.headers)[REASON_HEADER] == OUTSIDE.encode()):
+        if not repeated and (late is None or dict(late.headers)[REASON_HEADER] == Reason.OUTSIDE_SESSION.encode()):
             self._move_clocks(tick, joined=late is None)
         fate = self._unplaced.pop(tick.offset, None)
         if fate is None:  # another symbol's, or held back since before this investigation began
@@ -331,7 +329,7 @@ class Investigation:
             misrouted=self._source.partition != self._home,
         )
         if isinstance(outcome, NotFound):
-            fate.fate, fate.reason, fate.detail = "late", UNCORRECTABLE, f"{fate.detail}: {outcome.explanation}"
+            fate.fate, fate.reason, fate.detail = "late", Reason.UNCORRECTABLE, f"{fate.detail}: {outcome.explanation}"
             if self._is_near():
                 self._note_stray(fate)
             return
@@ -366,15 +364,15 @@ class Investigation:
     def _judge(self, fate: TickFate, late: OutRecord, clock: Clock | None) -> None:
         entry = orjson.loads(late.value or b"")
         fate.fate, fate.reason, fate.late_by_ns = "late", entry["reason"], entry["late_by_ns"]
-        if fate.reason == OUTSIDE:
+        if fate.reason == Reason.OUTSIDE_SESSION:
             fate.late_by_ns = None
             fate.detail = f"outside of all sessions of {self._spec.calendar}"
             return
-        if fate.reason == "overlaps":
+        if fate.reason == Reason.OVERLAPS:
             fate.late_by_ns = None
             fate.detail = "it overlaps another frame: what is read has windows of several sizes, or overlapping ones"
             return
-        if fate.reason == "expired":
+        if fate.reason == Reason.EXPIRED:
             fate.clock = clock = self._shared
             assert clock is not None, "nothing is behind a partition that has no time"
             fate.detail = (
@@ -394,7 +392,7 @@ class Investigation:
             f"{how}: {whose} watermark was at {_moment(clock.watermark_ns)} because of {clock.because} "
             f"({_moment(clock.ts_ns)}, lag {seconds_text(self._lag_ns)}){allowed}"
         )
-        if fate.reason == "settled":
+        if fate.reason == Reason.SETTLED:
             fate.detail += "; allowed lateness must be at least that of the application that the frames come from"
 
     def _note_dropped(self, record: OutRecord) -> None:
@@ -417,14 +415,14 @@ class Investigation:
             return
         headers = dict(letter.headers)  # the last of a name is the lane's own
         fate.fate, fate.reason = "rejected", (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         fate.detail = f"rejected as {fate.reason}: {message}"
         self._keep(fate)
 
     def _note_rejected(self, record: Record, letter: OutRecord) -> None:
         headers = dict(letter.headers[len(record.headers) :])
         reason = (headers[REASON_HEADER] or b"").decode()
-        message = (headers[_MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
+        message = (headers[MESSAGE_HEADER] or b"").decode("utf-8", "backslashreplace")
         ts_ns = _time_said(record.value, *self._spec.time_field)
         fate = TickFate(
             self._source.partition,

@@ -16,7 +16,8 @@ import orjson
 from workers.apps.produce.files import Row, TickInput
 from workers.apps.produce.names import as_option, suggested_map
 from workers.core.partitioning import partition_for
-from workers.core.ticks import EndOfInput, Reason, Record, Rejection, Tick, tick_decoder
+from workers.core.reasons import Reason
+from workers.core.ticks import EndOfInput, Record, Rejection, Tick, tick_decoder
 from workers.core.windows.corrections import Correction, correction_decoder
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant

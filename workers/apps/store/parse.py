@@ -6,12 +6,13 @@ column is kept, as it was written, in ``extra``; so is a bar's field that is no 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 import orjson
 
 from workers.apps.store.base import FrameRow, RejectedFrame
+from workers.core.reasons import Status
 from workers.core.ticks import Record
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
@@ -35,7 +36,7 @@ class _Window(msgspec.Struct):
     start: _Ms
     end: _Ms
     rev: _Count
-    status: Literal["provisional", "closed", "final"]
+    status: Status
     trigger: str
     count: _Count
     first_ts: _Int64 | None

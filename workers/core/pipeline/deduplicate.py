@@ -32,13 +32,13 @@ import orjson
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
 from workers.core.pipeline.stage import Departures, Passage, SequenceGap, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.reasons import Reason
 from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
 
 __all__ = ["Deduplicate", "Deduplicator"]
 
-DUPLICATE: Final = "duplicate"
 WITHOUT_ID: Final = "without_id"
 FORGOTTEN_EARLY: Final = "forgotten_early"
 GAP: Final = "gap"
@@ -135,7 +135,7 @@ class Deduplicator(Stage):
             return (passage,)
         seen_ns = memory.times.get(identity)
         if seen_ns is not None and seen_ns + ttl_ns > memory.clock_ns:
-            self._drop(passage, DUPLICATE, departures, {"first_ts": seen_ns // self.context.unit_ns})
+            self._drop(passage, Reason.DUPLICATE, departures, {"first_ts": seen_ns // self.context.unit_ns})
             return ()
         if tick.ts_ns + ttl_ns > memory.clock_ns:
             memory.remember(identity, tick.ts_ns)

@@ -32,6 +32,7 @@ from workers.core.frames import OutRecord
 from workers.core.pipeline.deduplicate import Deduplicate, Deduplicator
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, stage_of
 from workers.core.pipeline.throttle import Conflate, Conflator, Throttle, Throttler
+from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Record, Rejection, Tick, TickFormat, tick_decoder
 from workers.errors import CallbackError, ConfigError, StateFormatError
@@ -52,7 +53,6 @@ __all__ = [
     "load_function",
 ]
 
-FILTERED: Final = "filtered"
 TO_WINDOWS: Final = "window"
 """The route that is no topic: on to the next stage, and in the end to the windows."""
 
@@ -319,7 +319,7 @@ class _FilterStage(_FunctionStage):
             raise self._error(what, symbol, offset) from error
         if keeps:
             return (passage,)
-        self._drop(passage, FILTERED, departures, {"function": self._place})
+        self._drop(passage, Reason.FILTERED, departures, {"function": self._place})
         return ()
 
 

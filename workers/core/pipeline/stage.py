@@ -19,6 +19,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from workers.core.frames import OutRecord
 from workers.core.ledger import dropped_record
+from workers.core.reasons import Reason
 from workers.core.ticks import Record, Tick
 from workers.core.windows.engine import LONG_AGO
 
@@ -68,7 +69,7 @@ class Departures(Protocol):
 
     late: list[OutRecord]
     routed: dict[str, list[OutRecord]]
-    taken_out: dict[tuple[str, str], int]  # (reason, stage) -> ticks
+    taken_out: dict[tuple[Reason, str], int]  # (reason, stage) -> ticks
     noticed: dict[tuple[str, str], int]  # (what, stage) -> times
     gaps: list[SequenceGap]
 
@@ -157,7 +158,7 @@ class Stage(ABC):
         ``ValueError`` or a subclass where it is damaged."""
         yield from ()
 
-    def _drop(self, passage: Passage, reason: str, departures: Departures, detail: Mapping[str, object]) -> None:
+    def _drop(self, passage: Passage, reason: Reason, departures: Departures, detail: Mapping[str, object]) -> None:
         """Count a tick as taken out for good and, with the ledger, write down which and why."""
         if self._ledger:
             context = self.context

@@ -27,6 +27,7 @@ import orjson
 
 from workers.core.frames import OutRecord
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, StateKeys, SymbolStates
+from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
 from workers.core.windows.engine import LONG_AGO
@@ -41,7 +42,6 @@ __all__ = [
     "load_passage",
 ]
 
-THROTTLED: Final = "throttled"
 WHOLE_PARTITION: Final = ""
 """The symbol under which a bucket for all symbols is kept."""
 
@@ -92,7 +92,7 @@ class Throttler(Stage):
         self._deletions += [self._keys.head(old.symbol) for old in self._buckets.take_forgotten() if old.stored]
         if bucket.full_at_ns - self._depth_ns > bucket.clock_ns:
             free_ns = bucket.full_at_ns - self._depth_ns
-            self._drop(passage, THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
+            self._drop(passage, Reason.THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
             return ()
         bucket.full_at_ns = max(bucket.full_at_ns, bucket.clock_ns) + self._spec.spacing_ns
         return (passage,)
@@ -157,13 +157,13 @@ class Conflator(Stage):
             going.append(self._release(latest, latest.held))
         newest_ns = latest.held.tick.ts_ns if latest.held is not None else latest.passed_ns
         if tick.ts_ns < newest_ns:
-            self._drop(passage, THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
+            self._drop(passage, Reason.THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
         elif end_ns + self._spec.margin_ns <= self._symbols.partition_ns:
             latest.passed_ns = tick.ts_ns
             going.append(passage)
         else:
             if latest.held is not None:
-                self._drop(latest.held, THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
+                self._drop(latest.held, Reason.THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
             else:
                 self._held += 1
                 heapq.heappush(self._due, (end_ns, tick.symbol))

@@ -41,10 +41,10 @@ import orjson
 
 from workers.core.aggregates import Aggregation, Ohlcv
 from workers.core.encoding import to_json
+from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import (
     EndOfInput,
-    Reason,
     Record,
     Rejection,
     Tick,

@@ -45,6 +45,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
+from workers.core.reasons import Reason, Status, Trigger
 from workers.core.steps import Portion, run_through
 from workers.core.watermark import is_late
 from workers.core.windows.assign import Assigner
@@ -52,8 +53,6 @@ from workers.core.windows.assign import Assigner
 __all__ = [
     "Emission",
     "Lateness",
-    "Status",
-    "Trigger",
     "Window",
     "WindowEngine",
     "WindowRules",
@@ -62,9 +61,6 @@ __all__ = [
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-
-Status = Literal["provisional", "closed", "final"]
-Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout", "partial", "expiry", "end"]
 
 LONG_AGO: Final = -(2**63)
 NEVER: Final = 2**127  # behind by more than any two times can be
@@ -148,7 +144,7 @@ class Lateness:
     ``outside_session``: there is no window for its time, whenever it comes, and ``late_by_ns`` is 0; the others are
     explained in `workers.core.windows.resample`."""
 
-    reason: Literal["watermark", "expired", "outside_session", "settled", "overlaps", "repeated"]
+    reason: Reason
     watermark_ns: int
     late_by_ns: int
 
@@ -255,9 +251,9 @@ class WindowEngine(Generic[K, T]):
         windows = rules.assigner.assign(ts_ns)
         if not windows:
             self._pass_by(state, ts_ns, watermark_ns)
-            return Lateness("outside_session", watermark_ns, 0)
+            return Lateness(Reason.OUTSIDE_SESSION, watermark_ns, 0)
         if is_late(ts_ns, watermark_ns, rules.lateness_ns):
-            return Lateness("watermark", watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
+            return Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
         if self._partition_max_ns - windows[0][0] > self._least_expired_ns:
             expired = self._expired(windows[0][0], watermark_ns)
             if expired is not None:
@@ -276,7 +272,7 @@ class WindowEngine(Generic[K, T]):
         assert self._rules.key_ttl_ns is not None
         named_ns = start_ns - start_ns % self._name_unit_ns
         late_by_ns = self._partition_max_ns - self._rules.key_ttl_ns - named_ns
-        return Lateness("expired", watermark_ns, late_by_ns) if late_by_ns > 0 else None
+        return Lateness(Reason.EXPIRED, watermark_ns, late_by_ns) if late_by_ns > 0 else None
 
     def _advance(self, state: KeyState[K] | None, ts_ns: int, watermark_ns: int) -> None:
         """Let out what the watermark has reached, and move the partition's time."""

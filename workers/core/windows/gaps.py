@@ -25,19 +25,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
+from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import (
-    LONG_AGO,
-    Folding,
-    K,
-    KeyState,
-    Status,
-    T,
-    Trigger,
-    Window,
-    WindowEngine,
-    WindowRules,
-)
+from workers.core.windows.engine import LONG_AGO, Folding, K, KeyState, T, Window, WindowEngine, WindowRules
 
 __all__ = ["Filling", "GapBarEngine"]
 

@@ -36,17 +36,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 import orjson
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.reasons import Reason, Status, Trigger
 from workers.core.ticks import (
     DEEPEST_FRAME,
     EndOfInput,
-    Reason,
     Record,
     Rejection,
     Tick,
@@ -56,14 +56,14 @@ from workers.core.ticks import (
     without_value,
 )
 from workers.core.windows.assign import Assigner, Hopping, Tumbling
-from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Status, Trigger, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Window, WindowEngine, WindowRules
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 
 __all__ = ["BarEngine", "Bars", "Child", "ChildBar", "Contents", "bar_decoder"]
 
 _FIELDS: Final = ("key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts")
 _RESULTS: Final = ("open", "high", "low", "close", "volume", "vwap")
-_STATUSES: Final = ("provisional", "closed", "final")
+_STATUSES: Final = get_args(Status)
 
 
 class Child(msgspec.Struct, array_like=True, frozen=True):
@@ -452,7 +452,7 @@ class BarEngine(WindowEngine[str, Tick]):
         watermark_ns = LONG_AGO if state is None else state.max_ns
         refusal = self._judge(value, parents, {} if state is None else state.windows, watermark_ns)
         if refusal is not None:
-            if refusal.reason == "outside_session":  # what no window is for moves the clocks all the same
+            if refusal.reason is Reason.OUTSIDE_SESSION:  # what no window is for moves the clocks all the same
                 has_clock = watermark_ns != LONG_AGO
                 self._pass_by(state if has_clock else None, child.end_ns, refusal.watermark_ns)
             return refusal
@@ -481,18 +481,18 @@ class BarEngine(WindowEngine[str, Tick]):
         refusal: Lateness | None = None
         verdicts = {windows[start].state.verdict(child) for start, _ in parents if start in windows}
         if not parents:
-            refusal = Lateness("outside_session", max(watermark_ns, child.end_ns), 0)
+            refusal = Lateness(Reason.OUTSIDE_SESSION, max(watermark_ns, child.end_ns), 0)
         elif child.end_ns + rules.lateness_ns <= watermark_ns:
             is_gone = all(end_ns + rules.lateness_ns <= watermark_ns for _, end_ns in parents)
             late_by_ns = watermark_ns - rules.lateness_ns - child.end_ns
-            refusal = Lateness("watermark" if is_gone else "settled", watermark_ns, late_by_ns)
+            refusal = Lateness(Reason.WATERMARK if is_gone else Reason.SETTLED, watermark_ns, late_by_ns)
         elif rules.key_ttl_ns is not None and self._partition_max_ns - parents[0][0] > rules.key_ttl_ns:
             late_by_ns = self._partition_max_ns - rules.key_ttl_ns - parents[0][0]
-            refusal = Lateness("expired", max(watermark_ns, child.end_ns), late_by_ns)
+            refusal = Lateness(Reason.EXPIRED, max(watermark_ns, child.end_ns), late_by_ns)
         elif "repeated" in verdicts:
-            return Lateness("repeated", watermark_ns, 0)
+            return Lateness(Reason.REPEATED, watermark_ns, 0)
         elif "overlaps" in verdicts:
-            refusal = Lateness("overlaps", max(watermark_ns, child.end_ns), 0)
+            refusal = Lateness(Reason.OVERLAPS, max(watermark_ns, child.end_ns), 0)
         if not bar.provisional:
             return refusal
         is_open = any(
@@ -501,7 +501,7 @@ class BarEngine(WindowEngine[str, Tick]):
         )
         # What is provisional will come again: it need not be missed.
         in_vain = refusal is not None or "revision" in verdicts or not is_open
-        return Lateness("repeated", watermark_ns, 0) if in_vain else None
+        return Lateness(Reason.REPEATED, watermark_ns, 0) if in_vain else None
 
     def _join_parent(self, state: KeyState[str], start_ns: int, end_ns: int, bar: ChildBar, watermark_ns: int) -> None:
         child = bar.child

@@ -35,8 +35,9 @@ from functools import reduce
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
+from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, K, KeyState, Status, T, Trigger, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, K, KeyState, T, Window, WindowEngine, WindowRules
 
 __all__ = ["Merging", "SessionEngine"]
 
