@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -129,19 +130,28 @@ class Session:
 
     def _pasted(self, block: Block) -> None:
         """Paste a block: a command that never ends, or reads what is typed, keeps the lines after it from running."""
-        done = subprocess.run(
-            ["bash", "--norc", "--noprofile"],
-            input=f"set -m\n{self._renamed(block.body)}",
-            cwd=self.folder,
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PASTE_LIMIT_S,
-            check=False,
-        )
-        self.output = done.stdout
-        assert done.returncode == 0, f"{block.where}: ended with {done.returncode}:\n{done.stdout}{self._logs()}"
+        if not (self.folder / "docs").exists():
+            (self.folder / "docs").symlink_to(ROOT / "docs")  # its reader is in a checkout
+        log = self.folder / "pasted.log"
+        with log.open("wb") as out:
+            shell = subprocess.Popen(
+                ["bash", "--norc", "--noprofile"],
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        try:
+            shell.communicate(f"set -m\n{self._renamed(block.body)}".encode(), timeout=PASTE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{block.where}: did not end:\n{log.read_text(errors='replace')}") from None
+        finally:
+            _end_session(shell.pid)
+            shell.wait(10)
+        self.output = log.read_text(errors="replace")
+        assert shell.returncode == 0, f"{block.where}: ended with {shell.returncode}:\n{self.output}"
 
     def _until(self, block: Block) -> None:
         limit_s = time.monotonic() + block.number * SLACK
@@ -228,6 +238,14 @@ def _free_port() -> int:
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     if process.poll() is None:
         os.killpg(process.pid, number)
+
+
+def _end_session(session: int) -> None:
+    """Kill what is left of a session: with job control its jobs are process groups of their own."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(path.name)) == session:
+                os.kill(int(path.name), signal.SIGKILL)
 
 
 def check_syntax(block: Block) -> None:
