@@ -246,7 +246,7 @@ class LagMonitor:
 
     def _failed(self, error: Exception) -> None:
         if self.failure is None:
-            log.warning("cannot measure the group's lag; trying again", error=str(error) or repr(error))
+            log.warning("can't measure the group's lag; retrying", error=str(error) or repr(error))
         self.failure = error
         if self._on_failure is not None:
             _call(self._on_failure, error)

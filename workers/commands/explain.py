@@ -55,27 +55,32 @@ exit code is 2. Without a group of that name it is 1.
 
 @app.command(rich_help_panel=LOOKING, help=_HELP)
 def explain(
-    symbol: Annotated[str, typer.Argument(help="Whose ticks.")],
+    symbol: Annotated[str, typer.Argument(help="Symbol to explain.")],
     time_text: Annotated[
         str,
         typer.Argument(
             metavar="TIME", help="Event time: RFC 3339, HH:MM:SS (today, UTC), or an integer in the ticks' unit."
         ),
     ],
-    around: Annotated[str, typer.Option(metavar="DURATION", help="Also the windows so far before and after.")] = "0s",
-    as_json: Annotated[bool, typer.Option("--json", help="All that was found, as one JSON object.")] = False,
+    around: Annotated[
+        str, typer.Option(metavar="DURATION", help="Also explain windows this far before and after.")
+    ] = "0s",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything found, as one JSON object.")] = False,
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="Read the whole logs, for ticks that came very late.")
+        bool, typer.Option("--from-beginning", help="Read the whole log, for ticks that came very late.")
     ] = False,
     read_on: Annotated[
         str,
-        typer.Option(metavar="DURATION", help="How long after the window was over to look for late ticks."),
+        typer.Option(metavar="DURATION", help="How long after the window ended to look for late ticks."),
     ] = "10m",
     home_only: Annotated[
         bool, typer.Option("--home-only", help="Don't look for misrouted ticks on other partitions.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=1, help="Ticks listed of each window and fate; all are counted, and TIME's are shown.")
+        int,
+        typer.Option(
+            min=1, help="List at most N ticks per window and fate; all are counted, and those at TIME always listed."
+        ),
     ] = 50,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -126,7 +131,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.problem is not None:
         yield f"{'NOT what the workers did' if found.other_settings else 'NOTE'}: {found.problem}"
         if found.other_settings:
-            yield "  give this command the configuration that the workers have (--config, WORKERS_CONFIG, --set)"
+            yield "  run this command with the workers' configuration (--config, WORKERS_CONFIG, --set)"
         yield ""
     yield (
         f"{found.symbol} belongs on {found.topic}[{found.partition}] of {found.partitions}. "
@@ -138,7 +143,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.asked_count > len(found.asked):
         yield f"  … and {found.asked_count - len(found.asked):,} more at that very time"
     if not exactly:
-        yield "  no tick has that very time"
+        yield "  no tick has exactly that time"
     for window in found.windows:
         yield ""
         yield from _window(window, found)

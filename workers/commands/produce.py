@@ -185,12 +185,12 @@ def _check_usage(
     if finish and check is not None:
         raise ConfigError("--finish with --check: a check sends nothing")
     if finish and synthetic and count is None and duration is None:
-        raise ConfigError("--finish with --synthetic needs --count or --duration: else the market has no end")
+        raise ConfigError("--finish with --synthetic needs --count or --duration: otherwise the market never ends")
     file = file or check
     if not synthetic and (start, count, duration) != (None, None, None):
         raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
     if rate and speed:
-        raise ConfigError("--rate and --speed are both given; a pace is one or the other")
+        raise ConfigError("--rate and --speed are both given; use one of them")
     if synthetic and speed and start is None:
         raise ConfigError(
             "--speed replays by event time, and a synthetic market without --start happens now: use --rate"
@@ -458,15 +458,15 @@ def _summary(produced: Produced, refused: int, jumps: int, *, endless: bool, onl
             f"in {seconds:.1f} s, {rate:,.0f}/s"
         )
     if refused:
-        say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
+        say(f"{refused:,} lines refused: they could not be read and were not sent")
     if jumps:
         say(f"{jumps:,} rows not sent: their time jumps ahead, and their symbol's next row goes back (--max-jump)")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
     if produced.input_ended:
-        say(f"the input has ended: told to all {produced.partitions} partitions of {produced.topic}")
+        say(f"marked the end of the input on all {produced.partitions} partitions of {produced.topic}")
     elif finish:
-        say("the input was NOT ended: send what is missing, then give workers produce --finish")
+        say("the end of the input was NOT marked: send what is missing, then run workers produce --finish")
     if produced.interrupted and not endless:
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if refused or jumps or produced.undelivered else ExitCode.OK

@@ -208,8 +208,8 @@ class _Replay:
         begin, end = await reader.bounds(topic, log.partition)
         if begin > 0 and self._warm_up_ns is None:
             self.result.notes.append(
-                f"{topic}[{log.partition}] begins at offset {begin:,}: what was before was deleted, and frames that "
-                "needed it can't be made again"
+                f"{topic}[{log.partition}] begins at offset {begin:,}: what came before was deleted, and frames that "
+                f"need it can't be recomputed"
             )
         if self._warm_up_ns is not None:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
@@ -333,7 +333,7 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     topics = settings.topics
     own = (topics.ticks, topics.frames, topics.late, topics.dead_letters, topics.changelog, topics.feedback)
     if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
-        raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
+        raise TopicError(f"{topic} belongs to the application; recomputed frames go to a topic of their own")
     partitions = await prepare_topic(settings, topic)
     options = producer_options(settings) | {"acks": "all", "enable_idempotence": True}
     producer = await start_producer(settings, options)

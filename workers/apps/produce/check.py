@@ -175,7 +175,7 @@ class Preview:
         if not judge.wrong:
             return
         count = sum(found.count for found in judge.wrong.values())
-        self._say(f"{self._name}: warning: {_of(count, judge.rows)} would not become good ticks; --check says more")
+        self._say(f"{self._name}: warning: {_of(count, judge.rows)} would be rejected; --check says more")
         for line in (*_lines_for(judge), *(f"try: {text}" for text in judge.remedies())):
             self._say(f"  {line}")
 
@@ -262,7 +262,9 @@ class Check:
         if self._late is not None:
             lines.append(f"late: {_rows(self._late.count)}, first in line {self._late.line}: {self._late.text}")
         lines += [f"try: {text}" for text in (*judge.remedies(), *self._late_remedies())]
-        lines.append("all rows would be taken, in time" if self.flawless else "not all rows would be taken, in time")
+        lines.append(
+            "all rows would be accepted in time" if self.flawless else "not all rows would be accepted in time"
+        )
         return lines
 
     def _late_remedies(self) -> list[str]:

@@ -265,7 +265,7 @@ class StoreWriter:
             except StoreUnavailableError:
                 pass  # it was logged when that began
             except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("cannot position partitions; trying again", error=repr(error), retry_in_s=backoff_s)
+                log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
@@ -281,7 +281,7 @@ class StoreWriter:
         if stored is not None and stored > end:
             raise StateMismatchError(
                 f"{self.store.name} holds {where} up to offset {stored}, but it ends at {end}: the topic was deleted "
-                "and made again, or this is another cluster. Store its frames in another database"
+                f"and recreated, or this is another cluster. Store its frames in another database"
             )
         if not self._owned(partition) or not self.source.owns(partition.number):
             return  # a rebalance came in between, and starts over
@@ -319,7 +319,7 @@ class StoreWriter:
             except _FATAL:
                 raise
             except KafkaError as error:
-                log.warning("fetching failed; trying again", error=repr(error))
+                log.warning("fetch failed; retrying", error=repr(error))
                 await asyncio.sleep(1.0)
                 continue
             for number, found in fetched.items():
@@ -407,7 +407,7 @@ class StoreWriter:
                 return
             except StaleOffsetError as error:
                 self.metrics.stale.inc()
-                log.warning("another store has moved on; looking again where to read", reason=str(error))
+                log.warning("another store has advanced the offsets; reading them again", reason=str(error))
                 self._reopen(error.partitions)
             except StoreUnavailableError:
                 await asyncio.sleep(backoff_s)
@@ -443,7 +443,7 @@ class StoreWriter:
                 self.metrics.rejected.labels(self.topic, str(row.origin_partition), row.reason).inc()
             first = batch.rejected[0]
             log.warning(
-                "records that are no frames were put into rejected_frames",
+                "stored invalid records in rejected_frames",
                 records=len(batch.rejected),
                 first=f"{first.origin_topic}[{first.origin_partition}] offset {first.origin_offset}",
                 reason=first.reason,
@@ -458,7 +458,7 @@ class StoreWriter:
             try:
                 await self._tell_kafka()
             except (KafkaError, TimeoutError) as error:
-                log.debug("offsets not told to Kafka", error=repr(error))
+                log.debug("could not commit offsets to Kafka", error=repr(error))
 
     async def _tell_kafka(self) -> None:
         moved = {
