@@ -34,6 +34,7 @@ async def read_changelog(
     """
     reader = TopicReader(
         consumer_options,
+        any_headers=False,  # nobody else writes to it, and its records have none
         isolation_level="read_committed",
         max_partition_fetch_bytes=4 * 1024 * 1024,
         fetch_max_wait_ms=100,
