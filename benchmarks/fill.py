@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from workers.apps.produce.market import Market, arrivals, synthetic_ticks
-from workers.apps.produce.send import TickSender
+from workers.apps.produce.sender import TickSender
 from workers.times import NS_PER_SECOND
 
 __all__ = ["EVENT_RATE", "START_NS", "create_topic", "delete_topics", "fill", "market_ticks"]

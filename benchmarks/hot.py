@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer
 from benchmarks.rig import START_LIMIT_S, Rig, check_store
 from tests import oracle
 from tests.integration.groups import samples
-from workers.apps.produce.send import TickSender
+from workers.apps.produce.sender import TickSender
 
 __all__ = ["hot_symbol"]
 

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
 from workers.compiled.choose import make_lane
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -28,7 +29,6 @@ from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawBatch, Record, records_of
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows
 from workers.times import NS_PER_SECOND
 

@@ -25,6 +25,7 @@ import psutil
 
 from tests.raw_batches import build_batch
 from workers.compiled.choose import make_lane
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Filter, Map, Route, Router
@@ -32,7 +33,6 @@ from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawRecord
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 
 S = 1_000_000_000

@@ -24,6 +24,7 @@ from benchmarks.stages import _fetched, pack_logs
 from workers.commands.run import calm_collector
 from workers.compiled.choose import make_lane
 from workers.core.effects import Effects
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -31,7 +32,6 @@ from workers.core.pipeline.pipeline import Map
 from workers.core.records import RawBatch, RawRecord
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import TumblingWindows
 from workers.kafka.commit import _portions
 from workers.worker import committer, partition

@@ -12,7 +12,7 @@ from workers.core.frames import WindowFrame
 from workers.core.partitioning import PartitioningSpec
 from workers.core.ticks import Tick
 from workers.core.watermark import EventTimeClock, WatermarkPolicy
-from workers.core.windows.engine import Lateness
+from workers.core.windows.window import Lateness
 from workers.errors import ChannelClosed, WorkersError
 from workers.streams.channel import Channel, Watermark
 from workers.streams.operators import buffer_async, deduplicate, filter_async, map_async, router, throttle

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 import orjson
 
 from workers.core.effects import Counts
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER
@@ -42,7 +43,6 @@ from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Router
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, NO_TIMESTAMP
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.kafka.memory import LogRecord, MemoryKafka
 from workers.kafka.ports import Commit, Fetched

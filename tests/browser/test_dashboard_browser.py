@@ -208,7 +208,7 @@ async def test_the_ledger_is_filtered_by_kind_reason_and_text(page: Page) -> Non
         await page.fill("#ledger-text", "msf")
         await expect(rows).to_have_count(1)
         await page.fill("#ledger-text", "nothing like that")
-        await shows(page, "#ledger-empty", "Nothing fits the filter")
+        await shows(page, "#ledger-empty", "Nothing matches the filter")
 
 
 # -- the group and the sum --------------------------------------------------------------------------------------------

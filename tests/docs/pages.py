@@ -6,6 +6,7 @@ A note in front of a block says what its reader does with it, where that is not 
     <!-- test: background until: worker started -->  run it in a terminal of its own, and go on when it says that
     <!-- test: wait 30 s for: none different -->     run it, again if need be, until it says that
     <!-- test: ends with 2 -->                       run it; its last line ends with this exit code
+    <!-- test: pasted -->                            paste it whole into one shell, which ends by itself
     <!-- test: output -->                            what the block before says: each line, with ... for anything
     <!-- test: output, in any order -->
     <!-- test: needs CLIENT_JARS -->                  run it where this can be had
@@ -26,14 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-__all__ = ["DOCS", "PAGES", "ROOT", "Block", "blocks", "lines_of", "misses"]
+__all__ = ["DOCS", "PAGES", "README", "ROOT", "Block", "blocks", "lines_of", "misses"]
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 OTHERS: Final = {"windows.md", "operators.md"}  # tests/unit/test_docs_examples.py has these
-PAGES: Final = tuple(sorted(path for path in DOCS.rglob("*.md") if str(path.relative_to(DOCS)) not in OTHERS))
+README: Final = ROOT / "README.md"
+PAGES: Final = (README, *sorted(path for path in DOCS.rglob("*.md") if str(path.relative_to(DOCS)) not in OTHERS))
 
-Verb = Literal["run", "file", "background", "wait", "ends", "output", "needs", "instead", "not run"]
+Verb = Literal["run", "file", "background", "wait", "ends", "pasted", "output", "needs", "instead", "not run"]
 _INCLUDE: Final = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
 _BLOCK: Final = re.compile(
     r"(?:^<!-- test: (?P<note>(?:(?!-->).)+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
@@ -45,6 +47,7 @@ _NOTES: Final[tuple[tuple[Verb, re.Pattern[str]], ...]] = (
     ("background", re.compile(r"background until: (?P<what>.+)")),
     ("wait", re.compile(r"wait (?P<number>\d+) s for: (?P<what>.+)")),
     ("ends", re.compile(r"ends with (?P<number>\d+)")),
+    ("pasted", re.compile(r"pasted")),
     ("output", re.compile(r"output(?P<what>, in any order)?")),
     ("needs", re.compile(r"needs (?P<what>[A-Z_]+)")),
     ("instead", re.compile(r"instead: (?P<what>.+)\nbecause: (?P<reason>.+)")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -22,6 +23,7 @@ from tests.docs.pages import ROOT, Block, lines_of, misses
 __all__ = ["Session"]
 
 LINE_LIMIT_S: Final = 90.0
+PASTE_LIMIT_S: Final = 150.0  # a first start compiles
 START_LIMIT_S: Final = 90.0  # a first start compiles
 STOP_LIMIT_S: Final = 30.0
 SLACK: Final = 3  # what a page says of times is for a machine that does nothing else
@@ -104,6 +106,8 @@ class Session:
                 self._lines(block, lines_of(block.body), block.number)
             case "instead":
                 self._lines(block, [block.what], 0)
+            case "pasted":
+                self._pasted(block)
             case "wait":
                 self._until(block)
             case "background":
@@ -123,6 +127,31 @@ class Session:
             self.output += said
             wanted = last_code if number == len(lines) - 1 else 0
             assert code == wanted, f"{block.where}: `{line}` ended with {code}, not {wanted}:\n{said}{self._logs()}"
+
+    def _pasted(self, block: Block) -> None:
+        """Paste a block: a command that never ends, or reads what is typed, keeps the lines after it from running."""
+        if not (self.folder / "docs").exists():
+            (self.folder / "docs").symlink_to(ROOT / "docs")  # its reader is in a checkout
+        log = self.folder / "pasted.log"
+        with log.open("wb") as out:
+            shell = subprocess.Popen(
+                ["bash", "--norc", "--noprofile"],
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        try:
+            shell.communicate(f"set -m\n{self._renamed(block.body)}".encode(), timeout=PASTE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{block.where}: did not end:\n{log.read_text(errors='replace')}") from None
+        finally:
+            _end_session(shell.pid)
+            shell.wait(10)
+        self.output = log.read_text(errors="replace")
+        assert shell.returncode == 0, f"{block.where}: ended with {shell.returncode}:\n{self.output}"
 
     def _until(self, block: Block) -> None:
         limit_s = time.monotonic() + block.number * SLACK
@@ -209,6 +238,14 @@ def _free_port() -> int:
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     if process.poll() is None:
         os.killpg(process.pid, number)
+
+
+def _end_session(session: int) -> None:
+    """Kill what is left of a session: with job control its jobs are process groups of their own."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(path.name)) == session:
+                os.kill(int(path.name), signal.SIGKILL)
 
 
 def check_syntax(block: Block) -> None:

@@ -24,7 +24,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, misses
+from tests.docs.pages import DOCS, PAGES, README, ROOT, Block, blocks, misses
 from tests.docs.session import Session
 from workers.apps.broker import Broker
 from workers.apps.broker.jars import kafka_jars
@@ -43,6 +43,7 @@ TOLD_APART = {
     "background": set(SHELLS),
     "wait": set(SHELLS),
     "ends": set(SHELLS),
+    "pasted": set(SHELLS),
     "needs": set(SHELLS),
     "instead": set(SHELLS),
     "output": {"text"},
@@ -63,7 +64,7 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := s
 
 
 def _name(page: Path) -> str:
-    return str(page.relative_to(DOCS)).removesuffix(".md").replace("/", "-")
+    return "README" if page == README else str(page.relative_to(DOCS)).removesuffix(".md").replace("/", "-")
 
 
 def _in_session(page: Path) -> list[Block]:
@@ -247,7 +248,7 @@ def test_every_variable_of_the_reference_sets_its_setting(scripts: dict[str, Mod
         name = scripts["generate_reference"].environment_name(row.key)
         value = str(secret) if row.key.endswith(".file") else row.default
         if name and value:
-            assert "is no setting" not in _complaint({**NO_FILE, name: value}), row.key
+            assert "is not a setting" not in _complaint({**NO_FILE, name: value}), row.key
 
 
 def _complaint(environ: dict[str, str]) -> str:

@@ -184,7 +184,7 @@ async def test_a_broker_that_answers_again_or_elsewhere_is_told_apart(settings: 
     lost = NodeNotReadyError("attempt to send a request to a node that is not ready")
     assert "advertis" not in str(explain_connection_error(lost, settings))
     assert str(await diagnose_connection_error(lost, settings)).endswith(
-        "it did not answer, but does so now; try again"
+        "it did not answer in time, but does now; try again"
     )
     host, _, port = settings.bootstrap_servers.rpartition(":")
     options = client_options(settings)

@@ -20,7 +20,8 @@ from tests.integration.commands import start, workers
 from workers.apps.broker import Broker, find_broker
 from workers.apps.inspect.tail import tail
 from workers.apps.produce.market import Market, arrivals, synthetic_ticks
-from workers.apps.produce.send import GeneratedSource, produce
+from workers.apps.produce.send import produce
+from workers.apps.produce.sources import GeneratedSource
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError
 from workers.kafka.clients import admin_client
@@ -299,7 +300,7 @@ async def test_an_outage_is_waited_out_said_once_and_nothing_is_lost_or_doubled(
         outage = threading.Timer(2.0, away_until_noticed)
         outage.start()
         try:
-            from workers.apps.produce.send import paced
+            from workers.apps.produce.pacing import paced
             from workers.settings.lane import tick_format
 
             stop = asyncio.Event()

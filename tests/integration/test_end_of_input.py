@@ -109,7 +109,7 @@ async def test_lines_that_were_refused_leave_the_input_open(broker: Broker, topi
     file.write_bytes(b'{"symbol":"A","ts":1,"price":5,"size":1}\n{"price":5}\n')
     done = app.run_command("produce", "--file", str(file), "--finish")
     assert done.returncode == 1
-    assert "the input was NOT ended" in done.stderr
+    assert "the end of the input was NOT marked" in done.stderr
     records = [record for found in (await read_topic(app.bootstrap, app.topics.ticks)).values() for record in found]
     assert [record.key for record in records] == [b"A"]
 

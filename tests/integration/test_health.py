@@ -119,7 +119,7 @@ async def test_a_taken_port_stops_no_worker(broker: Broker, topic_name: str, tmp
         taken.listen()
         app = application(broker, topic_name, metrics__port=taken.getsockname()[1])
         with app.worker(tmp_path / "worker.log") as process:
-            await until(lambda: "metrics.port is taken; another one is used" in process.output(), "a warning")
+            await until(lambda: "metrics.port is in use; using a free port instead" in process.output(), "a warning")
             await until(lambda: "partitions assigned" in process.output(), "it works all the same")
 
 

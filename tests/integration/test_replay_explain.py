@@ -315,7 +315,7 @@ def test_with_other_settings_than_the_workers_that_is_said_first_and_by_the_exit
             first, second, *_ = given.stdout.splitlines()
             assert first.startswith("NOT what the workers did: the stored state ")
             assert first.endswith(problem)
-            assert "give this command the configuration that the workers have" in second
+            assert "run this command with the workers' configuration" in second
 
 
 def test_the_tick_asked_for_is_told_whatever_the_limit(told: App) -> None:

@@ -27,4 +27,4 @@ async def test_a_worker_warns_of_frames_older_than_their_topic_keeps(
         await admin.close()
     log = tmp_path / "worker.log"
     await run_to_the_end(app, market(8_000), log)
-    assert ("deletes frames as old as those written now" in log.read_text()) is warns
+    assert ("deletes frames as old as these" in log.read_text()) is warns

@@ -341,7 +341,7 @@ async def test_a_database_that_neither_answers_nor_fails_is_said_to_be_silent(
         own_postgres.freeze()
         try:
             await write(app, a_market(6, 100, 20))
-            await wait_until(lambda: "does not answer" in process.output(), "the silence noticed")
+            await wait_until(lambda: "is unresponsive" in process.output(), "the silence noticed")
             assert process.exit_code is None
         finally:
             own_postgres.thaw()
@@ -351,7 +351,7 @@ async def test_a_database_that_neither_answers_nor_fails_is_said_to_be_silent(
     finally:
         process.kill()
     assert database.frames() == await table_of(app)
-    assert process.output().count("does not answer") == 1
+    assert process.output().count("is unresponsive") == 1
 
 
 @pytest.mark.slow
@@ -461,7 +461,7 @@ async def test_show_reads_back_what_is_stored(app: App, database: Database, tmp_
 
 @pytest.mark.parametrize(
     ("shift", "code", "said"),
-    [(-1, 1, "records were deleted before they were stored"), (1_000, 2, "the topic was deleted and made again")],
+    [(-1, 1, "records were deleted before they were stored"), (1_000, 2, "the topic was deleted and recreated")],
     ids=["deleted unread", "made again"],
 )
 async def test_a_topic_that_no_longer_fits_the_database_ends_the_store_with_what_to_do(

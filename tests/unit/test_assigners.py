@@ -27,7 +27,6 @@ from workers.core.windows.assign import (
     Tumbling,
     ZonedTumbling,
     make_tumbling,
-    windows_between,
 )
 from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
@@ -79,7 +78,7 @@ def test_windows_between_two_times_are_those_of_each_time(
     hop_ns = data.draw(st.integers(1, size_ns))
     for assigner in (Hopping(size_ns, hop_ns), Tumbling(size_ns, hop_ns - 1)):
         each = {window for ts_ns in range(first_ns, first_ns + length_ns + 1) for window in assigner.assign(ts_ns)}
-        assert list(windows_between(assigner, first_ns, first_ns + length_ns)) == sorted(each)
+        assert list(assigner.between(first_ns, first_ns + length_ns)) == sorted(each)
 
 
 @pytest.mark.parametrize(
@@ -337,14 +336,14 @@ def test_full_sessions_tile_the_line_from_close_to_close() -> None:
     friday = at("2024-03-08T16:15", "America/New_York")
     monday = at("2024-03-11T16:15", "America/New_York")
     assert span(full, friday) == span(full, monday - 1) == (friday, monday)
-    spans = list(windows_between(full, at("2023-01-01T00:00"), at("2024-12-31T00:00")))
+    spans = list(full.between(at("2023-01-01T00:00"), at("2024-12-31T00:00")))
     assert all(one[1] == other[0] for one, other in pairwise(spans))
     assert len(spans) == 250 + 252  # as the exchange counted them
 
 
 def test_a_grace_never_reaches_into_the_next_session() -> None:
     futures = regular("CMES", HOUR)  # one session ends as the next begins, or an hour before
-    spans = list(windows_between(futures, at("2024-01-01T00:00"), at("2024-12-31T00:00")))
+    spans = list(futures.between(at("2024-01-01T00:00"), at("2024-12-31T00:00")))
     assert len(spans) > 250
     assert all(start < end for start, end in spans)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))

@@ -20,15 +20,15 @@ from tests.strategies import cuts
 from tests.unit.test_lane import TOPIC, KafkaRecord, real_frames, reasons
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
-from workers.core.formats.frames import bar_decoder
+from workers.core.formats.frames import ChildBar, bar_decoder
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import REASON_HEADER
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT, TickFormat
-from workers.core.windows.engine import Lateness
 from workers.core.windows.kinds import HoppingWindows, TumblingWindows, Windows
-from workers.core.windows.resample import BarEngine, BarRules, Bars, ChildBar, Contents
+from workers.core.windows.resample import BarEngine, BarRules, Bars, Contents
+from workers.core.windows.window import Lateness
 from workers.errors import ConfigError
 from workers.settings import Settings, TickSettings, load_settings
 from workers.settings.lane import lane_spec

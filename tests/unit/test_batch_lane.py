@@ -28,12 +28,13 @@ from workers.compiled.lane import BatchLane
 from workers.compiled.windows import WINDOW_VALUE_BYTES
 from workers.core.aggregates import OHLCV_STATE
 from workers.core.effects import Effects
+from workers.core.formats.json import tick_decoder
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.records import RawBatch, RawRecord, Record, count_of, end_of, records_of
 from workers.core.snapshot import _WINDOW
 from workers.core.spec import LaneSpec
-from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.core.windows.kinds import TumblingWindows
 from workers.errors import BrokerError, StateFormatError, StateMismatchError
 

@@ -23,13 +23,13 @@ from workers.apps.inspect.tail import late_line
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Filter
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
 from workers.settings import Settings, load_settings

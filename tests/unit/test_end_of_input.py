@@ -16,13 +16,13 @@ from workers.apps.inspect.tail import frame_line
 from workers.apps.inspect.witness import Investigation
 from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER
 from workers.core.pipeline.throttle import Conflate
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import SessionWindows, TumblingWindows
 from workers.testing import TestDriver
 

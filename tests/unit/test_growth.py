@@ -12,6 +12,7 @@ from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.core import partitioning, steps
 from workers.core.effects import Effects
 from workers.core.encoding import to_json
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline import deduplicate as deduplication
@@ -21,7 +22,7 @@ from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows import corrections
-from workers.core.windows.corrections import CorrectingEngine, CorrectionRules
+from workers.core.windows.corrections import CorrectingEngine
 from workers.core.windows.kinds import HoppingWindows, SessionWindows, TumblingWindows, Windows
 from workers.kafka import commit as sink
 from workers.kafka.ports import Fetched

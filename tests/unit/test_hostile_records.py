@@ -27,6 +27,7 @@ from workers.compiled.choose import supports
 from workers.compiled.lane import BatchLane
 from workers.core.aggregates import Aggregation
 from workers.core.effects import Effects
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
@@ -36,7 +37,6 @@ from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawRecord, Record
 from workers.core.spec import LaneSpec
 from workers.core.ticks import DEEPEST_TICK, Rejection, Tick, TickFormat, excerpt, is_deeper
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import BrokerError, CallbackError
 from workers.kafka.commit import SinkSpec

@@ -19,6 +19,7 @@ from workers.apps.inspect.witness import Investigation
 from workers.compiled.choose import supports, takes_batches
 from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.jumps import JumpGuard
 from workers.core.lane import Input, Lane, entries_of
@@ -28,7 +29,6 @@ from workers.core.pipeline.pipeline import OperatorSpec
 from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
-from workers.core.windows.corrections import CorrectionRules
 from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
 from workers.settings import load_settings

@@ -8,7 +8,8 @@ from itertools import islice
 import pytest
 
 from workers.apps.produce.market import Market, arrivals, symbol_names, synthetic_ticks
-from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
+from workers.core.formats.json import tick_decoder
+from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.times import NS_PER_SECOND
 
 START_NS = 1_767_623_400 * NS_PER_SECOND

@@ -15,12 +15,13 @@ from tests.unit.test_bars_from_bars import SPEC as FRAMES
 from tests.unit.test_lane import TOPIC, KafkaRecord
 from workers.compiled.choose import make_lane
 from workers.core.effects import Effects
+from workers.core.formats.corrections import CorrectionRules
+from workers.core.formats.json import tick_decoder
 from workers.core.lane import Input, Lane
 from workers.core.ledger import MESSAGE_HEADER, REASON_HEADER
 from workers.core.pipeline.pipeline import Map
 from workers.core.spec import LaneSpec
-from workers.core.ticks import Rejection, Tick, TickFormat, tick_decoder
-from workers.core.windows.corrections import CorrectionRules
+from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import CallbackError
 from workers.settings import load_settings
 from workers.settings.lane import lane_spec

@@ -13,7 +13,8 @@ import pytest
 
 from workers.apps.produce.files import open_ticks
 from workers.apps.produce.market import Market
-from workers.apps.produce.send import FileSource, GeneratedSource, Slowed, Ticks, event_time_ns, paced
+from workers.apps.produce.pacing import Slowed, event_time_ns, paced
+from workers.apps.produce.sources import FileSource, GeneratedSource, Ticks
 from workers.commands.produce import _synthetic_source
 from workers.core.ticks import TickFormat
 from workers.settings import load_settings

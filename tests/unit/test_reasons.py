@@ -15,7 +15,7 @@ from workers.core.ledger import REASON_HEADER
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Filter
 from workers.core.pipeline.throttle import Throttle
-from workers.core.reasons import STATUSES, TRIGGERS, Account, Ledger, Reason, Status, Trigger
+from workers.core.reasons import STATUSES, TRIGGERS, Account, LateReason, Ledger, Reason, Status, Trigger
 from workers.core.ticks import DEEPEST_TICK
 from workers.settings import Settings
 from workers.telemetry.metrics import Metrics, catalogue
@@ -106,6 +106,11 @@ def test_the_depth_told_is_the_depth_taken() -> None:
     assert f"more than {DEEPEST_TICK} levels" in Reason.MALFORMED_JSON.text
 
 
+def test_the_reasons_of_windows_are_in_the_catalogue() -> None:
+    of_windows = [reason for reason in Reason if reason.account is Account.LATE or reason is Reason.REPEATED]
+    assert {*get_args(LateReason), Reason.UNCORRECTABLE} == set(of_windows)
+
+
 def test_every_status_and_trigger_has_its_row() -> None:
     assert tuple(STATUSES) == get_args(Status) == SHOWN_STATUSES
     assert tuple(TRIGGERS) == get_args(Trigger)
@@ -128,9 +133,16 @@ def test_the_compiled_lane_emits_what_the_catalogue_knows() -> None:
     assert len(set(windows.KINDS)) == len(windows.KINDS)
 
 
-def test_names_of_headers_stand_in_one_module() -> None:
-    modules = [path for path in (ROOT / "workers").rglob("*.py") if "__streams" in path.read_text()]
-    assert [path.name for path in modules] == ["ledger.py"]
-    assert [path.name for path in (ROOT / "workers").rglob("*.py") if f'"{REASON_HEADER}"' in path.read_text()] == [
-        "ledger.py"
-    ]
+@pytest.mark.parametrize(
+    ("text", "module"),
+    [
+        ("__streams", "core/ledger.py"),
+        (f'"{REASON_HEADER}"', "core/ledger.py"),
+        ('["provisional", "closed"', "core/reasons.py"),
+        ('= ("provisional", "closed"', None),
+    ],
+)
+def test_names_of_headers_and_statuses_stand_in_one_module(text: str, module: str | None) -> None:
+    package = ROOT / "workers"
+    found = [str(path.relative_to(package)) for path in package.rglob("*.py") if text in path.read_text()]
+    assert found == ([] if module is None else [module])

@@ -241,12 +241,12 @@ def test_a_timedelta_is_a_duration_in_code() -> None:
 @pytest.mark.parametrize(
     ("toml", "expected"),
     [
-        ("[window]\nsise = 1", "x.toml: window.sise is no setting; did you mean window.size"),
-        ("[windows]\nsize = 1", "x.toml: windows is no setting; did you mean window?"),
-        ("lag = 1", "x.toml: lag is no setting; did you mean window.lag?"),
-        ("[window]\nidle = 1", "x.toml: window.idle is no setting; did you mean window.idle_after"),
-        ("zzzzzz = 1", "x.toml: zzzzzz is no setting"),
-        ("[kafka]\nsession.timeout = 1", "x.toml: kafka.session.timeout is no setting; did you mean"),
+        ("[window]\nsise = 1", "x.toml: window.sise is not a setting; did you mean window.size"),
+        ("[windows]\nsize = 1", "x.toml: windows is not a setting; did you mean window?"),
+        ("lag = 1", "x.toml: lag is not a setting; did you mean window.lag?"),
+        ("[window]\nidle = 1", "x.toml: window.idle is not a setting; did you mean window.idle_after"),
+        ("zzzzzz = 1", "x.toml: zzzzzz is not a setting"),
+        ("[kafka]\nsession.timeout = 1", "x.toml: kafka.session.timeout is not a setting; did you mean"),
         ('"session.timeout.ms" = 1', "did you mean kafka.session.timeout.ms"),
     ],
 )
@@ -265,13 +265,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_ones(toml: str, expect
 )
 def test_an_unknown_variable_is_refused_with_the_nearest_known_one(name: str, meant: str | None) -> None:
     line = problem("", {name: "5s"})
-    assert line.startswith(f"environment variable {name} is no setting")
+    assert line.startswith(f"environment variable {name} is not a setting")
     assert meant is None or line.endswith(f"; did you mean {meant}?")
 
 
 def test_an_unknown_flag_is_refused() -> None:
     assert problem(window__sise="1s").startswith(
-        "--set window.sise: window.sise is no setting; did you mean window.size"
+        "--set window.sise: window.sise is not a setting; did you mean window.size"
     )
 
 

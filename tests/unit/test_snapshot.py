@@ -10,7 +10,8 @@ import pytest
 from workers.core.aggregates import Ohlcv
 from workers.core.lane import entries_of
 from workers.core.snapshot import SEGMENT_BYTES, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
-from workers.core.windows.engine import Window, WindowEngine, WindowRules
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import Window, WindowRules
 from workers.errors import StateMismatchError
 
 S = 10**9

@@ -45,7 +45,7 @@ def test_a_good_file_is_said_to_be_one(tmp_path: Path) -> None:
     assert "4 rows would be sent, of 2 symbols" in said
     assert "times: 2025-01-04T14:13:20.123Z to 2025-01-04T14:14:20.123Z" in said
     assert "order: 1 row after a later one of the symbol, by at most 1s" in said
-    assert "all rows would be taken, in time" in said
+    assert "all rows would be accepted in time" in said
 
 
 def test_each_kind_of_rejection_is_shown_once_with_its_line(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def preview_of(tmp_path: Path, name: str, text: str) -> list[str]:
 def test_the_first_rows_are_looked_at_and_all_are_sent(tmp_path: Path) -> None:
     assert preview_of(tmp_path, "t.csv", CSV + rows(MS, MS + 1)) == []
     said = preview_of(tmp_path, "t.csv", CSV + rows(1_736_000_000, 1_736_000_001))
-    assert said[0] == "t: warning: 2 of the first 2 rows would not become good ticks; --check says more"
+    assert said[0] == "t: warning: 2 of the first 2 rows would be rejected; --check says more"
     assert "2 rows timestamp_" in said[1]
     assert said[2].startswith("  try: the times look like s, not ms")
     assert len(said) == 3
@@ -258,7 +258,7 @@ def test_the_warning_comes_once_and_only_for_the_first_thousand_rows(tmp_path: P
     assert preview_of(tmp_path, "t.ndjson", "".join([*good, bad])) == []
     said = preview_of(tmp_path, "t.ndjson", "".join([*good[1:], bad * 30_000]))
     assert [line for line in said if "warning" in line] == [
-        "t: warning: 1 of the first 1,000 rows would not become good ticks; --check says more"
+        "t: warning: 1 of the first 1,000 rows would be rejected; --check says more"
     ]
 
 

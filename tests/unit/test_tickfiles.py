@@ -12,16 +12,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.apps.produce.files import (
-    MAX_TICK_BYTES,
-    CsvParser,
-    NdjsonParser,
-    Refused,
-    TickInput,
-    TickParser,
-    open_ticks,
-)
-from workers.core.ticks import Tick, TickFormat, tick_decoder
+from workers.apps.produce.files import TickInput, open_ticks
+from workers.apps.produce.parsers import MAX_TICK_BYTES, CsvParser, NdjsonParser, Refused, TickParser
+from workers.core.formats.json import tick_decoder
+from workers.core.ticks import Tick, TickFormat
 from workers.errors import ConfigError, WorkersError
 
 FORM = TickFormat()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from workers import EventTimeClock, WatermarkPolicy
 from workers.core.watermark import is_late
 from workers.core.windows.assign import Tumbling
-from workers.core.windows.engine import WindowEngine, WindowRules
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import WindowRules
 from workers.times import MAX_EVENT_TIME_NS
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

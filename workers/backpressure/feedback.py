@@ -120,9 +120,7 @@ class FeedbackListener:
         bad = self.book.bad
         event = self.book.take(key, value, time.time_ns())
         if self.book.bad > bad and bad == 0:
-            log.warning(
-                "a record of the feedback topic is no event; it is ignored, as others will be", topic=self._topic
-            )
+            log.warning("ignoring an invalid record in the feedback topic, and any that follow", topic=self._topic)
         if event is None or self._on_event is None:
             return
         try:
@@ -132,9 +130,7 @@ class FeedbackListener:
 
     def _failed(self, error: Exception) -> None:
         if self.failure is None:
-            log.warning(
-                "cannot follow the feedback topic; trying again", topic=self._topic, error=str(error) or repr(error)
-            )
+            log.warning("can't read the feedback topic; retrying", topic=self._topic, error=str(error) or repr(error))
         self.failure = error
 
 
@@ -193,7 +189,7 @@ class FeedbackPublisher:
                 await producer.send_and_wait(self._settings.topics.feedback, value, self._coordinator_id.encode())
         except OUTAGE as error:
             if self.failure is None:
-                log.warning("cannot publish feedback", topic=self._settings.topics.feedback, error=repr(error))
+                log.warning("can't publish feedback", topic=self._settings.topics.feedback, error=repr(error))
             self.failure = error
             await self._drop()
             return False

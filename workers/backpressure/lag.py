@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
-from workers.core.ticks import Tick, tick_decoder
+from workers.core.ticks import Tick
 from workers.errors import BrokerError
 from workers.kafka.clients import admin_client
 from workers.kafka.errors import OUTAGE
@@ -245,7 +246,7 @@ class LagMonitor:
 
     def _failed(self, error: Exception) -> None:
         if self.failure is None:
-            log.warning("cannot measure the group's lag; trying again", error=str(error) or repr(error))
+            log.warning("can't measure the group's lag; retrying", error=str(error) or repr(error))
         self.failure = error
         if self._on_failure is not None:
             _call(self._on_failure, error)

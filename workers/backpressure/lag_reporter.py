@@ -105,7 +105,7 @@ class GroupReporter:
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("the group's lag is no longer reported by this worker")
+            log.exception("this worker no longer reports the group's lag")
         finally:
             self._metrics.forget_lag()
             self._forget_pressure()
@@ -119,15 +119,15 @@ class GroupReporter:
         found = snapshot.group.by_settings
         if len(found) > 1 and found != self._disagreeing:
             log.error(
-                "workers of this application have different settings: what they write has different meanings, and no "
-                "worker can take over all partitions. Stop them, drop the state with `workers state reset`, and start "
+                "workers of this application have different settings: their frames differ in meaning, and no worker "
+                "can take over all partitions. Stop them, drop the state with `workers state reset`, and start "
                 "all with the same configuration",
                 application_id=self._settings.application_id,
                 partitions_by_settings={digest: list(numbers) for digest, numbers in found.items()},
             )
         self._disagreeing = found
         if snapshot.group.lost > self._lost:
-            log.error("records are lost", reason=lost_records_problem(snapshot.group))
+            log.error("records were lost", reason=lost_records_problem(snapshot.group))
         self._lost = snapshot.group.lost
 
     def _failed(self, _error: Exception) -> None:

@@ -235,7 +235,7 @@ class AdaptiveThrottle:
         while self._monitor.latest is None and not isinstance(self._monitor.failure, TopicError):
             if self._monitor.failure is not None or time.monotonic() > deadline_s:
                 raise self._monitor.failure or BrokerError(
-                    f"the cluster at {self._settings.bootstrap_servers} did not tell the lag of group "
+                    f"the cluster at {self._settings.bootstrap_servers} did not report the lag of group "
                     f"{self._settings.application_id} within {_FIRST_LOOK_S:.0f} s"
                 )
             self._look.clear()
@@ -283,20 +283,20 @@ class AdaptiveThrottle:
         if latest is None:
             return Level.OK, "not measured yet"
         members = latest.group.members
-        workers = "no worker runs" if not members else f"{members} worker{'s' if members > 1 else ''}"
+        workers = "no worker is running" if not members else f"{members} worker{'s' if members > 1 else ''}"
         return self._gauge.level, f"the lag of group {group} is {latest.total:,} records, {workers}"
 
     def _by_sight(self) -> tuple[Level, str]:
         blind_after_ns = max(BLIND_AFTER_NS, 3 * self._settings.backpressure.poll_interval)
         if self._measured_ns is None:
-            return Level.SOFT, f"the lag of group {self._settings.application_id} is not known: {self._monitor.failure}"
+            return Level.SOFT, f"the lag of group {self._settings.application_id} is unknown: {self._monitor.failure}"
         blind_ns = time.monotonic_ns() - self._measured_ns
         if blind_ns <= blind_after_ns:
             return Level.OK, ""
         why = self._monitor.failure or "no answer"
         return (
             Level.SOFT,
-            f"the lag of group {self._settings.application_id} has not been known for {blind_ns / 1e9:.0f} s: {why}",
+            f"the lag of group {self._settings.application_id} has been unknown for {blind_ns / 1e9:.0f} s: {why}",
         )
 
     def _by_feedback(self) -> tuple[Level, str]:
@@ -340,4 +340,4 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, WorkersError):
-        log.error("the throttle's steering had failed", error=repr(error))
+        log.error("the throttle's control loop failed", error=repr(error))

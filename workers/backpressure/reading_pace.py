@@ -110,7 +110,7 @@ class ReadingPace:
         self._metrics.show_pressure(PROVIDER, level, self.throttle_scale)
         say = log.warning if level > before else log.info
         say(
-            "reading at another pace",
+            "reading pace changed",
             level=level.label,
             before=before.label,
             scale=self.throttle_scale,

@@ -104,7 +104,7 @@ ConfigPath = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="Configuration in TOML; else WORKERS_CONFIG, else config/workers.toml.",
+        help="TOML configuration file; default: WORKERS_CONFIG, then config/workers.toml.",
         rich_help_panel=_SETTINGS_PANEL,
     ),
 ]
@@ -114,7 +114,7 @@ SetOption = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Any setting, as often as needed, like --set window.size=1m.",
+        help="Override a setting, e.g. --set window.size=1m; repeatable.",
         rich_help_panel=_SETTINGS_PANEL,
     ),
 ]
@@ -124,7 +124,7 @@ BootstrapServers = Annotated[
         "--bootstrap-servers",
         "-b",
         metavar="HOST:PORT",
-        help="Brokers to find the cluster by; else KAFKA_BOOTSTRAP_SERVERS.",
+        help="Bootstrap brokers; default: KAFKA_BOOTSTRAP_SERVERS.",
         rich_help_panel=_SETTINGS_PANEL,
     ),
 ]
@@ -141,7 +141,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        help="Show tracebacks, and what the Kafka client logs.",
+        help="Show tracebacks and the Kafka client's log.",
         callback=_set_debug,
         rich_help_panel=_SETTINGS_PANEL,
     ),

@@ -36,7 +36,7 @@ app.add_typer(
 
 @config_app.command()
 def show(
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Only settings that differ from the default.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: key, value and source.")] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -44,7 +44,7 @@ def show(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Show every setting in force and where it comes from. Secrets are stars.
+    """Show every setting in force and where it comes from. Secrets are masked.
 
     [bold]Examples[/bold]
 
@@ -88,7 +88,7 @@ def check(
     settings = load(config, sets, bootstrap_servers, application_id)
     client_options(settings)  # reads the certificates
     lane_spec(settings).rules()  # makes the calendar
-    say(f"workers: the configuration is possible (application_id {settings.application_id})")
+    say(f"workers: the configuration is valid (application_id {settings.application_id})")
     for sentence in advice(settings):
         say(f"workers: note: {sentence}")
 
@@ -96,9 +96,9 @@ def check(
 @config_app.command()
 def reference(
     word: Annotated[str | None, typer.Argument(help="Only settings with this in their name or description.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As tables in Markdown, one a section.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables, one per section.")] = False,
 ) -> None:
-    """List every setting there is: what may be written, the default, and what it does.
+    """List all settings: what is allowed, the default, and what it does.
 
     [bold]Examples[/bold]
 

@@ -40,28 +40,26 @@ TOKEN_VARIABLE = "WORKERS_DASHBOARD_TOKEN"
 
 @app.command(rich_help_panel=LOOKING)
 def dashboard(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any other than this machine's own needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8050,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but localhost needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any free one.")] = 8050,
     token: Annotated[
-        str | None, typer.Option(help=f"Asked for before anything is shown; better in {TOKEN_VARIABLE}.")
+        str | None, typer.Option(help=f"Token that browsers must enter; better set in {TOKEN_VARIABLE}.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A further name that the page is reached by.")
+        list[str] | None, typer.Option(metavar="NAME", help="Another host name that the page is reached by.")
     ] = None,
-    max_clients: Annotated[int, typer.Option(min=1, max=1_000, help="Browsers at once.")] = 32,
+    max_clients: Annotated[int, typer.Option(min=1, max=1_000, help="Most browsers at once.")] = 32,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Show bars, lag, late ticks and the sum of an application in a browser, live.
+    """Show an application live in a browser: bars, lag, late ticks, and whether counts add up.
 
-    It only reads: it joins no group, commits nothing and needs nothing from the
-    workers. It listens on this machine alone unless told otherwise. What it
-    shows begins with the newest records that the topics hold.
+    Read-only: it joins no group, commits nothing and needs nothing from the
+    workers. It listens on localhost unless told otherwise, and starts from
+    the newest records in the topics.
 
     [bold]Examples[/bold]
 

@@ -24,10 +24,10 @@ def demo(
     rate: Annotated[int, typer.Option(min=1, max=20_000, help="Ticks a second.")] = 400,
     debug: Debug = False,
 ) -> None:
-    """See it work: a broker, two workers, a synthetic market, frames on the screen, and the sum at the end.
+    """See it work: a broker, two workers, a synthetic market, frames on screen, and a final count.
 
-    Uses the broker of KAFKA_BOOTSTRAP_SERVERS if that is set, else starts one (Docker, or Java 17 and Maven), and
-    leaves nothing behind.
+    Uses the cluster that KAFKA_BOOTSTRAP_SERVERS names, else starts a broker
+    (with Docker, or Java 17 and Maven), and leaves nothing behind.
     """
     from workers.apps.broker import find_broker
     from workers.apps.demo import Demo

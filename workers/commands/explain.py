@@ -36,29 +36,51 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-@app.command(rich_help_panel=LOOKING)
+_HELP = """Say what happened to a symbol around a time: why is this tick missing from that bar?
+
+Shows the window that TIME falls in: the ticks that joined it, those that
+were late (by how much, and which tick had moved the watermark) or rejected
+(why), the frames that carried it, and whether they are what the log gives
+when it is computed again. Nothing is written or committed. Give it the
+workers' configuration: where it is another, that is said first, and the
+exit code is 2. Without a group of that name it is 1.
+
+[bold]Examples[/bold]
+
+  workers explain AAPL 2026-01-30T13:21:25.5Z
+
+  workers explain AAPL 13:21:25 --around 10s --json
+"""
+
+
+@app.command(rich_help_panel=LOOKING, help=_HELP)
 def explain(
-    symbol: Annotated[str, typer.Argument(help="Whose ticks.")],
+    symbol: Annotated[str, typer.Argument(help="Symbol to explain.")],
     time_text: Annotated[
         str,
         typer.Argument(
             metavar="TIME", help="Event time: RFC 3339, HH:MM:SS (today, UTC), or an integer in the ticks' unit."
         ),
     ],
-    around: Annotated[str, typer.Option(metavar="DURATION", help="Also the windows so far before and after.")] = "0s",
-    as_json: Annotated[bool, typer.Option("--json", help="All that was found, as one JSON object.")] = False,
+    around: Annotated[
+        str, typer.Option(metavar="DURATION", help="Also explain windows this far before and after.")
+    ] = "0s",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything found, as one JSON object.")] = False,
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="Read the whole logs, for ticks that came very late.")
+        bool, typer.Option("--from-beginning", help="Read the whole log, for ticks that came very late.")
     ] = False,
     read_on: Annotated[
         str,
-        typer.Option(metavar="DURATION", help="How long after the window was over to look for late ticks."),
+        typer.Option(metavar="DURATION", help="How long after the window ended to look for late ticks."),
     ] = "10m",
     home_only: Annotated[
         bool, typer.Option("--home-only", help="Don't look for misrouted ticks on other partitions.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=1, help="Ticks listed of each window and fate; all are counted, and TIME's are shown.")
+        int,
+        typer.Option(
+            min=1, help="List at most N ticks per window and fate; all are counted, and those at TIME always listed."
+        ),
     ] = 50,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -66,21 +88,7 @@ def explain(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Say what happened to a symbol around a time: why is this tick missing from that bar?
-
-    Shows the window that TIME falls in: the ticks that joined it, those that
-    were late (by how much, and which tick had moved the watermark) or rejected
-    (why), the frames that carried it, and whether they are what the log gives
-    when it is computed again. Nothing is written or committed. Give it the
-    workers' configuration: where it is another, that is said first, and the
-    exit code is 2. Without a group of that name it is 1.
-
-    [bold]Examples[/bold]
-
-      workers explain AAPL 2026-01-30T13:21:25.5Z
-
-      workers explain AAPL 13:21:25 --around 10s --json
-    """
+    """Say what happened to a symbol around a time."""
     from workers.apps.inspect.explain import explain as explained
     from workers.apps.inspect.explain import parse_time
     from workers.times import parse_duration
@@ -105,21 +113,25 @@ def explain(
             on_progress=lambda text: say(f"workers: {text}"),
         )
     )
+    _show(found, as_json=as_json)
+    if found.problem is not None:
+        sys.exit(ExitCode.USAGE if found.other_settings else ExitCode.FAILED)
+
+
+def _show(found: Explanation, *, as_json: bool) -> None:
     with closed_output_is_an_end():
         if as_json:
             sys.stdout.write(json.dumps(found.to_dict()) + "\n")
         else:
             for line in _lines(found):
                 sys.stdout.write(printable(line) + "\n")
-    if found.problem is not None:
-        sys.exit(ExitCode.USAGE if found.other_settings else ExitCode.FAILED)
 
 
 def _lines(found: Explanation) -> Iterator[str]:
     if found.problem is not None:
         yield f"{'NOT what the workers did' if found.other_settings else 'NOTE'}: {found.problem}"
         if found.other_settings:
-            yield "  give this command the configuration that the workers have (--config, WORKERS_CONFIG, --set)"
+            yield "  run this command with the workers' configuration (--config, WORKERS_CONFIG, --set)"
         yield ""
     yield (
         f"{found.symbol} belongs on {found.topic}[{found.partition}] of {found.partitions}. "
@@ -131,7 +143,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.asked_count > len(found.asked):
         yield f"  … and {found.asked_count - len(found.asked):,} more at that very time"
     if not exactly:
-        yield "  no tick has that very time"
+        yield "  no tick has exactly that time"
     for window in found.windows:
         yield ""
         yield from _window(window, found)

@@ -37,9 +37,9 @@ __all__: list[str] = []
 
 @app.command(rich_help_panel=LOOKING)
 def lag(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; with --watch, one a line.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
-    interval: Annotated[str, typer.Option(metavar="DURATION", help="How often --watch looks.")] = "2s",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; with --watch, one per line.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat until Ctrl-C.")] = False,
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="Interval of --watch.")] = "2s",
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
@@ -48,10 +48,10 @@ def lag(
 ) -> None:
     """Show how many ticks the group has not committed yet, by partition.
 
-    Lag counts to the last commit, so while workers run it swings by what one
-    commit interval brings. Records that the topic's retention deleted before
-    the group had committed them are no lag any more; they are told apart, as
-    lost. Exit code 1 where there is no such group.
+    Lag is measured from the last commit, so while workers run it varies by
+    what one commit interval brings. Records that retention deleted before
+    they were committed are not lag; they are reported separately, as lost.
+    Exit code 1 if the group does not exist.
 
     [bold]Examples[/bold]
 

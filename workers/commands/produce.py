@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -29,6 +29,28 @@ from workers.commands.common import (
     run_async,
     say,
 )
+from workers.commands.produce_options import (
+    Adaptive,
+    BadFraction,
+    CheckFile,
+    Count,
+    Disorder,
+    Duration,
+    FieldMap,
+    FileFormat,
+    Finish,
+    LateFraction,
+    MaxJump,
+    MetricsPort,
+    Rate,
+    Seed,
+    Speed,
+    Start,
+    Symbols,
+    Synthetic,
+    TicksFile,
+    Topic,
+)
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +58,8 @@ if TYPE_CHECKING:
 
     from workers.apps.produce.files import TickInput
     from workers.apps.produce.market import Market
-    from workers.apps.produce.send import Produced, TickSource
+    from workers.apps.produce.send import Produced
+    from workers.apps.produce.sources import TickSource
     from workers.settings import Settings
 
     MakeSource = Callable[[asyncio.Event, Callable[[], float] | None], TickSource]
@@ -44,155 +67,76 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _DEFAULT_RATE = 1_000.0
-_MARKET = "Synthetic market"
-_FILE = "File"
 _MAX_JUMP_NS = 86_400 * 1_000_000_000
 
 
-@app.command(rich_help_panel=WORKING)
+_HELP = """Send ticks to the ticks topic, keyed by symbol.
+
+JSON lines go through byte for byte; only their symbol is read.
+Lines without a readable symbol are not sent but reported, and the exit
+code is then 1; an empty symbol is one like any other. So are rows of a
+file whose time is wrong by the next (--max-jump). Whether the rest is a
+tick, the worker says; if it would reject some of the first rows, a warning
+says why and what may help. Ctrl-C delivers what was read and stops.
+
+With --check the exit code is 0 if every row would be sent, taken by the
+workers and in time for them, else 1.
+
+With --finish each partition then gets a record that says that the input
+has ended, as part of the log: of every symbol the windows that are open
+come out as final, and ticks of those windows that come later are late.
+Later windows may go on. Where lines were refused, or Ctrl-C came first,
+the input is not ended, so that what is missing can still be sent.
+
+[bold]Examples[/bold]
+
+  workers produce --file trades.ndjson.gz
+
+  workers produce --check trades.csv
+
+  workers produce --file trades.csv --field-map symbol=sym,ts=T,price=p,size=q --speed 10
+
+  feed | workers produce --file -
+
+  workers produce --synthetic --symbols 1000 --rate 20000 --disorder 1s --duration 1m
+
+  workers produce --synthetic --rate 50000 --adaptive
+
+  workers produce --file day.ndjson.zst --finish
+
+  workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
+"""
+
+
+@app.command(rich_help_panel=WORKING, help=_HELP)
 def produce(
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            "-f",
-            metavar="FILE",
-            help="NDJSON or CSV, also .gz or .zst; - for standard input.",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="ndjson|csv", help="What the file is, if its name does not say.", rich_help_panel=_FILE
-        ),
-    ] = None,
-    field_map: Annotated[
-        str | None,
-        typer.Option(
-            "--field-map",
-            metavar="ts=T,price=p",
-            help="Which of the file's fields are symbol, ts, price and size, where they have other names.",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    max_jump: Annotated[
-        str | None,
-        typer.Option(
-            "--max-jump",
-            metavar="DURATION",
-            help="Hold a row further ahead in time of all before it until its symbol's next row, and don't send it if "
-            "that goes back; 0 sends all. Files: 1d; pipes: 0.",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            "--check",
-            metavar="FILE",
-            help="Send nothing: say what workers would make of the file. Needs no broker.",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Make ticks up instead.", rich_help_panel=_MARKET)
-    ] = False,
-    symbols: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Symbols traded, by Zipf's law.", rich_help_panel=_MARKET)
-    ] = 100,
-    disorder: Annotated[
-        str, typer.Option(metavar="DURATION", help="How far ticks come out of order.", rich_help_panel=_MARKET)
-    ] = "1s",
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many ticks.", rich_help_panel=_MARKET)] = None,
-    duration: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Stop after this time.", rich_help_panel=_MARKET)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed, the same ticks.", rich_help_panel=_MARKET)] = 0,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Event time of the first tick (RFC 3339), for data that can be made again; else now.",
-            rich_help_panel=_MARKET,
-        ),
-    ] = None,
-    late_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of ticks that come too late.", rich_help_panel=_MARKET)
-    ] = 0.0,
-    bad_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of records that are no ticks.", rich_help_panel=_MARKET)
-    ] = 0.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0; with --start also that of the "
-            "event times, and not waited for unless given.",
-        ),
-    ] = None,
-    speed: Annotated[
-        float | None,
-        typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
-    ] = None,
-    finish: Annotated[
-        bool,
-        typer.Option(
-            "--finish",
-            help="When all is delivered, say that the input has ended: what is open comes out. Alone: say only that.",
-        ),
-    ] = False,
-    adaptive: Annotated[
-        bool,
-        typer.Option("--adaptive", help="Slow down and stop as the group's lag or the store's queue asks for."),
-    ] = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option("--metrics-port", min=0, max=65_535, help="Serve metrics and health there; 0 takes a free port."),
-    ] = None,
-    topic: Annotated[str | None, typer.Option(help="Where to; else topics.ticks. Made if it is missing.")] = None,
+    file: TicksFile = None,
+    format_: FileFormat = None,
+    field_map: FieldMap = None,
+    max_jump: MaxJump = None,
+    check: CheckFile = None,
+    synthetic: Synthetic = False,
+    symbols: Symbols = 100,
+    disorder: Disorder = "1s",
+    count: Count = None,
+    duration: Duration = None,
+    seed: Seed = 0,
+    start: Start = None,
+    late_fraction: LateFraction = 0.0,
+    bad_fraction: BadFraction = 0.0,
+    rate: Rate = None,
+    speed: Speed = None,
+    finish: Finish = False,
+    adaptive: Adaptive = False,
+    metrics_port: MetricsPort = None,
+    topic: Topic = None,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Send ticks to the ticks topic, keyed by symbol.
-
-    JSON lines go through byte for byte; only their symbol is read.
-    Lines without a readable symbol are not sent but reported, and the exit
-    code is then 1; an empty symbol is one like any other. So are rows of a
-    file whose time is wrong by the next (--max-jump). Whether the rest is a
-    tick, the worker says; if it would reject some of the first rows, a warning
-    says why and what may help. Ctrl-C delivers what was read and stops.
-
-    With --check the exit code is 0 if every row would be sent, taken by the
-    workers and in time for them, else 1.
-
-    With --finish each partition then gets a record that says that the input
-    has ended, as part of the log: of every symbol the windows that are open
-    come out as final, and ticks of those windows that come later are late.
-    Later windows may go on. Where lines were refused, or Ctrl-C came first,
-    the input is not ended, so that what is missing can still be sent.
-
-    [bold]Examples[/bold]
-
-      workers produce --file trades.ndjson.gz
-
-      workers produce --check trades.csv
-
-      workers produce --file trades.csv --field-map symbol=sym,ts=T,price=p,size=q --speed 10
-
-      feed | workers produce --file -
-
-      workers produce --synthetic --symbols 1000 --rate 20000 --disorder 1s --duration 1m
-
-      workers produce --synthetic --rate 50000 --adaptive
-
-      workers produce --file day.ndjson.zst --finish
-
-      workers produce --synthetic --start 2026-01-05T14:30:00Z --count 1000000 --seed 7
-    """
+    """Send ticks to the ticks topic; the options are those of `workers.commands.produce_options`."""
     file = _check_usage(file, check, synthetic, start, count, duration, rate, speed, finish)
     max_jump_ns = _max_jump(max_jump, synthetic=synthetic)
     if format_ not in (None, "ndjson", "csv"):
@@ -202,13 +146,11 @@ def produce(
     if check is not None:
         raise typer.Exit(_check(check, settings, field_map, format_, max_jump_ns))
     with _opened(file, settings, field_map, format_, max_jump_ns) as opened:
-        make: MakeSource
-        if file is None and not synthetic:
-            make = _no_source
-        elif opened is None:
+        make: MakeSource = _no_source
+        if synthetic:
             market = _market(settings, symbols, seed, disorder, late_fraction, bad_fraction)
             make = _synthetic_source(settings, market, start, rate, speed, count, duration)
-        else:
+        elif opened is not None:
             make = _file_source(settings, opened, rate, speed)
         total = count if opened is None else None
         with _progress(opened, total) as update:
@@ -220,8 +162,7 @@ def produce(
                 metrics_port=metrics_port,
                 may_end_input=lambda: finish and not (opened and (opened.refused.count or opened.jumps.count)),
             )
-        refused = opened.refused.count if opened is not None else 0
-        jumps = opened.jumps.count if opened is not None else 0
+        refused, jumps = (opened.refused.count, opened.jumps.count) if opened is not None else (0, 0)
     endless = synthetic and count is None and duration is None
     only_ends = make is _no_source
     raise typer.Exit(_summary(produced, refused, jumps, endless=endless, only_ends=only_ends, finish=finish))
@@ -244,12 +185,12 @@ def _check_usage(
     if finish and check is not None:
         raise ConfigError("--finish with --check: a check sends nothing")
     if finish and synthetic and count is None and duration is None:
-        raise ConfigError("--finish with --synthetic needs --count or --duration: else the market has no end")
+        raise ConfigError("--finish with --synthetic needs --count or --duration: otherwise the market never ends")
     file = file or check
     if not synthetic and (start, count, duration) != (None, None, None):
         raise ConfigError("--start, --count and --duration are for --synthetic; a file ends where it ends")
     if rate and speed:
-        raise ConfigError("--rate and --speed are both given; a pace is one or the other")
+        raise ConfigError("--rate and --speed are both given; use one of them")
     if synthetic and speed and start is None:
         raise ConfigError(
             "--speed replays by event time, and a synthetic market without --start happens now: use --rate"
@@ -312,7 +253,7 @@ def _check(
 ) -> ExitCode:
     """Say what would become of a file; returns the exit code."""
     from workers.apps.produce.check import Check
-    from workers.apps.produce.send import blocks_of
+    from workers.apps.produce.sources import blocks_of
 
     if settings.tick.format != "json":
         raise ConfigError(f"--check: tick.format is {settings.tick.format}; expected json, for ticks")
@@ -363,7 +304,8 @@ def _synthetic_source(
     duration: str | None,
 ) -> MakeSource:
     from workers.apps.produce.market import arrivals, synthetic_ticks
-    from workers.apps.produce.send import GeneratedSource, paced
+    from workers.apps.produce.pacing import paced
+    from workers.apps.produce.sources import GeneratedSource
     from workers.settings.lane import tick_format
     from workers.times import parse_rfc3339
 
@@ -389,7 +331,8 @@ def _synthetic_source(
 
 
 def _file_source(settings: Settings, opened: TickInput, rate: float | None, speed: float | None) -> MakeSource:
-    from workers.apps.produce.send import FileSource, paced
+    from workers.apps.produce.pacing import paced
+    from workers.apps.produce.sources import FileSource
     from workers.settings.lane import tick_format
 
     def make(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
@@ -401,7 +344,7 @@ def _file_source(settings: Settings, opened: TickInput, rate: float | None, spee
 
 def _no_source(stop: asyncio.Event, scale: Callable[[], float] | None) -> TickSource:
     """No ticks: there is only the end of the input to be told."""
-    from workers.apps.produce.send import GeneratedSource
+    from workers.apps.produce.sources import GeneratedSource
 
     return GeneratedSource(iter(()))
 
@@ -515,15 +458,15 @@ def _summary(produced: Produced, refused: int, jumps: int, *, endless: bool, onl
             f"in {seconds:.1f} s, {rate:,.0f}/s"
         )
     if refused:
-        say(f"{refused:,} lines refused: they could not be read, so nothing was sent for them")
+        say(f"{refused:,} lines refused: they could not be read and were not sent")
     if jumps:
         say(f"{jumps:,} rows not sent: their time jumps ahead, and their symbol's next row goes back (--max-jump)")
     if produced.undelivered:
         say(f"{produced.undelivered:,} ticks that were read are not confirmed by the cluster; they may be lost")
     if produced.input_ended:
-        say(f"the input has ended: told to all {produced.partitions} partitions of {produced.topic}")
+        say(f"marked the end of the input on all {produced.partitions} partitions of {produced.topic}")
     elif finish:
-        say("the input was NOT ended: send what is missing, then give workers produce --finish")
+        say("the end of the input was NOT marked: send what is missing, then run workers produce --finish")
     if produced.interrupted and not endless:
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if refused or jumps or produced.undelivered else ExitCode.OK

@@ -43,30 +43,30 @@ def replay(
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
     warm_up: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Read the ticks from this event time on; else all there are."),
+        typer.Option(metavar="TIME", help="Read ticks from this event time on; default: all."),
     ] = None,
     to_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the frames made again, one JSON object a line.")
+        Path | None, typer.Option(metavar="FILE", help="Write the recomputed frames, one JSON object per line.")
     ] = None,
     to_topic: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write the frames made again to a topic of their own.")
+        str | None, typer.Option(metavar="NAME", help="Write the recomputed frames to a topic of their own.")
     ] = None,
-    compare: Annotated[bool, typer.Option(help="Compare with what was published.")] = True,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Differences shown; all are counted.")] = 10,
+    compare: Annotated[bool, typer.Option(help="Compare with the published frames.")] = True,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Show at most N differences; all are counted.")] = 10,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Make the frames of a span of time again from the ticks, and say whether the published ones are the same.
+    """Recompute the frames of a time span from the ticks, and compare them with the published ones.
 
     Times are event times: RFC 3339, HH:MM:SS (today, UTC), or an integer in
     tick.timestamp_unit. Provisional frames are left out: they depend on the
-    clock on the wall. --warm-up may be as late as --from and nothing is missed; operators
-    that remember more, session windows and filled gaps need an earlier one.
+    wall clock. --warm-up may be as late as --from without missing anything,
+    save with operators that remember more, session windows and filled gaps.
 
-    Exit code 0: identical; 1: not, and the differences are explained.
+    Exit code 0: identical; 1: different, with the differences explained.
 
     [bold]Examples[/bold]
 
@@ -77,7 +77,7 @@ def replay(
     quiet_clients()
     settings = load(config, sets, bootstrap_servers, application_id)
     if to_file is not None and to_topic is not None:
-        raise ConfigError("--to-file and --to-topic can't be had at once")
+        raise ConfigError("--to-file and --to-topic are both given; use one of them")
     if not compare and to_file is None and to_topic is None:
         raise ConfigError("--no-compare without --to-file or --to-topic does nothing")
     unit = settings.tick.timestamp_unit
@@ -109,7 +109,7 @@ def _say_assumptions(settings: Settings, warm_up: str | None) -> None:
     from workers.times import format_duration
 
     if warm_up is None:
-        say(f"workers: reading {settings.topics.ticks} from its begin, as a worker that began there")
+        say(f"workers: reading {settings.topics.ticks} from its beginning, like a worker that started there")
         return
     skew = format_duration(settings.tick.max_future_skew)
     say(
@@ -156,7 +156,7 @@ async def _replay(
 
 
 def _lines(result: ReplayResult, limit: int, settings: Settings) -> Iterator[str]:
-    yield f"{result.made:,} frames made from {result.records:,} records"
+    yield f"{result.made:,} frames recomputed from {result.records:,} records"
     if not result.compared:
         return
     for problem in result.problems[:limit]:

@@ -40,7 +40,7 @@ def calm_collector() -> None:
 @app.command(rich_help_panel=WORKING)
 def run(
     no_create_topics: Annotated[
-        bool, typer.Option("--no-create-topics", help="A missing topic is an error instead of being made.")
+        bool, typer.Option("--no-create-topics", help="Fail on a missing topic instead of creating it.")
     ] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -50,12 +50,12 @@ def run(
 ) -> None:
     """Run a worker: read ticks, close windows, write frames, until stopped.
 
-    Start as many as you like, on as many machines: those with the same
-    application_id share the partitions, and take over from one another.
+    Start as many as you like, on as many machines: workers with the same
+    application_id share the partitions and take over from one another.
 
-    SIGTERM or Ctrl-C finishes and commits what is in hand. Once more ends at
-    once, which loses nothing either: the next worker goes on from the last
-    commit.
+    SIGTERM or Ctrl-C finishes and commits what is in progress. A second one
+    exits at once, which loses nothing either: the next worker resumes from
+    the last commit.
 
     [bold]Examples[/bold]
 
@@ -77,4 +77,4 @@ def run(
     async def main(stop: asyncio.Event) -> None:
         await run_worker(settings, stop=stop)
 
-    run_async(main, on_stop=lambda: say("workers: finishing; once more to stop at once"), patience_s=math.inf)
+    run_async(main, on_stop=lambda: say("workers: finishing; press again to exit now"), patience_s=math.inf)

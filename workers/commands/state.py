@@ -28,27 +28,27 @@ from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from workers.apps.inspect.state import PartitionState
-    from workers.core.windows.engine import Window
+    from workers.core.windows.window import Window
 
 __all__: list[str] = []
 
-state_app = typer.Typer(no_args_is_help=True, help="Show the state stored for recovery, or drop it.")
+state_app = typer.Typer(no_args_is_help=True, help="Show or drop the state stored for recovery.")
 app.add_typer(state_app, name="state", rich_help_panel=SETTING_UP)
 
 
 @state_app.command()
 def show(
-    symbol: Annotated[str | None, typer.Option(help="The windows of this symbol, one a line.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a partition, or a window.")] = False,
+    symbol: Annotated[str | None, typer.Option(help="Show the windows of this symbol, one per line.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per partition, or per window.")] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Show what each partition's state reflects, and whether a worker with these settings would take it.
+    """Show what each partition's state reflects, and whether a worker with these settings would accept it.
 
-    Exit code 1 where it would not.
+    Exit code 1 if it would not.
 
     [bold]Examples[/bold]
 
@@ -75,17 +75,17 @@ def show(
 
 @state_app.command()
 def reset(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Drop the state and the group's offsets: workers then begin as new, by default at the log's first tick.
+    """Drop the state and the group's offsets, so that workers start afresh, by default at the log's first tick.
 
-    Frames that were published stay in their topic, and those of ticks still in the log are published again. To keep
-    both apart, use another application_id and frames topic instead. Stop all workers first.
+    Published frames stay in their topic, and those of ticks still in the log are published again. To keep them
+    apart, use another application_id and frames topic instead. Stop all workers first.
 
     [bold]Example[/bold]
 
@@ -97,7 +97,7 @@ def reset(
     settings = load(config, sets, bootstrap_servers, application_id)
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError("state reset asks before it drops state; without a terminal, say --yes")
+            raise ConfigError("state reset asks for confirmation; without a terminal, pass --yes")
         typer.confirm(
             f"Drop the state of {settings.application_id} at {settings.bootstrap_servers}?", abort=True, err=True
         )

@@ -1,4 +1,4 @@
-"""``workers store``: keep frames in a database, and look at what it holds."""
+"""``workers store``: keep frames in a database, and show what it holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from workers.apps.store.base import FrameRow, Store
     from workers.settings import Settings
@@ -41,14 +41,14 @@ store_app = typer.Typer(rich_markup_mode="rich")
 app.add_typer(store_app, name="store", rich_help_panel=WORKING)
 
 Sqlite = Annotated[
-    Path | None, typer.Option("--sqlite", metavar="FILE", help="Keep frames in this SQLite file; made where missing.")
+    Path | None, typer.Option("--sqlite", metavar="FILE", help="Keep frames in this SQLite file; created if missing.")
 ]
 Postgres = Annotated[
     str | None,
     typer.Option(
         "--postgres",
         metavar="DSN",
-        help="Keep frames in this PostgreSQL database; an address with a password goes into WORKERS_STORE_DSN.",
+        help="Keep frames in this PostgreSQL database; put an address with a password into WORKERS_STORE_DSN.",
     ),
 ]
 
@@ -59,10 +59,10 @@ def store(
     sqlite: Sqlite = None,
     postgres: Postgres = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Frames in one transaction, at most.")
+        int | None, typer.Option("--batch-size", metavar="N", help="Most frames per transaction.")
     ] = None,
     flush_interval: Annotated[
-        str | None, typer.Option("--flush-interval", metavar="DURATION", help="How long a frame waits for company.")
+        str | None, typer.Option("--flush-interval", metavar="DURATION", help="How long a batch waits for more frames.")
     ] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -70,11 +70,11 @@ def store(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Keep frames in a database: of each window the last one, stored exactly once.
+    """Keep the last frame of each window in a database, stored exactly once.
 
-    Without --sqlite, --postgres and store.postgres (or WORKERS_STORE_DSN) it is the file frames.db. Start several for
-    more speed: they share the partitions. A database that is away is waited for; while the queue is full, workers and
-    producers are told to slow down. Kill it at any time: rows and offsets are stored together.
+    Without --sqlite, --postgres or store.postgres (or WORKERS_STORE_DSN) it uses the file frames.db. Start several for
+    more throughput: they share the partitions. If the database is unavailable it waits; while the queue is full,
+    workers and producers are told to slow down. Kill it at any time: rows and offsets are stored together.
 
     [bold]Examples[/bold]
 
@@ -87,15 +87,8 @@ def store(
       workers store show --symbol AAPL
     """
     if context.invoked_subcommand is not None:
-        given = {
-            "--batch-size": batch_size,
-            "--flush-interval": flush_interval,
-            "--sqlite": sqlite,
-            "--postgres": postgres,
-        }
-        misplaced = [name for name, value in given.items() if value is not None]
-        if misplaced:
-            raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {context.invoked_subcommand}`")
+        given = {"--batch-size": batch_size, "--flush-interval": flush_interval}
+        _refuse_misplaced(context.invoked_subcommand, {**given, "--sqlite": sqlite, "--postgres": postgres})
         return
     from workers.apps.store import choose_store
     from workers.telemetry.logs import configure_logging
@@ -112,9 +105,16 @@ def store(
     configure_logging(settings.logging, debug=debug)
     run_async(
         lambda stop: _run(settings, chosen, stop),
-        on_stop=lambda: say("workers: finishing; once more to stop at once"),
+        on_stop=lambda: say("workers: finishing; press again to exit now"),
         patience_s=math.inf,
     )
+
+
+def _refuse_misplaced(subcommand: str, given: Mapping[str, object]) -> None:
+    """Raises ``ConfigError`` for options of the store itself before the name of a subcommand."""
+    misplaced = [name for name, value in given.items() if value is not None]
+    if misplaced:
+        raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {subcommand}`")
 
 
 async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:
@@ -126,11 +126,11 @@ async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:
 @store_app.command(rich_help_panel=LOOKING)
 def show(
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="The latest so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="Show the latest N.")] = 20,
     rejected: Annotated[
-        bool, typer.Option("--rejected", help="Records of the frames topic that are no frames, instead.")
+        bool, typer.Option("--rejected", help="Show records of the frames topic that are not frames.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     sqlite: Sqlite = None,
     postgres: Postgres = None,
     config: ConfigPath = None,
@@ -191,7 +191,7 @@ def _table(frames: Sequence[FrameRow]) -> list[str]:
     from workers.times import NS_PER_MS, format_instant
 
     if not frames:
-        say("workers: nothing is stored of that yet")
+        say("workers: nothing is stored for that yet")
         return []
     cells = [_TITLES]
     for row in frames:

@@ -42,15 +42,15 @@ What = Literal["frames", "late", "dead-letters"]
 def tail(
     what: Annotated[What, typer.Argument(help="Which topic of the application.")],
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="From the first record there is; else only what is new.")
+        bool, typer.Option("--from-beginning", help="Start at the first record; default: only new ones.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The values, one a line; dead letters as objects with reason and origin.")
+        bool, typer.Option("--json", help="Print values, one per line; dead letters as objects with reason and origin.")
     ] = False,
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
-    max_messages: Annotated[int | None, typer.Option("--max-messages", min=1, help="Stop after so many.")] = None,
+    max_messages: Annotated[int | None, typer.Option("--max-messages", min=1, help="Stop after N records.")] = None,
     exit_when_idle: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="Stop when nothing has come for so long: 5, or 500ms.")
+        str | None, typer.Option(metavar="SECONDS", help="Stop when nothing has come for this long, e.g. 5 or 500ms.")
     ] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -58,7 +58,7 @@ def tail(
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Watch what comes out: frames, ticks dropped as late, or records rejected, each with its reason.
+    """Watch the output: frames, late ticks, or dead letters, each with its reason.
 
     Only committed records are shown. A frame's line says what differs from a
     plain final one: provisional, closed (may be revised), rev=2. Times are UTC.

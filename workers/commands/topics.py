@@ -1,4 +1,4 @@
-"""``workers topics``: make, list or delete the topics of an application."""
+"""``workers topics``: create, list or delete the topics of an application."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ topics_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
     topics_app,
     name="topics",
-    help="Make, list or delete the topics of an application.",
+    help="Create, list or delete the topics of an application.",
     rich_help_panel=SETTING_UP,
     no_args_is_help=True,
 )
@@ -43,17 +43,20 @@ app.add_typer(
 
 @topics_app.command()
 def create(
-    partitions: Annotated[int | None, typer.Option(min=1, help="Of topics that are made; else the setting.")] = None,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="For topics that are created; default: the setting.")
+    ] = None,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
     application_id: ApplicationId = None,
     debug: Debug = False,
 ) -> None:
-    """Make the topics that are missing, and check that those that exist fit together.
+    """Create the missing topics, and check that existing ones fit together.
 
     The changelog gets as many partitions as the ticks topic has. Choose the
-    number with room to grow: adding partitions later moves symbols to others.
+    number with room to grow: adding partitions later moves symbols between
+    them.
 
     [bold]Examples[/bold]
 
@@ -73,7 +76,7 @@ def create(
 
     layout = run_async(main)
     if not layout.created:
-        say("workers: all topics were there already")
+        say("workers: all topics exist already")
     for name in layout.created:
         sys.stdout.write(f"created {name}\n")
 
@@ -113,8 +116,8 @@ def list_(
 
 @topics_app.command()
 def delete(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
-    with_ticks: Annotated[bool, typer.Option("--with-ticks", help="The ticks topic too, the input.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    with_ticks: Annotated[bool, typer.Option("--with-ticks", help="Also delete the ticks topic, the input.")] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
     bootstrap_servers: BootstrapServers = None,
@@ -139,7 +142,7 @@ def delete(
     names = [plan.name for plan in planned_topics(settings) if plan.role not in kept]
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError("topics delete asks before it deletes; without a terminal, say --yes")
+            raise ConfigError("topics delete asks for confirmation; without a terminal, pass --yes")
         typer.confirm(f"Delete {', '.join(names)} at {settings.bootstrap_servers}?", abort=True, err=True)
     for name in run_async(lambda _stop: _delete(settings, names)):
         sys.stdout.write(f"deleted {name}\n")

@@ -1,11 +1,11 @@
 """Decoding record batches into columns, in one compiled loop.
 
 A row per record: key row, event time, price, size, offset. Accepted here is only what is certain to be what
-`workers.core.ticks.tick_decoder` would have made of it: a JSON object whose four fields are there once, the symbol as
-it stands between its quotes and equal to the record's key, the numbers short enough that ``mantissa / 10**digits`` is
-the nearest float (both exact in a float64, one rounding). Everything else is *flagged*, key row -1, and goes to the
-plain decoder: escapes, nested values, exponents, RFC 3339, whatever is wrong in any way. So reasons and their order are
-given in one place.
+`workers.core.formats.json.tick_decoder` would have made of it: a JSON object whose four fields are there once, the
+symbol as it stands between its quotes and equal to the record's key, the numbers short enough that
+``mantissa / 10**digits`` is the nearest float (both exact in a float64, one rounding). Everything else is *flagged*,
+key row -1, and goes to the plain decoder: escapes, nested values, exponents, RFC 3339, whatever is wrong in any way. So
+reasons and their order are given in one place.
 
 Producers write the same shape over and over. The text between the values of one record is remembered (the *shape*),
 and a record that has the same text in the same places needs no parsing beyond its values.

@@ -31,13 +31,12 @@ from workers.core.effects import Effects
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.ledger import late_record
-from workers.core.reasons import Reason
 from workers.core.records import RawBatch, Record, read_record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
-from workers.core.windows.engine import Lateness
 from workers.core.windows.kinds import TumblingWindows
+from workers.core.windows.window import Lateness
 from workers.errors import BrokerError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS
 
@@ -495,9 +494,9 @@ class BatchLane(Lane):
             if expired:
                 assert spec.key_ttl_ns is not None
                 late_by_ns = partition_max_ns - spec.key_ttl_ns - window[0]
-                lateness = Lateness(Reason.EXPIRED, watermark_ns, late_by_ns)
+                lateness = Lateness("expired", watermark_ns, late_by_ns)
             else:
-                lateness = Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
+                lateness = Lateness("watermark", watermark_ns, watermark_ns - spec.lateness_ns - tick.ts_ns)
             try:
                 entry = late_record(tick, lateness, window, spec.tick.unit_ns, source.topic, source.partition)
             except Exception as error:

@@ -3,4 +3,15 @@ an argument.
 
 Reading order, the same as the data's: `ticks`, `pipeline`, `watermark`, `windows`, `aggregates`, `frames`; `lane` joins
 them, `ledger` keeps what is in no frame, and `snapshot` is state as bytes.
+
+- `callbacks`: telling what a user's aggregation raises from what this package does
+- `decimals`: sums of decimals, exact: volume and notional
+- `encoding`: JSON as bytes that can be kept
+- `failures`: what raised on the way of one record: it becomes a dead letter
+- `jumps`: ticks far ahead of all before them: held until the next one of their key tells whether to believe them
+- `partitioning`: murmur2 for Kafka partitions, murmur3 for lanes inside a process
+- `quarantine`: jumps at work in a lane: with records, dead letters and stored state
+- `records`: a record batch as fetched, its records still packed
+- `steps`: long work in short steps, between which an event loop goes on
+- `reasons`: why a record is in no frame, and why a frame came out: every reason and every trigger, once
 """

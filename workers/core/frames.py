@@ -13,7 +13,7 @@ import orjson
 from workers.core.encoding import json_object, to_json
 from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
-from workers.core.windows.engine import Emission
+from workers.core.windows.window import Emission
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, datetime_from_ns
 
 __all__ = [
@@ -154,7 +154,7 @@ class _Window(msgspec.Struct):
     start_ms: _Ms = msgspec.field(name="start")
     end_ms: _Ms = msgspec.field(name="end")
     rev: _Count
-    status: Literal["provisional", "closed", "final"]
+    status: Status
     trigger: str
     count: _Count
     first_ts: _Int64 | None

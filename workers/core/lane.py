@@ -20,7 +20,9 @@ from workers.core.aggregates import Aggregation, Ohlcv, load_aggregation
 from workers.core.callbacks import AggregationRaised, UsersAggregation
 from workers.core.effects import FAILURES_SHOWN, Counts, Effects
 from workers.core.failures import Failure, raise_unless_of_record, rejection_of
+from workers.core.formats.corrections import Correction, correction_decoder
 from workers.core.formats.frames import bar_decoder
+from workers.core.formats.json import tick_decoder
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.partitioning import partition_for
@@ -40,17 +42,11 @@ from workers.core.snapshot import (
 )
 from workers.core.spec import LaneSpec
 from workers.core.steps import run_through
-from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
-from workers.core.windows.corrections import (
-    Changed,
-    CorrectingEngine,
-    Correction,
-    NotFound,
-    correction_decoder,
-    make_correcting_engine,
-)
-from workers.core.windows.engine import LONG_AGO, Emission, Window, WindowEngine
+from workers.core.ticks import EndOfInput, Rejection, Tick
+from workers.core.windows.corrections import Changed, CorrectingEngine, NotFound, make_correcting_engine
+from workers.core.windows.engine import WindowEngine
 from workers.core.windows.resample import BarEngine, Bars
+from workers.core.windows.window import LONG_AGO, Emission, Window
 from workers.errors import CallbackError, StateMismatchError
 from workers.times import NS_PER_MS
 
@@ -347,7 +343,7 @@ class Lane:
             self.counts.aggregated += 1
             effects.aggregated += 1
             return
-        if lateness.reason is Reason.REPEATED:
+        if lateness.reason == "repeated":
             self.counts.deduplicated += 1
             effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
             return

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import orjson
 
 from workers.core.encoding import to_json
+from workers.core.formats.corrections import Correction
 from workers.core.frames import OutRecord
 from workers.core.reasons import Reason
 from workers.core.ticks import Rejection, Tick
-from workers.core.windows.corrections import Correction
-from workers.core.windows.engine import Lateness
+from workers.core.windows.window import Lateness
 from workers.times import NS_PER_MS
 
 __all__ = [

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 import orjson
 
+from workers.core.formats.corrections import Correction, trade_id_of
 from workers.core.frames import OutRecord
 from workers.core.jumps import Judged, JumpGuard, Suspect
 from workers.core.pipeline.stage import Passage
@@ -24,7 +25,6 @@ from workers.core.pipeline.throttle import DumpedPassage, dump_passage, load_pas
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.ticks import Rejection, Tick, TickFormat
-from workers.core.windows.corrections import Correction, trade_id_of
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time
 

@@ -22,6 +22,7 @@ __all__ = [
     "STATUSES",
     "TRIGGERS",
     "Account",
+    "LateReason",
     "Ledger",
     "Reason",
     "Status",
@@ -256,9 +257,11 @@ class Reason(StrEnum):
     )
 
 
-# Frames are part of the library's typed API (`workers.WindowFrame`), whose users compare these with strings. So they
-# are literals, which a type checker checks; a test holds that the tables below have all of them.
+# What follows is in the library's typed API (`workers.Lateness`, `workers.WindowFrame`), whose users compare it with
+# strings, and is made for each late tick and frame. So it is literals, which a type checker knows and which cost
+# nothing; a test holds that the catalogue has all of them.
 
+LateReason = Literal["watermark", "expired", "outside_session", "settled", "overlaps", "repeated"]
 Status = Literal["provisional", "closed", "final"]
 Trigger = Literal["watermark", "late", "merged", "correction", "idle", "timeout", "partial", "expiry", "end"]
 

@@ -29,7 +29,7 @@ from workers.core.effects import Counts
 from workers.core.encoding import to_json
 from workers.core.frames import OutRecord
 from workers.core.steps import Portion, run_through
-from workers.core.windows.engine import Window
+from workers.core.windows.window import Window
 from workers.errors import StateFormatError, StateMismatchError
 from workers.times import format_duration
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workers.core.aggregates import Aggregation, load_aggregation
+from workers.core.formats.corrections import CorrectionRules
 from workers.core.pipeline.pipeline import OperatorSpec, describe
 from workers.core.ticks import TickFormat
-from workers.core.windows.corrections import CorrectionRules
-from workers.core.windows.engine import WindowRules
 from workers.core.windows.kinds import DEFAULT_SIZE_NS, TumblingWindows, Windows, check_merges
 from workers.core.windows.resample import BarRules
+from workers.core.windows.window import WindowRules
 from workers.times import TimestampUnit
 
 __all__ = ["LaneSpec"]

@@ -77,37 +77,37 @@ def explain_connection_error(error: BaseException, settings: Settings) -> Worker
         if isinstance(cause, _LOGIN_ERRORS):
             return BrokerError(
                 f"the broker at {where} refuses the credentials of {kafka.sasl_username or 'the JAAS login'!r}: "
-                f"{_words(cause)}. Look at kafka.sasl.username, kafka.sasl.password and kafka.sasl.mechanism "
+                f"{_words(cause)}. Check kafka.sasl.username, kafka.sasl.password and kafka.sasl.mechanism "
                 f"({kafka.sasl_mechanism})"
             )
         if isinstance(cause, kafka_errors.UnsupportedSaslMechanismError):
             return BrokerError(f"the broker at {where} does not offer kafka.sasl.mechanism = {kafka.sasl_mechanism}")
         if isinstance(cause, _FORBIDDEN_ERRORS):
-            return BrokerError(f"the cluster at {where} does not allow this: {_words(cause)}; its ACLs decide")
+            return BrokerError(f"the cluster at {where} denied this: {_words(cause)}; check its ACLs")
         if isinstance(cause, ssl.SSLError):
             return BrokerError(
-                f"no TLS connection to {where}: {cause.reason or cause}. Look at kafka.security.protocol "
+                f"no TLS connection to {where}: {cause.reason or cause}. Check kafka.security.protocol "
                 f"({kafka.security_protocol}) and kafka.ssl.ca.location"
             )
         if isinstance(cause, kafka_errors.UnknownTopicOrPartitionError):
-            return TopicError(f"a topic is unknown to the cluster at {where}, or not for this user to see")
+            return TopicError(f"a topic is unknown to the cluster at {where}, or this user may not see it")
     return BrokerError(f"can't reach a broker at {where}: {_reach_reason(error, settings)}")
 
 
 def _reach_reason(error: BaseException, settings: Settings) -> str:
     for cause in _chain(error):
         if isinstance(cause, socket.gaierror):
-            return f"the host name is unknown ({cause.strerror})"
+            return f"unknown host name ({cause.strerror})"
         if isinstance(cause, ConnectionRefusedError):
             return "connection refused. Is a broker running there? Set it with --bootstrap-servers"
         if isinstance(cause, _NotAsAdvertisedError):
             return f"it answers, but not at the address that it advertises, {cause} (the broker's advertised.listeners)"
         if isinstance(cause, _AnswersNowError):
-            return "it did not answer, but does so now; try again"
+            return "it did not answer in time, but does now; try again"
         if isinstance(cause, kafka_errors.NodeNotReadyError):
-            return "there is no connection to a broker that was to answer; it was lost, or could not be made"
+            return "the connection to a broker was lost, or could not be made"
         if isinstance(cause, TimeoutError | kafka_errors.RequestTimedOutError):
-            return "no answer in time"
+            return "timed out"
     if any(isinstance(cause, kafka_errors.KafkaConnectionError | ConnectionError) for cause in _chain(error)):
         protocol = settings.kafka.security_protocol
         return f"it closed the connection. Does it expect another kafka.security.protocol than {protocol}?"

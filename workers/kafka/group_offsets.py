@@ -117,7 +117,7 @@ def no_group_problem(found: GroupLag) -> str | None:
         return None
     return (
         f"there is no consumer group {found.group!r}: no worker of this application has committed anything, or its "
-        "application_id is another"
+        f"application_id is different"
     )
 
 
@@ -200,8 +200,8 @@ class LagReader:
             found = (await describe_topics(self._admin)).get(topic)
             if found is None or not found.partitions:
                 raise TopicError(
-                    f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is nothing "
-                    "to be behind of"
+                    f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is no lag to "
+                    f"measure"
                 )
             self._known_partitions, self._looked_s = found.partitions, now_s
         return self._known_partitions

@@ -276,7 +276,7 @@ def _check(settings: Settings, layout: TopicLayout, changelog_configs: Mapping[s
         raise TopicError(
             f"{topics.changelog} has {layout.changelog} partitions and {topics.ticks} has {layout.ticks}; expected the "
             "same number, since partition i of the changelog holds the state of input partition i. If partitions were "
-            "added to the ticks topic, keys moved and the old state is of no use: start again under a new "
+            "added to the ticks topic, keys moved and the old state is useless: start again under a new "
             "application_id"
         )
     policy = changelog_configs.get("cleanup.policy")

@@ -294,7 +294,7 @@ def advice(settings: Settings) -> list[str]:
         return []
     return [
         f"tick.max_future_skew is {format_duration(tick.max_future_skew)} and window.lag + window.allowed_lateness "
-        f"{format_duration(waited)}: one tick from a clock that is so fast makes up to "
-        f"{format_duration(tick.max_future_skew - waited)} of its symbol's honest ticks late; a smaller skew, or more "
-        "lag, costs less"
+        f"{format_duration(waited)}: one tick from such a fast clock can make up to "
+        f"{format_duration(tick.max_future_skew - waited)} of its symbol's ticks late; a smaller skew or more lag "
+        f"limits that"
     ]

@@ -67,20 +67,20 @@ class KafkaSettings(Section):
     model_config = ConfigDict(alias_generator=_kafka_name, populate_by_name=True)
 
     security_protocol: _SecurityProtocol = Field(
-        default="PLAINTEXT", description="How to talk to the brokers: encrypted (SSL), with a login (SASL), or both."
+        default="PLAINTEXT",
+        description="How to connect to the brokers: with encryption (SSL), a login (SASL), or both.",
     )
-    sasl_mechanism: _SaslMechanism = Field(default="PLAIN", description="How the login is proved.")
-    sasl_username: Text = Field(default=None, description="Login name.")
-    sasl_password: Secret = Field(default=None, description="Password of the login.")
+    sasl_mechanism: _SaslMechanism = Field(default="PLAIN", description="Authentication mechanism.")
+    sasl_username: Text = Field(default=None, description="User name.")
+    sasl_password: Secret = Field(default=None, description="Password.")
     sasl_jaas_config: Secret = Field(
         default=None,
-        description="Login as Java clients write it (PlainLoginModule or ScramLoginModule), "
+        description="Login in the Java clients' form (PlainLoginModule or ScramLoginModule), "
         "instead of `sasl.username` and `sasl.password`.",
     )
     ssl_ca_location: _PemPath = Field(
         default=None,
-        description="Certificates to trust; the system's where not given. "
-        "Also `ssl.cafile`, `ssl.truststore.location`.",
+        description="Certificates to trust; the system's if not set. Also `ssl.cafile`, `ssl.truststore.location`.",
     )
     ssl_truststore_type: Annotated[Literal["PEM"], BeforeValidator(_pem_type)] = Field(
         default="PEM", description="Format of the trusted certificates."
@@ -96,30 +96,30 @@ class KafkaSettings(Section):
     )
     ssl_key_password: Secret = Field(default=None, description="Passphrase of the private key.")
     ssl_endpoint_identification_algorithm: Annotated[Literal["https", "none"], BeforeValidator(_host_check)] = Field(
-        default="https", description="none: don't check that a broker's certificate is for the host it was reached by."
+        default="https", description="none: don't verify that a broker's certificate matches its host name."
     )
     client_id: Text = Field(
-        default=None, description="Name in the brokers' logs and quotas; `application_id` where not given."
+        default=None, description="Name in the brokers' logs and quotas; `application_id` if not set."
     )
     client_rack: Text = Field(
-        default=None, description="Consumer: rack of this client, to fetch from a replica near by."
+        default=None, description="Consumer: rack of this client, to fetch from a nearby replica."
     )
-    request_timeout_ms: Int32 = Field(default=40_000, description="How long a request may take.")
-    metadata_max_age_ms: Int32 = Field(default=300_000, description="Age at which metadata is read again.")
+    request_timeout_ms: Int32 = Field(default=40_000, description="Request timeout.")
+    metadata_max_age_ms: Int32 = Field(default=300_000, description="Age at which metadata is refreshed.")
     retry_backoff_ms: Int32 = Field(
         default=10,
-        description="Pause before a retry; short, because a transaction often meets the end of the one before.",
+        description="Pause before a retry; short, because a transaction often starts while the last one completes.",
     )
     connections_max_idle_ms: Int32 = Field(default=540_000, description="Idle time after which a connection is closed.")
     group_instance_id: Text = Field(
         default=None,
-        description="Consumer: static membership, so that a restart moves no partition; different for every worker.",
+        description="Consumer: static membership, so that a restart moves no partitions; unique per worker.",
     )
     session_timeout_ms: Int32 = Field(
-        default=10_000, description="Consumer: silence after which a worker counts as dead."
+        default=10_000, description="Consumer: time without a heartbeat after which a worker is considered dead."
     )
     heartbeat_interval_ms: Int32 = Field(
-        default=3_000, description="Consumer: pause between heartbeats, at most a third of the session."
+        default=3_000, description="Consumer: time between heartbeats; at most a third of the session timeout."
     )
     rebalance_timeout_ms: Int32 = Field(
         default=60_000, description="Consumer: time to finish and commit before partitions move."
@@ -128,37 +128,39 @@ class KafkaSettings(Section):
         default=300_000, description="Consumer: time without a fetch after which a worker leaves the group."
     )
     auto_offset_reset: Annotated[Literal["earliest", "latest"], BeforeValidator(lower)] = Field(
-        default="earliest", description="Consumer: where a partition that was never committed is begun."
+        default="earliest", description="Consumer: where to start a partition without a committed offset."
     )
     isolation_level: Annotated[Literal["read_committed", "read_uncommitted"], BeforeValidator(lower)] = Field(
-        default="read_committed", description="Consumer: whether ticks of open and aborted transactions are read."
+        default="read_committed", description="Consumer: whether to read ticks of open and aborted transactions."
     )
-    fetch_min_bytes: Int32 = Field(default=1, description="Consumer: bytes a broker waits for.")
+    fetch_min_bytes: Int32 = Field(default=1, description="Consumer: minimum bytes per fetch.")
     fetch_max_wait_ms: Int32 = Field(
         default=50,
-        description="Consumer: how long it waits for them; a quiet partition delays its broker's others by this.",
+        description="Consumer: how long a broker waits for them; a quiet partition delays its broker's others by this.",
     )
-    fetch_max_bytes: Int32 = Field(default=52_428_800, description="Consumer: bytes of one fetch.")
+    fetch_max_bytes: Int32 = Field(default=52_428_800, description="Consumer: maximum bytes per fetch.")
     max_partition_fetch_bytes: Int32 = Field(
-        default=262_144, description="Consumer: bytes of one partition in a fetch; small is fair."
+        default=262_144, description="Consumer: maximum bytes per partition in a fetch; smaller is fairer."
     )
     acks: Annotated[Literal["all", "1", "0"], BeforeValidator(_acks)] = Field(
         default="all",
-        description="Producer: replicas that must have a record; exactly_once needs all, at_least_once not 0.",
+        description="Producer: acknowledgements to wait for; exactly_once needs all, at_least_once anything but 0.",
     )
     compression_type: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], BeforeValidator(lower)] = Field(
         default="lz4", description="Producer: compression of batches."
     )
-    linger_ms: int = Field(default=0, ge=0, le=MAX_INT32, description="Producer: how long a batch waits for company.")
-    batch_size: Int32 = Field(default=1_048_576, description="Producer: bytes of one batch.")
+    linger_ms: int = Field(
+        default=0, ge=0, le=MAX_INT32, description="Producer: how long a batch waits for more records."
+    )
+    batch_size: Int32 = Field(default=1_048_576, description="Producer: maximum bytes per batch.")
     max_request_size: Int32 = Field(
-        default=1_048_576, ge=1_024, le=MAX_INT32, description="Producer: bytes of one request, so also of one frame."
+        default=1_048_576, ge=1_024, le=MAX_INT32, description="Producer: maximum bytes per request, and so per frame."
     )
     transaction_timeout_ms: Int32 = Field(
         default=30_000,
         ge=1_000,
         le=900_000,
-        description="Producer: age at which the broker aborts a transaction that its worker left open.",
+        description="Producer: age at which the broker aborts an unfinished transaction.",
     )
 
     @property
@@ -183,13 +185,13 @@ SYNONYMS: Final = {
 MANAGED: Final = {
     "bootstrap.servers": "set bootstrap_servers at the top of the file, or KAFKA_BOOTSTRAP_SERVERS",
     "group.id": "the group is the application_id",
-    "group.protocol": "only the classic protocol is spoken",
+    "group.protocol": "only the classic protocol is supported",
     "enable.auto.commit": "offsets are committed together with frames; see commit_interval",
     "auto.commit.interval.ms": "offsets are committed together with frames; see commit_interval",
     "transactional.id": "derived from application_id and the partition, which is what makes fencing sound",
     "enable.idempotence": "follows acks: on with all",
     "max.poll.records": "see lane.batch_size",
-    "partition.assignment.strategy": "how partitions move is part of how state moves",
+    "partition.assignment.strategy": "how partitions move is fixed, since state moves with them",
     "partitioner": "frames go where murmur2 of their key says",
     "partitioner.class": "frames go where murmur2 of their key says",
     "ssl.truststore.password": f"PEM certificates have none. {NO_KEYSTORE}",

@@ -30,7 +30,7 @@ class Settings(Section):
     """
 
     bootstrap_servers: Servers = Field(
-        default="localhost:9092", description="Brokers to find the cluster by. Also `KAFKA_BOOTSTRAP_SERVERS`."
+        default="localhost:9092", description="Bootstrap brokers. Also `KAFKA_BOOTSTRAP_SERVERS`."
     )
     application_id: TopicName = Field(
         default="tick-workers",
@@ -42,7 +42,7 @@ class Settings(Section):
     processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",
         description="exactly_once: frames, state and offsets appear together or not at all; "
-        "at_least_once: after a crash a frame may appear again, the same to the byte.",
+        "at_least_once: after a crash a frame may appear again, byte for byte the same.",
     )
     commit_interval: DurationNs = Field(
         default=150 * NS_PER_MS,
@@ -60,7 +60,7 @@ class Settings(Section):
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     pipeline: tuple[SerializeAsAny[Operator], ...] = Field(
         default=(),
-        description="Operators that ticks pass before windows, in order; only in a file, as [[pipeline]] tables.",
+        description="Operators applied to ticks before windowing, in order; only in a file, as [[pipeline]] tables.",
         json_schema_extra=allowed("a list of tables"),
     )
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)

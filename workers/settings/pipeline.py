@@ -70,22 +70,20 @@ class DeduplicateSettings(Operator):
     )
     fields: JsonFields | None = Field(
         default=None,
-        description="JSON fields that make the id together, where one is not enough.",
+        description="JSON fields that together form the id, if one is not enough.",
         json_schema_extra=allowed("a list of names of JSON fields"),
     )
     ttl: DurationNs = Field(
         default=600 * NS_PER_SECOND,
         ge=1,
-        description="How long an id is remembered, in event time of its symbol since it was first seen.",
+        description="How long to remember an id after it was first seen, in its symbol's event time.",
     )
-    gaps: bool = Field(
-        default=False, description="The id counts up by 1 per symbol: count and log the ids that are skipped."
-    )
+    gaps: bool = Field(default=False, description="The id increases by 1 per symbol: count and log skipped ids.")
     max_ids: int = Field(
         default=100_000,
         ge=1,
         le=10_000_000,
-        description="Ids of one symbol remembered at most; beyond it the oldest is forgotten early, and counted.",
+        description="Most ids remembered per symbol; beyond that the oldest is forgotten early, and counted.",
     )
     ledger: bool = Field(default=True, description="Write each duplicate to the late topic, with reason duplicate.")
 
@@ -116,22 +114,20 @@ class ThrottleSettings(Operator):
 
     mode: Literal["drop", "conflate"] = Field(
         default="drop",
-        description="drop: what exceeds `rate` is dropped; conflate: of each `interval` the latest goes on.",
+        description="drop: drop what exceeds `rate`; conflate: pass on the latest tick of each `interval`.",
     )
     rate: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         default=None,
         description="drop: ticks per second of event time.",
         json_schema_extra=allowed("number above 0, at most 1000000000"),
     )
-    burst: int = Field(
-        default=1, ge=1, le=1_000_000, description="drop: ticks that may come at once after a quiet time."
-    )
+    burst: int = Field(default=1, ge=1, le=1_000_000, description="drop: ticks allowed at once after a quiet period.")
     per: Literal["symbol", "partition"] = Field(
-        default="symbol", description="drop: whose rate it is, each symbol's or all of a partition together."
+        default="symbol", description="drop: whether `rate` applies to each symbol or to a whole partition."
     )
     interval: Annotated[DurationNs, Field(ge=1)] | None = Field(
         default=None,
-        description="conflate: length of an interval; they begin at multiples of it.",
+        description="conflate: interval length; intervals begin at multiples of it.",
         json_schema_extra=allowed("duration 1ns to 366d"),
     )
     ledger: bool = Field(default=True, description="Write each tick dropped to the late topic, with reason throttled.")
@@ -173,10 +169,10 @@ class ThrottleSettings(Operator):
 class RuleSettings(Section):
     """A rule of a router: which ticks, and where to. Both conditions hold where both are given."""
 
-    to: TopicName = Field(description="Topic that the ticks are written to, as they came; window: on to the windows.")
+    to: TopicName = Field(description="Topic to write the ticks to, unchanged; window: pass them on to the windows.")
     symbol: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="Pattern of the symbol: * any text, ? any character, [ab] one of these; case matters.",
+        description="Symbol pattern: * any text, ? any character, [ab] one of these; case-sensitive.",
         json_schema_extra=allowed("a pattern"),
     )
     field: JsonField | None = Field(
@@ -185,7 +181,9 @@ class RuleSettings(Section):
         json_schema_extra=allowed("the name of a JSON field"),
     )
     equals: str | int | float | bool | None = Field(
-        default=None, description="What the field is.", json_schema_extra=allowed("text, number, true or false")
+        default=None,
+        description="Value that the field must have.",
+        json_schema_extra=allowed("text, number, true or false"),
     )
 
     @model_validator(mode="after")
@@ -206,7 +204,7 @@ class RouterSettings(Operator):
         json_schema_extra=allowed("a list of tables"),
     )
     default: TopicName = Field(
-        default=TO_WINDOWS, description="Where ticks go to that no rule applies to; window: on to the windows."
+        default=TO_WINDOWS, description="Topic for ticks that match no rule; window: pass them on to the windows."
     )
 
     def spec(self, window: WindowSettings) -> OperatorSpec:

@@ -24,7 +24,7 @@ class LaneSettings(Section):
     """Bounds of one partition's queue inside a worker, in records and fractions of them."""
 
     capacity: int = Field(
-        default=50_000, ge=1, le=100_000_000, description="Records fetched but unprocessed that one partition may hold."
+        default=50_000, ge=1, le=100_000_000, description="Fetched but unprocessed records that one partition may hold."
     )
     high_watermark: Portion = Field(
         default=0.75, description="Fraction of `capacity` at which the partition is paused."
@@ -34,7 +34,7 @@ class LaneSettings(Section):
         default=5_000,
         ge=1,
         le=100_000_000,
-        description="Records handed to a lane at once; bounds how long the event loop is held.",
+        description="Most records processed in one step; bounds how long the event loop is blocked.",
     )
 
 
@@ -42,23 +42,21 @@ class BackpressureSettings(Section):
     """When and how much producers are slowed down; lags are in records, summed over the group's partitions."""
 
     enabled: bool = Field(
-        default=True, description="Publish the group's level to producers; false: its lag is only measured."
+        default=True, description="Publish the group's level to producers; false: only measure its lag."
     )
     soft_lag: int = Field(default=100_000, ge=1, description="Lag in records at which the level becomes SOFT.")
     hard_lag: int = Field(default=1_000_000, ge=1, description="Lag in records at which the level becomes HARD.")
     release: Portion = Field(
         default=0.5,
-        description="A level is left when the lag is at most this fraction of what raised it, so it can't flutter.",
+        description="A level is left once the lag is at most this fraction of its threshold, so it can't flap.",
     )
-    min_dwell: DurationNs = Field(
-        default=5 * NS_PER_SECOND, description="Shortest time at a level before a lower one is taken."
-    )
+    min_dwell: DurationNs = Field(default=5 * NS_PER_SECOND, description="Minimum time at a level before it drops.")
     poll_interval: DurationNs = Field(
         default=NS_PER_SECOND, ge=100 * NS_PER_MS, description="How often the lag is measured."
     )
-    rate_scale_soft: Scale = Field(default=0.5, description="Fraction of their rate producers keep at SOFT.")
+    rate_scale_soft: Scale = Field(default=0.5, description="Fraction of their rate that producers keep at SOFT.")
     rate_scale_hard: Scale = Field(
-        default=0.0, description="Fraction of their rate producers keep at HARD; 0 stops them."
+        default=0.0, description="Fraction of their rate that producers keep at HARD; 0 stops them."
     )
 
 
@@ -68,34 +66,36 @@ class StoreSettings(Section):
     sqlite: str = Field(
         default="frames.db",
         min_length=1,
-        description="File that frames are stored in, unless `store.postgres` is set.",
+        description="SQLite file to store frames in, unless `store.postgres` is set.",
         json_schema_extra=allowed("the path of a file"),
     )
     postgres: Secret = Field(
         default=None,
-        description="PostgreSQL database that frames are stored in, as a URI or name=value pairs. "
-        "Also `WORKERS_STORE_DSN`.",
+        description="PostgreSQL database to store frames in, as a URI or name=value pairs. Also `WORKERS_STORE_DSN`.",
         json_schema_extra=allowed("postgresql://user@host:5432/database"),
     )
-    batch_size: int = Field(default=5_000, ge=1, le=1_000_000, description="Frames stored in one transaction at most.")
+    batch_size: int = Field(default=5_000, ge=1, le=1_000_000, description="Most frames stored in one transaction.")
     flush_interval: DurationNs = Field(
-        default=200 * NS_PER_MS, description="How long the first frame of a batch waits for the others."
+        default=200 * NS_PER_MS, description="How long the first frame of a batch waits for more."
     )
     queue_capacity: int = Field(
-        default=50_000, ge=1, le=100_000_000, description="Frames read but not yet stored that the queue may hold."
+        default=50_000, ge=1, le=100_000_000, description="Most frames read but not yet stored."
     )
     queue_bytes: int = Field(
-        default=128 * 1024 * 1024, ge=1_024, le=2**40, description="The same bound in bytes; whichever is met first."
+        default=128 * 1024 * 1024,
+        ge=1_024,
+        le=2**40,
+        description="The same limit in bytes; whichever is reached first.",
     )
     high_watermark: Portion = Field(
         default=0.75, description="Fraction of the queue at which the level becomes HARD and reading pauses."
     )
     low_watermark: Portion = Field(
-        default=0.25, description="Fraction of the queue at which reading goes on; SOFT begins half way to the other."
+        default=0.25, description="Fraction of the queue at which reading resumes; SOFT begins halfway between the two."
     )
     feedback: bool = Field(
         default=True,
-        description="Publish the queue's level to producers; false for a store that catches up on history.",
+        description="Publish the queue's level to producers; false for a store that backfills history.",
     )
 
 
@@ -106,13 +106,13 @@ class MetricsSettings(Section):
         default=9404,
         ge=METRICS_OFF,
         le=65_535,
-        description="Port of the metrics endpoint; 0 takes a free one (several workers on one host), off opens none.",
+        description="Port of the metrics endpoint; 0: any free port (several workers on one host); off: no endpoint.",
         json_schema_extra=allowed("integer 0 to 65535, or off"),
     )
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address the metrics endpoint listens on; it is unprotected, so say 0.0.0.0 on purpose.",
+        description="Address the metrics endpoint listens on; it has no authentication, so open it deliberately.",
         json_schema_extra=allowed("an address of this host"),
     )
 
@@ -120,9 +120,7 @@ class MetricsSettings(Section):
 class LoggingSettings(Section):
     """What is logged, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level logged."
-    )
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum level to log.")
     format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, JSON lines elsewhere."
     )

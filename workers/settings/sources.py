@@ -57,7 +57,7 @@ class Layer:
             self.problems.append(f"{where}: {spelled} can't be set: {REFUSED[spelled]}")
             return
         if key not in WRITABLE:
-            self.problems.append(f"{where}: {spelled} is no setting{_did_you_mean(spelled)}")
+            self.problems.append(f"{where}: {spelled} is not a setting{_did_you_mean(spelled)}")
             return
         rival = self._rival(key)
         if rival is not None:
@@ -148,7 +148,7 @@ def environment_layers(environ: Mapping[str, str], problems: list[str]) -> Itera
         elif _looks_ours(name, value):
             near = difflib.get_close_matches(name, sorted(VARIABLES), n=1, cutoff=0.75)
             near = [FLATTENED_VARIABLES[name]] if name in FLATTENED_VARIABLES else near
-            problems.append(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+            problems.append(f"{where} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
     yield kafka
     yield own
 
@@ -173,7 +173,9 @@ def flag_layer(overrides: Mapping[str, object], problems: list[str]) -> Layer:
             continue  # a flag that was not given
         if name in KEYS and KEYS[name].is_secret:
             variable = "WORKERS_STORE_DSN" if name == "store.postgres" else name.upper().replace(".", "_")
-            problems.append(f"{where}: secrets can't be flags, which every process can see; use {variable} or _FILE")
+            problems.append(
+                f"{where}: secrets can't be passed as flags, which every process can see; use {variable} or _FILE"
+            )
         elif name == "pipeline":
             problems.append(f"{where}: pipeline is a list of tables; set it in a file")
         else:

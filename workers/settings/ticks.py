@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.core.windows.corrections import CorrectionRules
+from workers.core.formats.corrections import CorrectionRules
 from workers.settings.section import Section
 from workers.settings.values import DurationNs, InstantNs, JsonField, Names, OptionalField, allowed
 from workers.times import NS_PER_SECOND, TimestampUnit
@@ -19,8 +19,7 @@ class TickSettings(Section):
 
     format: Literal["json", "frames"] = Field(
         default="json",
-        description="json: ticks; frames: the topic is the frames topic of another application, and bars are made of "
-        "its bars.",
+        description="json: ticks; frames: the frames of another application, to build larger bars from.",
     )
     symbol: JsonField = Field(default="symbol", description="JSON field of the symbol.")
     ts: JsonField = Field(default="ts", description="JSON field of the event time.")
@@ -29,21 +28,21 @@ class TickSettings(Section):
     timestamp_unit: TimestampUnit = Field(default="ms", description="Unit of an integer event time.")
     max_future_skew: DurationNs = Field(
         default=60 * NS_PER_SECOND,
-        description="A tick later than its record's Kafka timestamp by more than this is rejected: "
-        "one wrong clock must not make everybody's next ticks late.",
+        description="A tick ahead of its record's Kafka timestamp by more than this is rejected, so that one wrong "
+        "clock can't make its symbol's next ticks late.",
     )
     min_time: InstantNs = Field(
         default=631_152_000 * NS_PER_SECOND,  # 1990
-        description="A tick before this is rejected: seconds that are read as milliseconds are times of 1970.",
+        description="A tick before this is rejected. It catches seconds read as milliseconds, which look like 1970.",
         json_schema_extra=allowed("a date, or an RFC 3339 time"),
     )
     max_jump: DurationNs = Field(
         default=0,
-        description="A tick further than this ahead of all before it in its partition waits for its symbol's next one: "
-        "where that goes back, it was a wrong date, and goes to the dead letters. 0s: none waits.",
+        description="A tick further ahead than this of all earlier ones in its partition is held until its symbol's "
+        "next tick; if that goes back, the held one had a wrong date and becomes a dead letter. 0s: off.",
     )
     on_misrouted: Literal["warn", "reject"] = Field(
-        default="warn", description="What happens to a tick on another partition than murmur2 of its key gives."
+        default="warn", description="What to do with a tick that is not on the partition that murmur2 of its key gives."
     )
 
 
@@ -51,17 +50,15 @@ class CorrectionsSettings(Section):
     """Messages that cancel or correct a trade that came before; off unless `field` is given."""
 
     field: OptionalField = Field(
-        default=None, description="JSON field that says what a message is. Without it every message is a trade."
+        default=None, description="JSON field with the message type. Not set: every message is a trade."
     )
-    cancel: Names = Field(default=(), description="What `field` says in a message that cancels a trade.")
-    correct: Names = Field(
-        default=(), description="What `field` says in a message that corrects a trade's price and size."
-    )
+    cancel: Names = Field(default=(), description="Values of `field` that mark a cancellation.")
+    correct: Names = Field(default=(), description="Values of `field` that mark a correction of price and size.")
     id: OptionalField = Field(default=None, description="JSON field of a trade's id, text or an integer.")
     refers_to: OptionalField = Field(
         default=None,
-        description="JSON field, of a message that cancels or corrects, of the id of the trade it is about; "
-        "`corrections.id` where not given.",
+        description="JSON field with the id of the trade that a cancellation or correction refers to; "
+        "`corrections.id` if not set.",
     )
 
     def rules(self) -> CorrectionRules | None:

@@ -27,28 +27,29 @@ class TopicsSettings(Section):
     frames: TopicName = Field(default="frames", description="Topic the window frames are written to.")
     late: TopicName = Field(
         default="tick-workers-late",
-        description="Topic for ticks dropped as late, each with why. Default: `<application_id>-late`.",
+        description="Topic for late ticks, each with its reason. Default: `<application_id>-late`.",
     )
     dead_letters: TopicName = Field(
         default="tick-workers-dead-letters",
-        description="Topic for records that are not ticks, each with why. Default: `<application_id>-dead-letters`.",
+        description="Topic for records that are not valid ticks, each with its reason. Default: "
+        "`<application_id>-dead-letters`.",
     )
     changelog: TopicName = Field(
         default="tick-workers-changelog",
-        description="Compacted topic that state is recovered from. Default: `<application_id>-changelog`.",
+        description="Compacted topic that state is restored from. Default: `<application_id>-changelog`.",
     )
     feedback: TopicName = Field(
         default="tick-workers-feedback",
         description="Topic that tells producers how fast they may send. Default: `<application_id>-feedback`.",
     )
     partitions: int = Field(
-        default=8, ge=1, le=10_000, description="Partitions of topics created here; topics that exist keep theirs."
+        default=8, ge=1, le=10_000, description="Partitions of topics created by workers; existing topics keep theirs."
     )
     replication_factor: int = Field(
         default=-1,
         ge=-1,
         le=32_767,
-        description="Replicas of topics created here; -1 is the broker's default.",
+        description="Replication factor of topics created by workers; -1: the broker's default.",
         json_schema_extra=allowed("-1, or integer >= 1"),
     )
     create: bool = Field(

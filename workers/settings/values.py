@@ -126,11 +126,7 @@ def _servers(value: object) -> object:
     return ",".join(servers)
 
 
-Servers = Annotated[
-    str,
-    BeforeValidator(_servers),
-    Field(json_schema_extra=allowed("host:port, several with commas between them")),
-]
+Servers = Annotated[str, BeforeValidator(_servers), Field(json_schema_extra=allowed("host:port, comma-separated"))]
 
 PLACE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """Where a callable is imported from: ``package.module:name``."""

@@ -57,16 +57,16 @@ class WindowSettings(Section):
         default=0, description="hopping: time from the start of a window to the start of the next, at most `size`."
     )
     offset: DurationNs = Field(
-        default=0, description="tumbling, hopping: moves all windows; by less than `size` (hopping: than `hop`)."
+        default=0, description="tumbling, hopping: shifts all windows, by less than `size` (hopping: `hop`)."
     )
     time_zone: Annotated[str | None, BeforeValidator(_time_zone)] = Field(
         default=None,
         description="tumbling: windows start when the wall clock of this zone shows a multiple of `size` since "
-        "midnight, daylight saving time included; UTC where not given.",
+        "midnight, daylight saving time included; UTC if not set.",
         json_schema_extra=allowed("an IANA name, like America/New_York"),
     )
     gap: DurationNs = Field(
-        default=0, description="session: silence that ends a session: ticks closer than this are in one window."
+        default=0, description="session: the silence that ends a session; ticks closer than this share a window."
     )
     calendar: Annotated[str | None, BeforeValidator(_calendar)] = Field(
         default=None,
@@ -80,37 +80,36 @@ class WindowSettings(Section):
     )
     close_grace: DurationNs = Field(
         default=0,
-        description="calendar: how long after the close a session still takes ticks, as of a closing auction.",
+        description="calendar: how long after the close a session still takes ticks, for a closing auction.",
     )
     fill_gaps: DurationNs = Field(
         default=0,
-        description="tumbling: a hole between bars no longer than this is filled with empty bars at the last close; "
-        "0s: none are.",
+        description="tumbling: fill gaps between bars, up to this long, with empty bars at the last close; 0s: off.",
     )
     lag: DurationNs = Field(
         default=2 * NS_PER_SECOND,
-        description="How far the watermark stays behind the greatest event time: the disorder expected. "
-        "With `tick.format` frames always 0: their own application has waited.",
+        description="How far the watermark trails the greatest event time: the disorder you expect. Always 0 with "
+        "`tick.format` frames, whose application has waited already.",
     )
     allowed_lateness: DurationNs = Field(
-        default=0, description="How long after closing a window still takes ticks and comes out again, revised."
+        default=0, description="How long a closed window still takes ticks; each one emits it again, revised."
     )
     idle_after: DurationNs = Field(
         default=NS_PER_SECOND,
-        description="Partition time beyond `end + lag` at which a quiet key's window comes out provisional.",
+        description="Partition time past `end + lag` at which a quiet key's window is emitted as provisional.",
     )
     key_ttl: Annotated[int | None, PARSE_DURATION_OR_NEVER] = Field(
         default=None,
         ge=0,
         le=MAX_DURATION_NS,
-        description="never: every key is kept, some hundred bytes each. A duration: a key this far (event time) behind "
-        "its partition is finished and forgotten, which frees its memory and makes ticks that old late, whoever moved "
-        "the partition on.",
+        description="never: keep every key, a few hundred bytes each. A duration: finish and forget a key this far "
+        "(event time) behind its partition, which frees its memory and makes ticks that old late, whichever symbol "
+        "advanced the partition.",
         json_schema_extra=allowed("never, or duration 0s to 366d"),
     )
     emit: Literal["eager", "final"] = Field(
         default="eager",
-        description="eager: a frame at closing and at each revision; final: one frame when it can't change any more.",
+        description="eager: a frame on close and on each revision; final: one frame, once it can't change any more.",
     )
     emit_partial: bool = Field(default=False, description="Also emit open windows that changed, as provisional frames.")
     flush_interval: DurationNs = Field(
@@ -124,6 +123,6 @@ class WindowSettings(Section):
     )
     aggregation: Annotated[str, BeforeValidator(_aggregation)] = Field(
         default="ohlcv",
-        description="What is computed over a window; your own is named by where it is imported from.",
+        description="What to compute over a window; name your own by its import path.",
         json_schema_extra=allowed("ohlcv, or package.module:name"),
     )

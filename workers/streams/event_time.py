@@ -7,9 +7,8 @@ from collections.abc import Callable, Hashable
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from workers.core.reasons import Reason
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.engine import Lateness, WindowRules
+from workers.core.windows.window import Lateness, WindowRules
 from workers.streams.calls import value_of
 from workers.streams.specs import WindowSpec
 from workers.times import (
@@ -86,7 +85,7 @@ class LateItems(Generic[T]):
 
 
 def _warn(key: Hashable, ts_ns: int, lateness: Lateness) -> None:
-    if lateness.reason is Reason.OUTSIDE_SESSION:
+    if lateness.reason == "outside_session":
         _log.warning(
             "an item with key %r and event time %s is outside of all sessions; pass on_late to have such items, they "
             "are only counted from here on",

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from workers.core.prices import Prices
 from workers.core.watermark import WatermarkPolicy
-from workers.core.windows.engine import Emission, Lateness, WindowEngine
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import Emission, Lateness
 from workers.streams.event_time import LateItems, event_time_ns, window_rules
 from workers.streams.specs import TumblingWindowSpec
 from workers.streams.stream import OwnedSource, Stream

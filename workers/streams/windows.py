@@ -23,7 +23,8 @@ from workers.core.frames import WindowFrame, frame_from_emission
 from workers.core.reasons import Trigger
 from workers.core.watermark import WatermarkPolicy
 from workers.core.windows.assign import Tumbling
-from workers.core.windows.engine import Lateness, WindowEngine
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import Lateness
 from workers.streams.channel import DRAINED
 from workers.streams.event_time import LateItems, event_time_ns, window_rules
 from workers.streams.pump import TIMED_OUT, pumped, take_within

@@ -1,1 +1,6 @@
-"""What a process tells of itself: metrics, health, logs."""
+"""What a process tells of itself: metrics, health, logs.
+
+- `health`: `/metrics`, `/healthz` and `/readyz` over HTTP
+- `logs`: logging for people and for machines
+- `metrics`: the catalogue of series
+"""

@@ -93,8 +93,8 @@ class HealthServer:
             self._server = await self._listen(0)
         self.port = int(self._server.sockets[0].getsockname()[1])
         if self._settings.port not in (0, self.port):
-            log.warning("metrics.port is taken; another one is used", wanted=self._settings.port, port=self.port)
-        log.info("metrics and health", host=self._settings.host, port=self.port)
+            log.warning("metrics.port is in use; using a free port instead", wanted=self._settings.port, port=self.port)
+        log.info("serving metrics and health", host=self._settings.host, port=self.port)
         return self
 
     async def __aexit__(
@@ -169,7 +169,7 @@ class HealthServer:
             encode, content_type = choose_encoder(accept)
             body = encode(self._registry)
         except Exception as error:
-            log.exception("metrics can't be written")
+            log.exception("can't render the metrics")
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error!r}\n".encode())
         return _response(HTTPStatus.OK, body, content_type)
 

@@ -63,56 +63,60 @@ class Metrics:
     def _records(self) -> None:
         self.ticks_in = self._counter("ticks_in", "Records read from the input topic", _PARTITION)
         self.ticks_aggregated = self._counter("ticks_aggregated", "Ticks that joined a window", _PARTITION)
-        self.ticks_late = self._counter("ticks_late", "Ticks that joined none, by why", (*_PARTITION, "reason"))
-        self.ticks_rejected = self._counter("ticks_rejected", "Records that are no tick", (*_PARTITION, "reason"))
+        self.ticks_late = self._counter("ticks_late", "Late ticks, by reason", (*_PARTITION, "reason"))
+        self.ticks_rejected = self._counter(
+            "ticks_rejected", "Records that are not valid ticks, by reason", (*_PARTITION, "reason")
+        )
         self.ticks_corrected = self._counter(
             "ticks_corrected", "Messages that cancelled or corrected a trade", (*_PARTITION, "kind")
         )
         self.ticks_control = self._counter(
-            "ticks_control", "Control records, each of which said that the input has ended", _PARTITION
+            "ticks_control", "Control records that mark the end of the input", _PARTITION
         )
         by_stage = (*_PARTITION, "stage")
-        self.ticks_deduplicated = self._counter("ticks_deduplicated", "Ticks that a stage dropped as repeats", by_stage)
-        self.ticks_throttled = self._counter("ticks_throttled", "Ticks that a stage dropped for their rate", by_stage)
-        self.ticks_filtered = self._counter("ticks_filtered", "Ticks that a stage's function said no to", by_stage)
+        self.ticks_deduplicated = self._counter("ticks_deduplicated", "Duplicate ticks dropped by a stage", by_stage)
+        self.ticks_throttled = self._counter("ticks_throttled", "Ticks dropped by a stage's rate limit", by_stage)
+        self.ticks_filtered = self._counter("ticks_filtered", "Ticks dropped by a stage's function", by_stage)
         self.dropped = {
             Account.DEDUPLICATED: self.ticks_deduplicated,
             Account.THROTTLED: self.ticks_throttled,
             Account.FILTERED: self.ticks_filtered,
         }
         self.ticks_routed_away = self._counter("ticks_routed_away", "Ticks sent to another topic", (*_PARTITION, "to"))
-        self.ticks_held = self._gauge("ticks_held", "Ticks that conflation or tick.max_jump holds back", _PARTITION)
-        self.sequence_missing = self._counter("sequence_missing", "Ids that were skipped in sequences", by_stage)
+        self.ticks_held = self._gauge("ticks_held", "Ticks held back by conflation or tick.max_jump", _PARTITION)
+        self.sequence_missing = self._counter("sequence_missing", "Ids missing from sequences", by_stage)
         self.stage_notices = self._counter(
             "stage_notices",
-            "What stages noticed: gap, filled (an id after a later one), without_id, forgotten_early",
+            "What stages noticed: gap, filled (an id that came after a later one), without_id, forgotten_early",
             (*by_stage, "what"),
         )
-        self.misrouted_keys = self._counter("misrouted_keys", "Keys where murmur2 would not put them", _PARTITION)
-        self.ticks_sent = self._counter("ticks_sent", "Ticks that a producer packed for sending", ())
+        self.misrouted_keys = self._counter(
+            "misrouted_keys", "Keys that are not on the partition murmur2 gives", _PARTITION
+        )
+        self.ticks_sent = self._counter("ticks_sent", "Ticks queued for sending", ())
         self.frames = self._counter("frames", "Frames written", (*_PARTITION, "status", "trigger"))
         self.frames_oversized = self._counter("frames_oversized", "Frames too large for their topic", _PARTITION)
 
     def _commits(self) -> None:
-        self.commits = self._counter("commits", "Commits that succeeded", _PARTITION)
-        self.commit_failures = self._counter("commit_failures", "Commits that failed", (*_PARTITION, "error"))
-        self.commit_duration = self._histogram("commit_duration_seconds", "Time of a commit", _DURATION_BUCKETS)
+        self.commits = self._counter("commits", "Successful commits", _PARTITION)
+        self.commit_failures = self._counter("commit_failures", "Failed commits, by error", (*_PARTITION, "error"))
+        self.commit_duration = self._histogram("commit_duration_seconds", "Duration of a commit", _DURATION_BUCKETS)
         self.restore_duration = self._histogram(
             "restore_duration_seconds", "Time to restore a partition's state", _RESTORE_BUCKETS
         )
-        self.restored_records = self._counter("restored_records", "Changelog records read back", _PARTITION)
-        self.rebalances = self._counter("rebalances", "Rebalances of the group seen", ())
-        self.partitions_owned = self._gauge("partitions_owned", "Partitions this process owns", ())
+        self.restored_records = self._counter("restored_records", "Changelog records read to restore state", _PARTITION)
+        self.rebalances = self._counter("rebalances", "Rebalances of the group", ())
+        self.partitions_owned = self._gauge("partitions_owned", "Partitions owned by this process", ())
         self.partitions_restoring = self._gauge("partitions_restoring", "Owned partitions still being restored", ())
 
     def _lanes(self) -> None:
-        self.lane_depth = self._gauge("lane_depth_records", "Records fetched and not yet processed", _PARTITION)
-        self.lane_paused = self._gauge("lane_paused", "1 while fetching is paused for a full lane", _PARTITION)
-        self.lane_pauses = self._counter("lane_pauses", "Times that a full lane paused its partition", _PARTITION)
+        self.lane_depth = self._gauge("lane_depth_records", "Records fetched but not yet processed", _PARTITION)
+        self.lane_paused = self._gauge("lane_paused", "1 while fetching is paused because the lane is full", _PARTITION)
+        self.lane_pauses = self._counter("lane_pauses", "Times a full lane paused its partition", _PARTITION)
         self.keys = self._gauge("keys", "Keys with state", _PARTITION)
         self.longest_step = self._gauge(
             "longest_step_seconds",
-            "Longest time so far that one step held the event loop: process, idle, flush, changes, pack or restore",
+            "Longest time one step has blocked the event loop: process, idle, flush, changes, pack or restore",
             ("step",),
         )
         self.partition_time = self._gauge(
@@ -120,7 +124,7 @@ class Metrics:
         )
         self.watermark_delay = self._gauge(
             "watermark_delay_seconds",
-            "How far the partition's watermark (greatest event time less the lag allowed for disorder) is behind now",
+            "How far the partition's watermark (greatest event time minus window.lag) is behind the current time",
             _PARTITION,
         )
 
@@ -128,45 +132,49 @@ class Metrics:
         self.group_lag = self._group_gauge("lag", "Records not yet committed by the group", _GROUP_PARTITION)
         self.group_lag_sum = self._group_gauge("lag_sum", "Records not yet committed, all partitions", _GROUP)
         self.group_lag_seconds = self._group_gauge(
-            "lag_seconds", "How long the partition's first record not yet committed has waited", _GROUP_PARTITION
+            "lag_seconds", "How long the partition's oldest uncommitted record has waited", _GROUP_PARTITION
         )
         self.group_offset = self._group_gauge("current_offset", "The group's committed offset", _GROUP_PARTITION)
         self.group_members = self._group_gauge("members", "Members of the group", ("consumergroup",))
         self.lag = self._gauge("lag_records", "The group's lag in records", ("consumergroup", "topic"))
-        self.lag_seconds = self._gauge("lag_seconds", "Longest wait of a record not yet committed", _GROUP)
+        self.lag_seconds = self._gauge("lag_seconds", "Longest wait of an uncommitted record", _GROUP)
         self.event_lag_seconds = self._gauge(
-            "event_time_lag_seconds", "Event time from the first record not yet committed to the newest", _GROUP
+            "event_time_lag_seconds", "Event time from the oldest uncommitted record to the newest", _GROUP
         )
         self.drain_seconds = self._gauge(
             "drain_seconds",
-            "What the lag takes at the rate of commits less that of arrivals; +Inf where it doesn't shrink",
+            "Time to drain the lag at the current rates of commits and arrivals; +Inf if it does not shrink",
             _GROUP,
         )
         self.group_rate = self._gauge("group_committed_records_per_second", "Rate of commits, smoothed", _GROUP)
         self.arrival_rate = self._gauge("group_arriving_records_per_second", "Rate of arrivals, smoothed", _GROUP)
         self.lost_records = self._gauge(
-            "lost_records", "At most so many records were deleted by retention before they were committed", _GROUP
+            "lost_records", "Upper bound of records that retention deleted before they were committed", _GROUP
         )
         self._of_group += [self.lag, self.lag_seconds, self.event_lag_seconds, self.drain_seconds, self.group_rate]
         self._of_group += [self.arrival_rate, self.lost_records]
-        self.lag_failures = self._counter("lag_failures", "Measurements of the group's lag that failed", ())
+        self.lag_failures = self._counter("lag_failures", "Failed measurements of the group's lag", ())
 
     def _pressure(self) -> None:
         provider = ("provider",)
         self.rate_scale = self._named_gauge(
-            "pipeline_rate_scale_factor", "Share of its full rate that the provider keeps, 0 to 1", provider
+            "pipeline_rate_scale_factor", "Fraction of its full rate that the provider keeps, 0 to 1", provider
         )
         self.backpressure_state = self._named_gauge(
             "pipeline_backpressure_state", "Level the provider obeys: 0 OK, 1 SOFT, 2 HARD", provider
         )
         self.feedback_queue_depth = self._named_gauge(
-            "pipeline_feedback_queue_depth", "Queue size that a source of feedback last told, in records", ("source",)
+            "pipeline_feedback_queue_depth", "Queue size last reported by a source of feedback, in records", ("source",)
         )
-        self.feedback_bad = self._counter("feedback_bad", "Records of the feedback topic that were no event", ())
-        self.held_seconds = self._counter("held_seconds", "Time this worker did not read, for the store's sake", ())
+        self.feedback_bad = self._counter("feedback_bad", "Invalid records in the feedback topic", ())
+        self.held_seconds = self._counter(
+            "held_seconds", "Time this worker paused reading because the store was behind", ()
+        )
 
     def _process(self) -> None:
-        self.build_info = self._gauge("build_info", "1; what runs is in the labels", ("version", "python", "aiokafka"))
+        self.build_info = self._gauge(
+            "build_info", "Always 1; the versions are in the labels", ("version", "python", "aiokafka")
+        )
         self.build_info.labels(_version("tick-workers"), platform.python_version(), _version("aiokafka")).set(1)
         ProcessCollector(registry=self.registry)  # process_cpu_seconds_total, process_resident_memory_bytes, ...
 

@@ -25,7 +25,7 @@ def not_alive(worker: Worker) -> Sequence[str]:
     if error is not None:
         reasons.append(f"failed: {error}")
     if worker.turned_s is not None and (silent_s := time.monotonic() - worker.turned_s) > STUCK_AFTER_S:
-        reasons.append(f"the loop has not turned for {silent_s:.0f} s")
+        reasons.append(f"the event loop has been stuck for {silent_s:.0f} s")
     return reasons
 
 

@@ -137,7 +137,9 @@ class Worker:
         loading = asyncio.ensure_future(asyncio.to_thread(takes_batches, self.lane_spec))
         done, _ = await asyncio.wait([loading], timeout=3.0)
         if not done:
-            log.info("loading the compiled lanes; the first time of a version compiles them, for up to a minute")
+            log.info(
+                "loading the compiled lanes; the first start of a version compiles them, which takes up to a minute"
+            )
         return await loading
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ class Worker:
         except REFUSED:
             raise
         except KafkaError as error:
-            log.warning("fetching failed; trying again", error=repr(error))
+            log.warning("fetch failed; retrying", error=repr(error))
             await asyncio.sleep(1.0)
             return
         for number, found in fetched.items():
@@ -293,7 +295,7 @@ class Worker:
             return
         done, late = await asyncio.wait(commits, timeout=limit_s)
         for task in late:
-            log.warning("commit not done in time; giving the partition up", partition=commits[task].number)
+            log.warning("commit did not finish in time; giving up the partition", partition=commits[task].number)
             task.cancel()
         await asyncio.gather(*(commits[task].close() for task in late))
         for task in done:

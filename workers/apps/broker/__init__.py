@@ -7,6 +7,16 @@
                                               └──── supervisor ─────┘ ─▶ guard: nothing is left behind
 
 ``python -m workers.apps.broker`` runs one in the foreground. Production clusters are none of this package's business.
+
+- `base`: what every way of getting a broker has in common: the handle, the pinned version, the settings of a test
+  node
+- `container`: the official Apache Kafka image in Docker, by testcontainers
+- `find`: the search for a broker: the one that is given, else Docker's, else one on Java, else a clear error
+- `guard`: a small process that outlives its owner just long enough to clean up after it
+- `jars`: Apache Kafka's jars, fetched once by Maven and kept in the user's cache
+- `jvm`: a real Apache Kafka on this machine's Java: one KRaft node on loopback, its data in a temporary folder
+- `probe`: asks an address whether a Kafka broker is behind it, in a few bytes and without an event loop
+- `supervisor`: the owner's side of `workers.apps.broker.guard`: start it, talk to it, end it
 """
 
 from __future__ import annotations

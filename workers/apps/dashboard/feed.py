@@ -196,7 +196,7 @@ class Feed:
         for number in partitions:
             fresh = max(begins[number], ends[number] - share)
             known = positions.get(number, fresh)
-            # Beyond the end: the topic was deleted and made again.
+            # Beyond the end: the topic was deleted and recreated.
             reader.seek(number, max(known, begins[number]) if known <= ends[number] else fresh)
         return ends
 

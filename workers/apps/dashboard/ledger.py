@@ -14,13 +14,12 @@ import msgspec
 
 from workers.apps.dashboard.bars import SymbolBars
 from workers.apps.dashboard.readings import Changes, LedgerRow, Limits, cut, shown_symbol
-from workers.core.ledger import REASON_HEADER
+from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
 from workers.times import NS_PER_MS, NS_PER_SECOND
 
 __all__ = ["LedgerRows"]
 
 _MAX_REASONS: Final = 40
-_ERRORS: Final = "__streams.errors."
 
 
 class _Late(msgspec.Struct):
@@ -75,11 +74,11 @@ class LedgerRows:
     ) -> None:
         """A record of the dead-letters topic; its key and value can be anything."""
         told = {name: (text or b"").decode("utf-8", "replace") for name, text in headers}
-        place = f"{told.get(_ERRORS + 'topic', '?')}[{told.get(_ERRORS + 'partition', '?')}]"
-        place += f" @ {told.get(_ERRORS + 'offset', '?')}"
+        place = f"{told.get(TOPIC_HEADER, '?')}[{told.get(PARTITION_HEADER, '?')}]"
+        place += f" @ {told.get(OFFSET_HEADER, '?')}"
         symbol = shown_symbol((key or b"").decode("utf-8", "replace"), self._limits.symbol_chars)
         reason = told.get(REASON_HEADER, "no reason given")
-        self._note("dead", wall_ns, symbol, reason, told.get(_ERRORS + "message", ""), place, value or b"")
+        self._note("dead", wall_ns, symbol, reason, told.get(MESSAGE_HEADER, ""), place, value or b"")
 
     def _note(
         self, kind: Literal["late", "dead"], wall_ns: int, symbol: str, reason: str, text: str, place: str, value: bytes

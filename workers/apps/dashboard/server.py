@@ -137,7 +137,7 @@ class Dashboard:
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._files or name.endswith(".html"):
-            return PlainTextResponse("There is nothing here.\n", 404)
+            return PlainTextResponse("Not found.\n", 404)
         if name not in _OPEN_FILES and not self._may_look(request):
             return PlainTextResponse("Sign in first.\n", 401)
         return self._static(name)
@@ -149,7 +149,7 @@ class Dashboard:
         async for chunk in request.stream():
             form += chunk
             if len(form) > _MAX_FORM_BYTES:
-                return PlainTextResponse("That is too much for a token.\n", 413)
+                return PlainTextResponse("The token is too long.\n", 413)
         return await self._trade(parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0])
 
     async def _trade(self, given: str) -> Response:
@@ -176,7 +176,7 @@ class Dashboard:
             return
         await browser.accept()
         if self.clients >= self._max_clients:
-            await browser.close(_TOO_MANY, f"{self.clients} browsers look already")
+            await browser.close(_TOO_MANY, f"{self.clients} browsers are connected already")
             return
         self.clients += 1
         try:
@@ -323,7 +323,7 @@ class _Client:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await self._browser.send_text(orjson.dumps(message).decode())
                 except TimeoutError:
-                    return _TOO_SLOW, "nothing was taken for too long"
+                    return _TOO_SLOW, "the browser stopped reading"
                 except WebSocketDisconnect:
                     return 0, ""
                 sent_s = time.monotonic()

@@ -38,7 +38,6 @@ from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
 from workers.core.snapshot import META_KEY, read_state
 from workers.core.spec import LaneSpec
-from workers.core.windows.assign import windows_between
 from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
 from workers.kafka.clients import admin_client
@@ -164,7 +163,7 @@ def _check_times(spec: LaneSpec, time_ns: int, around_ns: int) -> None:
     """Raises `ConfigError` where too much is asked for."""
     if abs(time_ns) + around_ns > MAX_EVENT_TIME_NS or around_ns < 0:
         raise ConfigError(f"the time {time_ns} ns, {around_ns} ns around it, is out of the range of event times")
-    windows = windows_between(spec.window.assigner(), time_ns - around_ns, time_ns + around_ns)
+    windows = spec.window.assigner().between(time_ns - around_ns, time_ns + around_ns)
     if next(islice(windows, MOST_WINDOWS, None), None) is not None:
         raise ConfigError(f"too many windows are asked for; at most {MOST_WINDOWS:,} can be explained at once")
 
@@ -266,7 +265,7 @@ class _Search:
     def spans(self) -> list[tuple[int, int]]:
         """Start and end of the windows asked for, by start; of session windows, as far as they were found."""
         if not self.spec.window.merges:
-            return list(windows_between(self.spec.window.assigner(), self.first_ns, self.last_ns))
+            return list(self.spec.window.assigner().between(self.first_ns, self.last_ns))
         stories = [story for looked in self.found.values() for story in looked.touching()]
         return sorted({(story.start_ns, story.end_ns) for story in stories})
 

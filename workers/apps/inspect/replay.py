@@ -50,6 +50,7 @@ from workers.settings.lane import lane_spec
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS
 
 if TYPE_CHECKING:
+    from workers.kafka.reading import KafkaRecord
     from workers.kafka.topics import TopicLayout
     from workers.settings import Settings
 
@@ -207,8 +208,8 @@ class _Replay:
         begin, end = await reader.bounds(topic, log.partition)
         if begin > 0 and self._warm_up_ns is None:
             self.result.notes.append(
-                f"{topic}[{log.partition}] begins at offset {begin:,}: what was before was deleted, and frames that "
-                "needed it can't be made again"
+                f"{topic}[{log.partition}] begins at offset {begin:,}: what came before was deleted, and frames that "
+                f"need it can't be recomputed"
             )
         if self._warm_up_ns is not None:
             earliest_ns = self._warm_up_ns - self.spec.tick.max_future_skew_ns
@@ -217,9 +218,9 @@ class _Replay:
             begin = await reader.offset_at(topic, log.partition, earliest_ms)
         return begin, end
 
-    def _wanted(self, lane: Lane, records: Sequence[object]) -> list[tuple[OutRecord, int]]:
+    def _wanted(self, lane: Lane, records: Sequence[KafkaRecord]) -> list[tuple[OutRecord, int]]:
         """The frames wanted of those that the records bring out, with the offset up to which the lane had read."""
-        frames = lane.process(records).frames  # type: ignore[arg-type]  # aiokafka is untyped
+        frames = lane.process(records).frames
         wanted = []
         for frame in frames:
             if self._key is not None and frame.key != self._key:
@@ -274,9 +275,9 @@ class _Replay:
             self._on_progress(text)
 
 
-def _cut(chunk: Sequence[object], committed: int) -> Iterator[tuple[Sequence[object], bool]]:
+def _cut(chunk: Sequence[KafkaRecord], committed: int) -> Iterator[tuple[Sequence[KafkaRecord], bool]]:
     """The records before the committed offset, and those from it on."""
-    at = next((n for n, record in enumerate(chunk) if record.offset >= committed), len(chunk))  # type: ignore[attr-defined]
+    at = next((n for n, record in enumerate(chunk) if record.offset >= committed), len(chunk))
     for records, due in ((chunk[:at], True), (chunk[at:], False)):
         if records:
             yield records, due
@@ -332,7 +333,7 @@ async def writing_to_topic(settings: Settings, topic: str) -> AsyncIterator[Fram
     topics = settings.topics
     own = (topics.ticks, topics.frames, topics.late, topics.dead_letters, topics.changelog, topics.feedback)
     if topic in (*own, *(name for operator in settings.pipeline for name in operator.topics())):
-        raise TopicError(f"{topic} belongs to the application; frames made again go to a topic of their own")
+        raise TopicError(f"{topic} belongs to the application; recomputed frames go to a topic of their own")
     partitions = await prepare_topic(settings, topic)
     options = producer_options(settings) | {"acks": "all", "enable_idempotence": True}
     producer = await start_producer(settings, options)

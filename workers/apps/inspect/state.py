@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.snapshot import LaneMeta
-from workers.core.windows.engine import Window
+from workers.core.windows.window import Window
 from workers.errors import StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client

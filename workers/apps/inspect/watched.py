@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from workers.core.effects import Effects
+from workers.core.formats.corrections import Correction
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import Changed, Correction, NotFound
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.corrections import Changed, NotFound
+from workers.core.windows.window import LONG_AGO
 
 __all__ = ["WatchedLane"]
 

@@ -15,6 +15,8 @@ import orjson
 from workers.apps.inspect.fates import Clock, MadeFrame, TickFate, WindowStory, seconds_text
 from workers.apps.inspect.watched import WatchedLane
 from workers.core.encoding import json_object
+from workers.core.formats.corrections import Correction
+from workers.core.formats.frames import ChildBar
 from workers.core.frames import Frame, OutRecord, decode_frame
 from workers.core.lane import Input
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, REASON_HEADER
@@ -26,9 +28,8 @@ from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
-from workers.core.windows.corrections import Changed, Correction, NotFound
+from workers.core.windows.corrections import Changed, NotFound
 from workers.core.windows.kinds import CalendarWindows
-from workers.core.windows.resample import ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, format_instant, parse_rfc3339
 
 __all__ = ["Investigation", "says_symbol"]

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import orjson
 
-from workers.apps.produce.files import Row, TickInput
+from workers.apps.produce.files import TickInput
 from workers.apps.produce.names import as_option, suggested_map
+from workers.apps.produce.parsers import Row
+from workers.core.formats.corrections import Correction, correction_decoder
+from workers.core.formats.json import tick_decoder
 from workers.core.partitioning import partition_for
 from workers.core.reasons import Reason
 from workers.core.records import Record
-from workers.core.ticks import EndOfInput, Rejection, Tick, tick_decoder
-from workers.core.windows.corrections import Correction, correction_decoder
+from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.settings.lane import tick_format
 from workers.times import NS_PER_MS, UNIT_NS, describe_duration, format_duration, format_instant
 
@@ -173,7 +175,7 @@ class Preview:
         if not judge.wrong:
             return
         count = sum(found.count for found in judge.wrong.values())
-        self._say(f"{self._name}: warning: {_of(count, judge.rows)} would not become good ticks; --check says more")
+        self._say(f"{self._name}: warning: {_of(count, judge.rows)} would be rejected; --check says more")
         for line in (*_lines_for(judge), *(f"try: {text}" for text in judge.remedies())):
             self._say(f"  {line}")
 
@@ -260,7 +262,9 @@ class Check:
         if self._late is not None:
             lines.append(f"late: {_rows(self._late.count)}, first in line {self._late.line}: {self._late.text}")
         lines += [f"try: {text}" for text in (*judge.remedies(), *self._late_remedies())]
-        lines.append("all rows would be taken, in time" if self.flawless else "not all rows would be taken, in time")
+        lines.append(
+            "all rows would be accepted in time" if self.flawless else "not all rows would be accepted in time"
+        )
         return lines
 
     def _late_remedies(self) -> list[str]:

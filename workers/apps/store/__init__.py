@@ -11,6 +11,16 @@ Three rules carry "stored exactly once":
    without noticing therefore changes nothing: neither offsets nor rows.
 3. A row is replaced only by a frame that takes precedence over it (`workers.apps.store.base.precedence`), so a frame
    that comes again changes nothing.
+
+- `base`: what every store keeps to
+- `choose`: which database
+- `feedback`: the queue's level, published
+- `metrics`: its series
+- `parse`: a record as a row
+- `postgres`: PostgreSQL
+- `queue`: the bounded queue before the database
+- `sqlite`: SQLite
+- `writer`: the loop
 """
 
 from workers.apps.store.base import Batch, FrameRow, OffsetMove, RejectedFrame, Store, StoreError

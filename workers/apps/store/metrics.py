@@ -16,26 +16,26 @@ class StoreMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
-        self.read = self._counter("records_read", "Records taken from the frames topic", _PARTITION)
-        self.stored = self._counter("frames", "Frames whose transaction succeeded, repetitions included", _PARTITION)
+        self.read = self._counter("records_read", "Records read from the frames topic", _PARTITION)
+        self.stored = self._counter("frames", "Frames stored, repeats included", _PARTITION)
         self.rejected = self._counter(
-            "frames_rejected", "Records kept in rejected_frames instead", (*_PARTITION, "reason")
+            "frames_rejected", "Records that are not valid frames, kept in rejected_frames", (*_PARTITION, "reason")
         )
         self.control = self._counter(
-            "control_records", "Records that tell another application that its input has ended", _PARTITION
+            "control_records", "Control records that mark the end of another application's input", _PARTITION
         )
-        self.stale = self._counter("stale_offsets", "Times that another writer had moved a partition's offset", ())
-        self.outages = self._counter("outages", "Times that the database became unavailable", ())
-        self.up = self._gauge("up", "1 while the database can be used", ())
-        self.depth = self._gauge("queue_depth_records", "Records read and not yet stored", ())
-        self.depth_bytes = self._gauge("queue_depth_bytes", "Their keys and values", ())
-        self.capacity = self._gauge("queue_capacity_records", "Records that the queue may hold", ())
+        self.stale = self._counter("stale_offsets", "Times another writer had moved a partition's offset", ())
+        self.outages = self._counter("outages", "Times the database became unavailable", ())
+        self.up = self._gauge("up", "1 while the database is usable", ())
+        self.depth = self._gauge("queue_depth_records", "Records read but not yet stored", ())
+        self.depth_bytes = self._gauge("queue_depth_bytes", "Bytes of keys and values read but not yet stored", ())
+        self.capacity = self._gauge("queue_capacity_records", "Capacity of the queue, in records", ())
         self.level = self._gauge("queue_level", "Level of the queue: 0 OK, 1 SOFT, 2 HARD", ())
-        self.pauses = self._counter("pauses", "Times that a full queue paused reading", ())
-        self.partitions_owned = self._gauge("partitions_owned", "Partitions this process owns", ())
+        self.pauses = self._counter("pauses", "Times a full queue paused reading", ())
+        self.partitions_owned = self._gauge("partitions_owned", "Partitions owned by this process", ())
         self.flush_duration = Histogram(
             "workers_store_transaction_seconds",
-            "Time of a transaction",
+            "Duration of a transaction",
             registry=self.registry,
             buckets=_DURATION_BUCKETS,
         )

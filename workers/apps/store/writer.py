@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final, cast
 
 import structlog
@@ -35,9 +35,11 @@ from workers.apps.store.base import (
     Store,
     StoreUnavailableError,
 )
+from workers.apps.store.batches import Item, StoredPartition, smaller
+from workers.apps.store.database import DatabaseTurn
 from workers.apps.store.feedback import Coordinator, queue_policy
 from workers.apps.store.metrics import StoreMetrics
-from workers.apps.store.parse import REFUSED_BY_DATABASE, parse_frame, reject
+from workers.apps.store.parse import parse_frame
 from workers.apps.store.queue import Chunk, FrameQueue
 from workers.backpressure.levels import Level, LevelGauge
 from workers.core.records import Record
@@ -68,28 +70,12 @@ FIRST_BACKOFF_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 20.0
 IN_FLIGHT_SHARE: Final = 0.25  # of the rebalance timeout, for the transaction under way
 TELL_KAFKA_S: Final = 2.0
-SILENT_S: Final = 5.0  # a transaction without an answer for this long counts as an outage
 
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
 def after_apply() -> None:
     """Called when a transaction has succeeded, before anything here knows it. Tests crash the process here."""
-
-
-class StoredPartition:
-    """A partition from one assignment (or one look into the database) to the next."""
-
-    __slots__ = ("number", "reading", "stored", "told")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.reading = False
-        self.stored: int | None = None  # the database's offset, as last seen
-        self.told: int | None = None  # what Kafka was told
-
-
-Item = tuple[Record, FrameRow | RejectedFrame]
 
 
 class StoreWriter:
@@ -99,6 +85,7 @@ class StoreWriter:
         self.settings = settings
         self.metrics = metrics if metrics is not None else StoreMetrics()
         self.store = store
+        self.database = DatabaseTurn(store, self.metrics)
         self.topic = settings.topics.frames
         self.group_id = f"{settings.application_id}-store"
         self.queue: FrameQueue[StoredPartition] = FrameQueue(settings.store.queue_capacity, settings.store.queue_bytes)
@@ -114,10 +101,7 @@ class StoreWriter:
         )
         self.coordinator = Coordinator(settings, self.group_id) if settings.store.feedback else None
         self._partitions: dict[int, StoredPartition] = {}
-        self._database = asyncio.Lock()  # a connection does one thing at a time
-        self._available: bool | None = None
         self._joined = False
-        self._down_since_s = 0.0
         self._arrived = asyncio.Event()
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +149,7 @@ class StoreWriter:
 
     def not_ready(self) -> Sequence[str]:
         """What it waits for before it stores frames; a member without partitions is ready."""
-        if not self._available:
+        if not self.database.available:
             return [f"{self.store.name} can't be used"]
         if not self._joined:
             return [f"not in the group {self.group_id}, or a rebalance is under way"]
@@ -179,7 +163,7 @@ class StoreWriter:
         backoff_s = FIRST_BACKOFF_S
         while not stopped.done():
             try:
-                async with self._using_database():
+                async with self.database.turn():
                     await self.store.open()
                 return True
             except StoreUnavailableError:
@@ -198,7 +182,7 @@ class StoreWriter:
         fetching.cancel()
         self._stopping = True
         self._arrived.set()
-        if self._available and not self._failure.done():
+        if self.database.available and not self._failure.done():
             await asyncio.wait({writing, self._failure}, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             with contextlib.suppress(KafkaError, TimeoutError):
                 await self._tell_kafka()
@@ -248,8 +232,8 @@ class StoreWriter:
         self._drop_lost()
         limit_s = self.settings.kafka.rebalance_timeout_ms / 1000 * IN_FLIGHT_SHARE
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s), self._database:
-                pass
+            async with asyncio.timeout(limit_s):
+                await self.database.idle()
 
     async def _assigned(self, assigned: set[int]) -> None:
         self._partitions = {number: StoredPartition(number) for number in assigned}
@@ -272,7 +256,7 @@ class StoreWriter:
         backoff_s = FIRST_BACKOFF_S
         while partitions := [each for each in partitions if self._owned(each) and not each.reading]:
             try:
-                async with self._using_database():
+                async with self.database.turn():
                     offsets = await self.store.read_offsets(self.topic)
                 await asyncio.gather(*(self._open_partition(each, offsets.get(each.number)) for each in partitions))
                 return
@@ -281,7 +265,7 @@ class StoreWriter:
             except StoreUnavailableError:
                 pass  # it was logged when that began
             except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("cannot position partitions; trying again", error=repr(error), retry_in_s=backoff_s)
+                log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
@@ -297,7 +281,7 @@ class StoreWriter:
         if stored is not None and stored > end:
             raise StateMismatchError(
                 f"{self.store.name} holds {where} up to offset {stored}, but it ends at {end}: the topic was deleted "
-                "and made again, or this is another cluster. Store its frames in another database"
+                f"and recreated, or this is another cluster. Store its frames in another database"
             )
         if not self._owned(partition) or not self.source.owns(partition.number):
             return  # a rebalance came in between, and starts over
@@ -335,7 +319,7 @@ class StoreWriter:
             except _FATAL:
                 raise
             except KafkaError as error:
-                log.warning("fetching failed; trying again", error=repr(error))
+                log.warning("fetch failed; retrying", error=repr(error))
                 await asyncio.sleep(1.0)
                 continue
             for number, found in fetched.items():
@@ -423,7 +407,7 @@ class StoreWriter:
                 return
             except StaleOffsetError as error:
                 self.metrics.stale.inc()
-                log.warning("another store has moved on; looking again where to read", reason=str(error))
+                log.warning("another store has advanced the offsets; reading them again", reason=str(error))
                 self._reopen(error.partitions)
             except StoreUnavailableError:
                 await asyncio.sleep(backoff_s)
@@ -439,12 +423,11 @@ class StoreWriter:
             [row for row in rows if isinstance(row, RejectedFrame)],
         )
         try:
-            async with self._using_database():
+            async with self.database.turn():
                 started_s = time.monotonic()
                 await self.store.apply(batch)
-                after_apply()
         except RefusedError as error:
-            for part, part_ends in _smaller(items, ends, str(error)):
+            for part, part_ends in smaller(items, ends, str(error)):
                 await self._store(part, part_ends)
             return
         self.metrics.flush_duration.observe(time.monotonic() - started_s)
@@ -460,46 +443,12 @@ class StoreWriter:
                 self.metrics.rejected.labels(self.topic, str(row.origin_partition), row.reason).inc()
             first = batch.rejected[0]
             log.warning(
-                "records that are no frames were put into rejected_frames",
+                "stored invalid records in rejected_frames",
                 records=len(batch.rejected),
                 first=f"{first.origin_topic}[{first.origin_partition}] offset {first.origin_offset}",
                 reason=first.reason,
                 message=first.message[:200],
             )
-
-    @contextlib.asynccontextmanager
-    async def _using_database(self) -> AsyncIterator[None]:
-        """The database's turn, and its state as it shows: logged when it changes, and only then.
-
-        One that neither answers nor fails (a frozen server, a lock somebody holds) is waited for without end, since
-        giving up could not tell whether the transaction was made; so that, too, has to show.
-        """
-        async with self._database:
-            reason = f"neither an answer nor an error for {SILENT_S:.0f} s"
-            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "does not answer", reason)
-            try:
-                yield
-            except StoreUnavailableError as error:
-                self._outage("can't be used", str(error))
-                raise
-            finally:
-                silent.cancel()
-            if not self._available:
-                if self._available is False:
-                    seconds = round(time.monotonic() - self._down_since_s, 1)
-                    log.info("the database is back", store=self.store.name, after_seconds=seconds)
-                self._available = True
-                self.metrics.up.set(1)
-
-    def _outage(self, what: str, reason: str) -> None:
-        """One line for each outage, however often it is met."""
-        if self._available is False:
-            return
-        self._available = False
-        self._down_since_s = time.monotonic()
-        self.metrics.up.set(0)
-        self.metrics.outages.inc()
-        log.warning(f"the database {what}; waiting for it", store=self.store.name, reason=reason)
 
     # -- for those who watch ------------------------------------------------------------------------------------------
 
@@ -509,7 +458,7 @@ class StoreWriter:
             try:
                 await self._tell_kafka()
             except (KafkaError, TimeoutError) as error:
-                log.debug("offsets not told to Kafka", error=repr(error))
+                log.debug("could not commit offsets to Kafka", error=repr(error))
 
     async def _tell_kafka(self) -> None:
         moved = {
@@ -522,30 +471,6 @@ class StoreWriter:
                 await self.source.commit({each.number: offset for each, offset in moved.items()})
             for each, offset in moved.items():
                 each.told = offset
-
-
-def _smaller(
-    items: dict[StoredPartition, list[Item]], ends: dict[StoredPartition, int], why: str
-) -> list[tuple[dict[StoredPartition, list[Item]], dict[StoredPartition, int]]]:
-    """What the database refused, in two parts, to be stored one after the other; a single record as a rejected one.
-
-    Raises ``RefusedError`` where the database refuses to hold even that.
-    """
-    flat = [(owner, item) for owner, found in items.items() for item in found]
-    if len(flat) == 1:
-        ((owner, (record, row)),) = flat
-        if isinstance(row, RejectedFrame):
-            raise RefusedError(why)
-        rejected = reject(record, REFUSED_BY_DATABASE, why, row.origin_topic, row.origin_partition)
-        return [({owner: [(record, rejected)]}, ends)]
-    parts = []
-    for part in (flat[: len(flat) // 2], flat[len(flat) // 2 :]):
-        grouped: dict[StoredPartition, list[Item]] = {}
-        for owner, item in part:
-            grouped.setdefault(owner, []).append(item)
-        parts.append((grouped, {owner: found[-1][0].offset + 1 for owner, found in grouped.items()}))
-    parts[1][1].update({owner: ends[owner] for owner in parts[1][0]})
-    return parts
 
 
 async def run_store(settings: Settings, store: Store, *, stop: asyncio.Event) -> None:

@@ -1,1 +1,1 @@
-"""What records say, in each format that is read."""
+"""How records are read: ticks and messages about them as JSON, and the frames of another application."""

@@ -7,22 +7,61 @@ it becomes part of other bars, so each number is looked at, and a dead letter sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import orjson
 
 from workers.core.frames import BAR_FIELDS
-from workers.core.reasons import Reason
+from workers.core.reasons import STATUSES, Reason
 from workers.core.records import Record
-from workers.core.ticks import DEEPEST_FRAME, EndOfInput, Rejection, excerpt, is_deeper, too_deep, without_value
+from workers.core.ticks import (
+    DEEPEST_FRAME,
+    EndOfInput,
+    Rejection,
+    Tick,
+    excerpt,
+    is_deeper,
+    too_deep,
+    without_value,
+)
 from workers.core.windows.assign import Assigner, Hopping, Tumbling
-from workers.core.windows.resample import Child, ChildBar
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, TimestampUnit, format_duration, format_time
 
-__all__ = ["bar_decoder"]
+__all__ = ["Child", "ChildBar", "bar_decoder"]
 
 _FIELDS: Final = ("key", "start", "end", "rev", "status", "trigger", "count", "first_ts", "last_ts")
-_STATUSES: Final = ("provisional", "closed", "final")
+
+
+class Child(msgspec.Struct, array_like=True, frozen=True):
+    """A child as it is kept; times in nanoseconds. Without ticks, and not ``filled``, it is empty: numbers are 0."""
+
+    start_ns: int
+    end_ns: int
+    rev: int
+    count: int
+    filled: bool
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    vwap: float
+    first_ns: int
+    last_ns: int
+
+
+@dataclass(slots=True)
+class ChildBar(Tick):
+    """A frame of another application on its way into a window.
+
+    As a tick it has the child's start for a time, its close for a price and its volume for a size.
+    """
+
+    child: Child
+    provisional: bool
+    trigger: str
 
 
 class _Malformed(Exception):
@@ -100,8 +139,8 @@ def _child_of(fields: Mapping[str, object], unit_ns: int) -> Child:
     """The child that a frame's fields describe."""
     if type(fields["key"]) is not str:
         raise _wrong("key", "a string", fields["key"])
-    if fields["status"] not in _STATUSES:
-        raise _wrong("status", " or ".join(_STATUSES), fields["status"])
+    if fields["status"] not in STATUSES:
+        raise _wrong("status", " or ".join(STATUSES), fields["status"])
     if type(fields["trigger"]) is not str:
         raise _wrong("trigger", "a string", fields["trigger"])
     start_ns, end_ns = (_time(fields, name, NS_PER_MS) for name in ("start", "end"))

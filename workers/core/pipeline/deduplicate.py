@@ -40,6 +40,7 @@ from workers.core.ticks import Tick
 
 __all__ = ["Deduplicate", "Deduplicator"]
 
+DUPLICATE: Final = Reason.DUPLICATE  # once: a member of an enum is slow to look up
 WITHOUT_ID: Final = "without_id"
 FORGOTTEN_EARLY: Final = "forgotten_early"
 GAP: Final = "gap"
@@ -136,7 +137,7 @@ class Deduplicator(Stage):
             return (passage,)
         seen_ns = memory.times.get(identity)
         if seen_ns is not None and seen_ns + ttl_ns > memory.clock_ns:
-            self._drop(passage, Reason.DUPLICATE, departures, {"first_ts": seen_ns // self.context.unit_ns})
+            self._drop(passage, DUPLICATE, departures, {"first_ts": seen_ns // self.context.unit_ns})
             return ()
         if tick.ts_ns + ttl_ns > memory.clock_ns:
             memory.remember(identity, tick.ts_ns)

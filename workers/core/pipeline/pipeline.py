@@ -28,6 +28,7 @@ import msgspec
 import orjson
 
 from workers.core.encoding import to_json
+from workers.core.formats.json import tick_decoder
 from workers.core.frames import OutRecord
 from workers.core.pipeline.deduplicate import Deduplicate, Deduplicator
 from workers.core.pipeline.stage import Departures, Passage, Stage, StageContext, stage_of
@@ -35,7 +36,7 @@ from workers.core.pipeline.throttle import Conflate, Conflator, Throttle, Thrott
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.steps import Portion
-from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat, tick_decoder
+from workers.core.ticks import DEEPEST_WRITABLE, EndOfInput, Rejection, Tick, TickFormat
 from workers.errors import CallbackError, ConfigError, StateFormatError
 from workers.times import MAX_EVENT_TIME_NS, format_time
 
@@ -54,6 +55,7 @@ __all__ = [
     "load_function",
 ]
 
+FILTERED: Final = Reason.FILTERED  # once: a member of an enum is slow to look up
 TO_WINDOWS: Final = "window"
 """The route that is no topic: on to the next stage, and in the end to the windows."""
 
@@ -320,7 +322,7 @@ class _FilterStage(_FunctionStage):
             raise self._error(what, symbol, offset) from error
         if keeps:
             return (passage,)
-        self._drop(passage, Reason.FILTERED, departures, {"function": self._place})
+        self._drop(passage, FILTERED, departures, {"function": self._place})
         return ()
 
 

@@ -23,7 +23,7 @@ from workers.core.ledger import dropped_record
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.ticks import Tick
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.window import LONG_AGO
 
 __all__ = [
     "Departures",

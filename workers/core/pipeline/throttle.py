@@ -31,7 +31,7 @@ from workers.core.reasons import Reason
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
 from workers.core.token_bucket import ALWAYS_FULL, TokenBucket
-from workers.core.windows.engine import LONG_AGO
+from workers.core.windows.window import LONG_AGO
 
 __all__ = [
     "Conflate",
@@ -43,6 +43,7 @@ __all__ = [
     "load_passage",
 ]
 
+THROTTLED: Final = Reason.THROTTLED  # once: a member of an enum is slow to look up
 WHOLE_PARTITION: Final = ""
 """The symbol under which a bucket for all symbols is kept."""
 
@@ -94,7 +95,7 @@ class Throttler(Stage):
         wait_ns = self._tokens.wait(bucket.full_at_ns, bucket.clock_ns)
         if wait_ns > 0:
             free_ns = bucket.clock_ns + wait_ns
-            self._drop(passage, Reason.THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
+            self._drop(passage, THROTTLED, departures, {"next_ts": -(-free_ns // self.context.unit_ns)})
             return ()
         bucket.full_at_ns = self._tokens.taken(bucket.full_at_ns, bucket.clock_ns)
         return (passage,)
@@ -159,13 +160,13 @@ class Conflator(Stage):
             going.append(self._release(latest, latest.held))
         newest_ns = latest.held.tick.ts_ns if latest.held is not None else latest.passed_ns
         if tick.ts_ns < newest_ns:
-            self._drop(passage, Reason.THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
+            self._drop(passage, THROTTLED, departures, {"newer_ts": newest_ns // self.context.unit_ns})
         elif end_ns + self._spec.margin_ns <= self._symbols.partition_ns:
             latest.passed_ns = tick.ts_ns
             going.append(passage)
         else:
             if latest.held is not None:
-                self._drop(latest.held, Reason.THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
+                self._drop(latest.held, THROTTLED, departures, {"newer_ts": tick.ts_ns // self.context.unit_ns})
             else:
                 self._held += 1
                 heapq.heappush(self._due, (end_ns, tick.symbol))

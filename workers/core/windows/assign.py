@@ -49,7 +49,6 @@ __all__ = [
     "ZonedTumbling",
     "check_time_zone",
     "make_tumbling",
-    "windows_between",
 ]
 
 CalendarSession = Literal["regular", "full"]
@@ -69,6 +68,11 @@ class Assigner(Protocol):
 
     def assign(self, ts_ns: int) -> Sequence[tuple[int, int]]:
         """The windows that contain ``ts_ns``, by start; none where it is outside of all."""
+        ...
+
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+        """The windows that contain a time in ``[first_ns, last_ns]``, by start. Of session windows, which are what
+        ticks make of them, none."""
         ...
 
 
@@ -94,6 +98,9 @@ class Tumbling:
     def assign(self, ts_ns: int) -> Sequence[tuple[int, int]]:
         start_ns = (ts_ns - self.offset_ns) // self.size_ns * self.size_ns + self.offset_ns
         return ((start_ns, start_ns + self.size_ns),)
+
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+        return _side_by_side(self, first_ns, last_ns)
 
 
 class ZonedTumbling:
@@ -126,6 +133,9 @@ class ZonedTumbling:
         if not start_ns <= ts_ns < end_ns:
             self._last = (self._find(ts_ns),)
         return self._last
+
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+        return _side_by_side(self, first_ns, last_ns)
 
     def _of_days(self, ts_ns: int) -> tuple[int, int]:
         """Boundaries are the first instants at which the wall clock has reached them."""
@@ -265,6 +275,13 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo.from_file(file, key=name)
 
 
+def _side_by_side(assigner: Assigner, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+    while first_ns <= last_ns:
+        ((start_ns, end_ns),) = assigner.assign(first_ns)
+        yield start_ns, end_ns
+        first_ns = end_ns
+
+
 def make_tumbling(size_ns: int, offset_ns: int = 0, time_zone: str | None = None) -> Tumbling | ZonedTumbling:
     """Tumbling windows, in a time zone where one is named. Raises ``ValueError`` as they do."""
     return Tumbling(size_ns, offset_ns) if time_zone is None else ZonedTumbling(size_ns, time_zone, offset_ns)
@@ -309,6 +326,11 @@ class Hopping:
         first_ns = last_ns - (last_ns + size_ns - 1 - ts_ns) // hop_ns * hop_ns
         return [(start_ns, start_ns + size_ns) for start_ns in range(first_ns, last_ns + 1, hop_ns)]
 
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+        yield from (found := self.assign(first_ns))
+        for start_ns in range(found[-1][0] + self.hop_ns, last_ns + 1, self.hop_ns):
+            yield start_ns, start_ns + self.size_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
@@ -326,6 +348,9 @@ class Sessions:
 
     def assign(self, ts_ns: int) -> Sequence[tuple[int, int]]:
         return ((ts_ns, ts_ns + self.gap_ns),)
+
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
+        return iter(())
 
 
 def _check_size(size_ns: int) -> None:
@@ -389,10 +414,9 @@ class ExchangeSessions:
         self._last = ((self._starts[number], self._ends[number]),)
         return self._last
 
-    def between(self, first_ns: int, last_ns: int) -> Sequence[tuple[int, int]]:
-        """The windows that contain a time in ``[first_ns, last_ns]``, by start."""
+    def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
         low, high = bisect_right(self._ends, first_ns), bisect_right(self._starts, last_ns)
-        return list(zip(self._starts[low:high], self._ends[low:high], strict=True))
+        return zip(self._starts[low:high], self._ends[low:high], strict=True)
 
 
 @cache
@@ -438,19 +462,3 @@ def _check_sessions(calendar: str, opens: Sequence[int], closes: Sequence[int]) 
             raise ConfigError(f"the calendar {calendar!r} has sessions that overlap, around {datetime_from_ns(one)}")
     if not edges:
         raise ConfigError(f"the calendar {calendar!r} has no sessions between {FIRST_DAY} and {LAST_DAY}")
-
-
-def windows_between(assigner: Assigner, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
-    """The windows that contain a time in ``[first_ns, last_ns]``, by start. Of session windows, which are what ticks
-    make of them, none."""
-    if isinstance(assigner, ExchangeSessions):
-        yield from assigner.between(first_ns, last_ns)
-    elif isinstance(assigner, Hopping):
-        yield from (found := assigner.assign(first_ns))
-        for start_ns in range(found[-1][0] + assigner.hop_ns, last_ns + 1, assigner.hop_ns):
-            yield start_ns, start_ns + assigner.size_ns
-    elif not isinstance(assigner, Sessions):
-        while first_ns <= last_ns:
-            ((start_ns, end_ns),) = assigner.assign(first_ns)
-            yield start_ns, end_ns
-            first_ns = end_ns

@@ -40,127 +40,24 @@ Provisional frames apart, what comes out for a key depends on the sequence of ti
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from workers.core.reasons import Reason, Status, Trigger
+from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion, run_through
 from workers.core.watermark import is_late
-from workers.core.windows.assign import Assigner
+from workers.core.windows.idle import IdleQueue
+from workers.core.windows.window import LONG_AGO, Emission, K, KeyState, Lateness, Window, WindowRules
 
-__all__ = [
-    "Emission",
-    "Lateness",
-    "Window",
-    "WindowEngine",
-    "WindowRules",
-]
+__all__ = ["Folding", "T", "WindowEngine"]
 
-K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-LONG_AGO: Final = -(2**63)
 NEVER: Final = 2**127  # behind by more than any two times can be
 BYTES_OF_CHANGE: Final = 2_048  # of items: to write them takes about what it takes to write a window
 STALE_EXPIRIES: Final = 1_000  # scheduled for keys that are gone, beside as many as there are keys
-
-
-@dataclass(frozen=True, slots=True)
-class WindowRules:
-    """When windows come out; durations in nanoseconds. ``idle_after_ns`` None: never provisionally for idleness.
-    ``key_ttl_ns`` None: no key expires.
-
-    Raises ``ValueError`` where ``lag_ns + lateness_ns`` is 0: by the lateness rule every tick would then be late.
-    """
-
-    assigner: Assigner
-    lag_ns: int
-    lateness_ns: int = 0
-    idle_after_ns: int | None = None
-    key_ttl_ns: int | None = None
-    emit: Literal["eager", "final"] = "eager"
-    scope: Literal["key", "partition"] = "key"
-    needs_lag: ClassVar[bool] = True  # or allowed lateness, so that not every tick is late
-
-    def __post_init__(self) -> None:
-        is_nothing = self.needs_lag and self.lag_ns + self.lateness_ns == 0
-        if self.lag_ns < 0 or self.lateness_ns < 0 or is_nothing:
-            raise ValueError(
-                f"lag is {self.lag_ns} ns and allowed lateness {self.lateness_ns} ns; neither may be negative, and "
-                "with both 0 every tick would be late (ts <= watermark - allowed lateness); 1 ns of lag is enough"
-            )
-
-
-@dataclass(slots=True, eq=False)
-class Window(Generic[K]):
-    """One window of one key while it is kept. ``rev`` is that of its next non-provisional frame."""
-
-    key: K
-    start_ns: int
-    end_ns: int
-    state: Any = None
-    items: list[Any] | None = None
-    orders: list[int] | None = None  # where windows merge: of each item, its place among all
-    count: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-    clock_ns: int = LONG_AGO  # the greatest time that the clock was set to through it; last_ns, as a rule
-    rev: int = 0
-    closed: bool = False
-    changed: bool = False  # since it was last emitted, in whatever status
-    settled: bool = False  # its input has ended; it is kept for what it knows, and never comes out again
-    overdue: bool = False  # partition time has passed end + lag + idle_after, or it came too late to wait for that
-    shown: bool = (
-        False  # came out, though only provisionally; kept where windows merge (`workers.core.windows.sessions`)
-    )
-    dropped: bool = False
-    due_ns: int = LONG_AGO  # the watermark at which it is looked at next
-    stored_items: int = 0  # how many of the items the changelog holds
-    stored_segments: int = 0
-    stored: bool = False  # the changelog holds a record of this window
-
-
-@dataclass(slots=True)
-class KeyState(Generic[K]):
-    """A key's clock, and its windows by start. An engine may keep more of a key, in a type of its own."""
-
-    key: K
-    max_ns: int
-    windows: dict[int, Window[K]] = field(default_factory=dict)
-    due: list[tuple[int, int]] = field(default_factory=list)  # heap of (watermark that acts, start); key scope only
-
-
-@dataclass(frozen=True, slots=True)
-class Lateness:
-    """Why a tick joined no window, and by how much: ``watermark``: how far its time is below the threshold (0: on it,
-    which is late); ``expired``: how much more than ``key_ttl`` the start of its window is behind the partition;
-    ``outside_session``: there is no window for its time, whenever it comes, and ``late_by_ns`` is 0; the others are
-    explained in `workers.core.windows.resample`."""
-
-    reason: Reason
-    watermark_ns: int
-    late_by_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Emission(Generic[K]):
-    """A window as it was when it came out."""
-
-    key: K
-    start_ns: int
-    end_ns: int
-    rev: int
-    status: Status
-    trigger: Trigger
-    count: int
-    first_ns: int
-    last_ns: int
-    result: Mapping[str, object]
-    items: tuple[Any, ...] | None
-    filled: bool = False  # no ticks: what it shows is the close before
 
 
 class Folding(Protocol[T_contra]):
@@ -198,8 +95,7 @@ class WindowEngine(Generic[K, T]):
         self._emissions: list[Emission[K]] = []
         self._tie_break = count()  # keys need not be comparable
         self._due: list[tuple[int, int, KeyState[K], int]] = []  # partition scope
-        self._idle_due: list[tuple[int, int, Window[K]]] = []  # heap of (end, tie-break, window)
-        self._overdue_changed: dict[tuple[K, int], Window[K]] = {}
+        self._idle: IdleQueue[K] = IdleQueue()
         self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emit_partial and rules.emit == "eager" else None
         self._expiry: list[tuple[int, int, KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
         self._changes: dict[tuple[K, int], Window[K]] | None = {} if track_changes else None
@@ -247,9 +143,9 @@ class WindowEngine(Generic[K, T]):
         windows = rules.assigner.assign(ts_ns)
         if not windows:
             self._pass_by(state, ts_ns, watermark_ns)
-            return Lateness(Reason.OUTSIDE_SESSION, watermark_ns, 0)
+            return Lateness("outside_session", watermark_ns, 0)
         if is_late(ts_ns, watermark_ns, rules.lateness_ns):
-            return Lateness(Reason.WATERMARK, watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
+            return Lateness("watermark", watermark_ns, watermark_ns - rules.lateness_ns - ts_ns)
         if self._partition_max_ns - windows[0][0] > self._least_expired_ns:
             expired = self._expired(windows[0][0], watermark_ns)
             if expired is not None:
@@ -268,7 +164,7 @@ class WindowEngine(Generic[K, T]):
         assert self._rules.key_ttl_ns is not None
         named_ns = start_ns - start_ns % self._name_unit_ns
         late_by_ns = self._partition_max_ns - self._rules.key_ttl_ns - named_ns
-        return Lateness(Reason.EXPIRED, watermark_ns, late_by_ns) if late_by_ns > 0 else None
+        return Lateness("expired", watermark_ns, late_by_ns) if late_by_ns > 0 else None
 
     def _advance(self, state: KeyState[K] | None, ts_ns: int, watermark_ns: int) -> None:
         """Let out what the watermark has reached, and move the partition's time."""
@@ -296,39 +192,17 @@ class WindowEngine(Generic[K, T]):
         rules = self._rules
         if rules.idle_after_ns is None or rules.emit == "final":
             return
-        margin_ns = rules.lag_ns + rules.idle_after_ns
-        by_events_ns = self._partition_max_ns - margin_ns
-        while self._idle_due and self._idle_due[0][0] <= by_events_ns + silence_ns:
-            due_ns, _, window = heapq.heappop(self._idle_due)
-            if window.end_ns > due_ns and not window.dropped:
-                self._await_idle(window)  # it grew
-                continue
-            window.overdue = True
-            if window.changed:
-                self._overdue_changed[window.key, window.start_ns] = window
-        if self._overdue_changed:
-            for window in self._overdue_changed.values():
-                if window.changed and window.overdue and not window.closed and not window.dropped:
-                    self._emit(window, "provisional", "idle" if window.end_ns <= by_events_ns else "timeout")
-            self._overdue_changed.clear()
+        by_events_ns = self._partition_max_ns - rules.lag_ns - rules.idle_after_ns
+        for window in self._idle.take_overdue(by_events_ns + silence_ns):
+            self._emit(window, "provisional", "idle" if window.end_ns <= by_events_ns else "timeout")
 
     def next_timeout_ns(self) -> int | None:
         """The silence after which `settle` would emit something more; None: silence brings nothing out."""
         rules = self._rules
         if rules.idle_after_ns is None or rules.emit == "final":
             return None
-        while self._idle_due:
-            due_ns, _, window = self._idle_due[0]
-            if window.closed or window.dropped:
-                window.overdue = True
-            elif window.end_ns == due_ns:
-                break
-            heapq.heappop(self._idle_due)
-            if not window.overdue:
-                self._await_idle(window)  # it grew
-        if not self._idle_due:
-            return None
-        return self._idle_due[0][0] + rules.lag_ns + rules.idle_after_ns - self._partition_max_ns
+        end_ns = self._idle.next_end_ns()
+        return None if end_ns is None else end_ns + rules.lag_ns + rules.idle_after_ns - self._partition_max_ns
 
     def flush_partial(self) -> None:
         """Emit provisionally every open window that changed since it was last emitted."""
@@ -343,7 +217,7 @@ class WindowEngine(Generic[K, T]):
         """The input has ended, as far as it has come: emit every window that waits, by key and start. More may be added
         after. Keys must be comparable."""
         self._due.clear()
-        self._idle_due.clear()
+        self._idle.clear()
         if self._rules.scope == "partition" and self._keys:
             last_end_ns = max(window.end_ns for window in self.windows())
             self._partition_max_ns = max(self._partition_max_ns, self._clock_after_ns(last_end_ns))
@@ -395,7 +269,7 @@ class WindowEngine(Generic[K, T]):
         self._keys.clear()
         self._due.clear()
         self._expiry.clear()
-        self._idle_due.clear()
+        self._idle.clear()
 
     def take_emissions(self) -> list[Emission[K]]:
         """What came out since the last call, in order."""
@@ -492,7 +366,7 @@ class WindowEngine(Generic[K, T]):
             self._emit(window, "closed", trigger)
             return
         if window.overdue:
-            self._overdue_changed[window.key, window.start_ns] = window
+            self._idle.changed[window.key, window.start_ns] = window
         if self._unflushed is not None:
             self._unflushed[window.key, window.start_ns] = window
 
@@ -524,7 +398,7 @@ class WindowEngine(Generic[K, T]):
 
     def _await_idle(self, window: Window[K]) -> None:
         if self._rules.idle_after_ns is not None and self._rules.emit == "eager":
-            heapq.heappush(self._idle_due, (window.end_ns, next(self._tie_break), window))
+            self._idle.put(window)
 
     def _close_key(self, state: KeyState[K], watermark_ns: int) -> None:
         while state.due and state.due[0][0] <= watermark_ns:

@@ -28,7 +28,8 @@ from typing import Any, Protocol, TypeVar
 
 from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import LONG_AGO, Folding, K, KeyState, T, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.window import LONG_AGO, K, KeyState, Window, WindowRules
 
 __all__ = ["Filling", "GapBarEngine", "GapKey"]
 

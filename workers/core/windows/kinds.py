@@ -24,9 +24,10 @@ from workers.core.windows.assign import (
     make_tumbling,
 )
 from workers.core.windows.corrections import CorrectingEngine, CorrectingSessionEngine
-from workers.core.windows.engine import Folding, K, T, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, T, WindowEngine
 from workers.core.windows.gaps import Filling, GapBarEngine
 from workers.core.windows.sessions import Merging, SessionEngine
+from workers.core.windows.window import K, WindowRules
 from workers.errors import ConfigError
 from workers.times import format_duration
 

@@ -42,44 +42,15 @@ import msgspec
 
 from workers.core.aggregates import Aggregation
 from workers.core.decimals import DecimalSum, average
+from workers.core.formats.frames import Child, ChildBar
+from workers.core.frames import BAR_FIELDS
 from workers.core.prices import join_later
-from workers.core.reasons import Reason, Status, Trigger
+from workers.core.reasons import Status, Trigger
 from workers.core.ticks import Tick
-from workers.core.windows.engine import LONG_AGO, KeyState, Lateness, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import WindowEngine
+from workers.core.windows.window import LONG_AGO, KeyState, Lateness, Window, WindowRules
 
-__all__ = ["BarEngine", "BarRules", "Bars", "Child", "ChildBar", "Contents"]
-
-_RESULTS: Final = ("open", "high", "low", "close", "volume", "vwap")
-
-
-class Child(msgspec.Struct, array_like=True, frozen=True):
-    """A child as it is kept; times in nanoseconds. Without ticks, and not ``filled``, it is empty: numbers are 0."""
-
-    start_ns: int
-    end_ns: int
-    rev: int
-    count: int
-    filled: bool
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    vwap: float
-    first_ns: int
-    last_ns: int
-
-
-@dataclass(slots=True)
-class ChildBar(Tick):
-    """A frame of another application on its way into a window.
-
-    As a tick it has the child's start for a time, its close for a price and its volume for a size.
-    """
-
-    child: Child
-    provisional: bool
-    trigger: str
+__all__ = ["BarEngine", "BarRules", "Bars", "Contents"]
 
 
 # -- what a parent holds ----------------------------------------------------------------------------------------------
@@ -236,7 +207,7 @@ class Bars(Aggregation[Contents]):
 def _result_of(real: _Sums | None, filled: _Sums | None) -> Mapping[str, object]:
     sums = real or filled
     if sums is None:
-        return dict.fromkeys(_RESULTS)
+        return dict.fromkeys(BAR_FIELDS)
     return {
         "open": sums.open,
         "high": sums.high,
@@ -277,7 +248,7 @@ class BarEngine(WindowEngine[str, Tick]):
         watermark_ns = LONG_AGO if state is None else state.max_ns
         refusal = self._judge(value, parents, {} if state is None else state.windows, watermark_ns)
         if refusal is not None:
-            if refusal.reason is Reason.OUTSIDE_SESSION:  # what no window is for moves the clocks all the same
+            if refusal.reason == "outside_session":  # what no window is for moves the clocks all the same
                 has_clock = watermark_ns != LONG_AGO
                 self._pass_by(state if has_clock else None, child.end_ns, refusal.watermark_ns)
             return refusal
@@ -306,18 +277,18 @@ class BarEngine(WindowEngine[str, Tick]):
         refusal: Lateness | None = None
         verdicts = {windows[start].state.verdict(child) for start, _ in parents if start in windows}
         if not parents:
-            refusal = Lateness(Reason.OUTSIDE_SESSION, max(watermark_ns, child.end_ns), 0)
+            refusal = Lateness("outside_session", max(watermark_ns, child.end_ns), 0)
         elif child.end_ns + rules.lateness_ns <= watermark_ns:
             is_gone = all(end_ns + rules.lateness_ns <= watermark_ns for _, end_ns in parents)
             late_by_ns = watermark_ns - rules.lateness_ns - child.end_ns
-            refusal = Lateness(Reason.WATERMARK if is_gone else Reason.SETTLED, watermark_ns, late_by_ns)
+            refusal = Lateness("watermark" if is_gone else "settled", watermark_ns, late_by_ns)
         elif rules.key_ttl_ns is not None and self._partition_max_ns - parents[0][0] > rules.key_ttl_ns:
             late_by_ns = self._partition_max_ns - rules.key_ttl_ns - parents[0][0]
-            refusal = Lateness(Reason.EXPIRED, max(watermark_ns, child.end_ns), late_by_ns)
+            refusal = Lateness("expired", max(watermark_ns, child.end_ns), late_by_ns)
         elif "repeated" in verdicts:
-            return Lateness(Reason.REPEATED, watermark_ns, 0)
+            return Lateness("repeated", watermark_ns, 0)
         elif "overlaps" in verdicts:
-            refusal = Lateness(Reason.OVERLAPS, max(watermark_ns, child.end_ns), 0)
+            refusal = Lateness("overlaps", max(watermark_ns, child.end_ns), 0)
         if not bar.provisional:
             return refusal
         is_open = any(
@@ -326,7 +297,7 @@ class BarEngine(WindowEngine[str, Tick]):
         )
         # What is provisional will come again: it need not be missed.
         in_vain = refusal is not None or "revision" in verdicts or not is_open
-        return Lateness(Reason.REPEATED, watermark_ns, 0) if in_vain else None
+        return Lateness("repeated", watermark_ns, 0) if in_vain else None
 
     def _join_parent(self, state: KeyState[str], start_ns: int, end_ns: int, bar: ChildBar, watermark_ns: int) -> None:
         child = bar.child

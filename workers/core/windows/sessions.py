@@ -38,7 +38,8 @@ from typing import Any, Protocol, TypeVar
 
 from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, K, KeyState, T, Window, WindowEngine, WindowRules
+from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.window import K, KeyState, Window, WindowRules
 
 __all__ = ["Merging", "SessionEngine", "SessionKey"]
 

@@ -3,7 +3,7 @@
 const SILENT_MS = 4000; // the server says something at least every second
 const GONE_MS = 12000; // a connection that died without a word
 const BACKOFF_MS = [250, 500, 1000, 2000, 4000];
-const REFUSALS = { 4029: "too many browsers look already", 4000: "the server did not understand this page", 4008: "this browser was too slow" };
+const REFUSALS = { 4029: "too many browsers are connected already", 4000: "the server did not understand this page", 4008: "this browser was too slow" };
 
 export class Link {
   constructor({ onMessage, onState, wish }) {

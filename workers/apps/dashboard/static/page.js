@@ -442,7 +442,7 @@ function tiles() {
   const newest = state.points.at(-1);
   if (group) {
     const keepsUp = group.waiting_s !== null && group.waiting_s < 3; // then commits go as fast as arrivals, and the lag stays
-    const drain = !group.lag ? (group.drain_s === null ? "" : "nothing waits") : keepsUp ? "keeps up" : group.drain_s === null ? "not draining" : `drains in ${seconds(group.drain_s)}`;
+    const drain = !group.lag ? (group.drain_s === null ? "" : "nothing waiting") : keepsUp ? "keeps up" : group.drain_s === null ? "not draining" : `drains in ${seconds(group.drain_s)}`;
     tile("lag, records", group.lag === null ? "–" : short(group.lag), group.lag === null ? "not measured" : drain);
     tile("lag, seconds", seconds(group.waiting_s), group.event_lag_s === null ? "in event time –" : `in event time ${seconds(group.event_lag_s)}`);
     tile("level", hello?.soft_lag === null ? "off" : (LEVEL_SIGNS[group.level] ?? group.level), group.pressure ? `told: ${group.pressure[0]} by ${shown(group.pressure[1], 20)}` : "nobody tells producers", `level-${group.level.toLowerCase()}`);
@@ -462,7 +462,7 @@ function takeSum(sum) {
   const line = byId("sum");
   const { records, ...parts } = sum.counts;
   if (!records && !sum.partitions) {
-    put(line, "No commit seen yet: the sum comes with the workers' first one.");
+    put(line, "No commit seen yet; the sum appears with the first one.");
     line.className = "sum";
     return;
   }
@@ -500,7 +500,7 @@ function takeLedger({ reasons, rows }) {
   }));
   const empty = byId("ledger-empty");
   empty.hidden = rows.length > 0;
-  put(empty, state.kind !== "all" || state.reason || state.text ? "Nothing fits the filter." : "Nothing was late, nothing was rejected.");
+  put(empty, state.kind !== "all" || state.reason || state.text ? "Nothing matches the filter." : "No late ticks and no dead letters.");
 }
 
 function ledgerRow([, kind, at, symbol, reason, text, place, value]) {
@@ -558,7 +558,7 @@ function notice() {
     for (const [name, [kind, text]] of Object.entries(state.sources)) if (kind !== "ok") said.push(`${name}: ${shown(text)}`);
     const quiet = state.sum?.heard ? Date.now() + state.offset - state.sum.heard : 0;
     if (!said.length && quiet > QUIET_MS) said.push(`Stale: no frame has come for ${seconds(quiet / 1000)}.`);
-    if (!said.length && state.group?.state === "Empty" && state.group.lag) said.push("No worker runs: nobody takes the ticks that wait.");
+    if (!said.length && state.group?.state === "Empty" && state.group.lag) said.push("No worker is running, and ticks are waiting.");
   }
   line.hidden = said.length === 0;
   put(line, said.join("  ·  "));
