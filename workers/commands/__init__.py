@@ -14,4 +14,5 @@
 - `store`: keep frames in a database, and show what it holds
 - `tail`: watch frames, late ticks or dead letters as they come
 - `topics`: create, list or delete the topics of an application
+- `produce_options`: the options of ``workers produce``
 """

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-_HELP = """Say what happened to a symbol around a time: why is this tick missing from that bar?
+_HELP = """Explain what happened to a symbol around a time: why is this tick missing from that bar?
 
 Shows the window that TIME falls in: the ticks that joined it, those that
 were late (by how much, and which tick had moved the watermark) or rejected

@@ -46,7 +46,7 @@ TicksFile = Annotated[
 FileFormat = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="ndjson|csv", help="What the file is, if its name does not say.", rich_help_panel=_FILE
+        "--format", metavar="ndjson|csv", help="File format, if the file's name does not say.", rich_help_panel=_FILE
     ),
 ]
 FieldMap = Annotated[
@@ -54,7 +54,7 @@ FieldMap = Annotated[
     typer.Option(
         "--field-map",
         metavar="ts=T,price=p",
-        help="Which of the file's fields are symbol, ts, price and size, where they have other names.",
+        help="The file's fields for symbol, ts, price and size, if they are named differently.",
         rich_help_panel=_FILE,
     ),
 ]
@@ -63,8 +63,8 @@ MaxJump = Annotated[
     typer.Option(
         "--max-jump",
         metavar="DURATION",
-        help="Hold a row further ahead in time of all before it until its symbol's next row, and don't send it if "
-        "that goes back; 0 sends all. Files: 1d; pipes: 0.",
+        help="Hold a row that jumps ahead by more than this until its symbol's next row, and skip it if that goes "
+        "back; 0: off. Default: 1d for files, 0 for pipes.",
         rich_help_panel=_FILE,
     ),
 ]
@@ -73,61 +73,61 @@ CheckFile = Annotated[
     typer.Option(
         "--check",
         metavar="FILE",
-        help="Send nothing: say what workers would make of the file. Needs no broker.",
+        help="Send nothing; report what workers would make of the file. Needs no broker.",
         rich_help_panel=_FILE,
     ),
 ]
-Synthetic = Annotated[bool, typer.Option("--synthetic", help="Make ticks up instead.", rich_help_panel=_MARKET)]
+Synthetic = Annotated[bool, typer.Option("--synthetic", help="Generate ticks instead.", rich_help_panel=_MARKET)]
 Symbols = Annotated[
-    int, typer.Option(min=1, max=10_000_000, help="Symbols traded, by Zipf's law.", rich_help_panel=_MARKET)
+    int, typer.Option(min=1, max=10_000_000, help="Number of symbols, traded by Zipf's law.", rich_help_panel=_MARKET)
 ]
 Disorder = Annotated[
-    str, typer.Option(metavar="DURATION", help="How far ticks come out of order.", rich_help_panel=_MARKET)
+    str, typer.Option(metavar="DURATION", help="How far ticks are out of order.", rich_help_panel=_MARKET)
 ]
-Count = Annotated[int | None, typer.Option(min=1, help="Stop after so many ticks.", rich_help_panel=_MARKET)]
+Count = Annotated[int | None, typer.Option(min=1, help="Stop after N ticks.", rich_help_panel=_MARKET)]
 Duration = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="Stop after this time.", rich_help_panel=_MARKET)
+    str | None, typer.Option(metavar="DURATION", help="Stop after this long.", rich_help_panel=_MARKET)
 ]
-Seed = Annotated[int, typer.Option(help="The same seed, the same ticks.", rich_help_panel=_MARKET)]
+Seed = Annotated[int, typer.Option(help="Same seed, same ticks.", rich_help_panel=_MARKET)]
 Start = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Event time of the first tick (RFC 3339), for data that can be made again; else now.",
+        help="Event time of the first tick (RFC 3339), for reproducible data; default: now.",
         rich_help_panel=_MARKET,
     ),
 ]
 LateFraction = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of ticks that come too late.", rich_help_panel=_MARKET)
+    float, typer.Option(min=0, max=1, help="Fraction of ticks that come too late.", rich_help_panel=_MARKET)
 ]
 BadFraction = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of records that are no ticks.", rich_help_panel=_MARKET)
+    float, typer.Option(min=0, max=1, help="Fraction of records that are not valid ticks.", rich_help_panel=_MARKET)
 ]
 Rate = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Ticks a second, 0 for as fast as possible. Synthetic: 1000; file: 0; with --start also that of the "
-        "event times, and not waited for unless given.",
+        help="Ticks per second; 0: as fast as possible. Default: 1000 synthetic, 0 file. With --start it also spaces "
+        "event times, and paces sending only if given.",
     ),
 ]
 Speed = Annotated[
     float | None,
-    typer.Option(min=0, help="Replay by event time, 1 as it happened, 60 a minute a second, 0 without waiting."),
+    typer.Option(min=0, help="Replay by event time: 1 in real time, 60 a minute per second, 0 without waiting."),
 ]
 Finish = Annotated[
     bool,
     typer.Option(
         "--finish",
-        help="When all is delivered, say that the input has ended: what is open comes out. Alone: say only that.",
+        help="When all is delivered, mark the end of the input, which emits all open windows. Alone: only mark it.",
     ),
 ]
 Adaptive = Annotated[
     bool,
-    typer.Option("--adaptive", help="Slow down and stop as the group's lag or the store's queue asks for."),
+    typer.Option("--adaptive", help="Slow down or stop with the group's lag and the store's queue."),
 ]
 MetricsPort = Annotated[
     int | None,
-    typer.Option("--metrics-port", min=0, max=65_535, help="Serve metrics and health there; 0 takes a free port."),
+    typer.Option("--metrics-port", min=0, max=65_535, help="Serve metrics and health on this port; 0: any free one."),
 ]
-Topic = Annotated[str | None, typer.Option(help="Where to; else topics.ticks. Made if it is missing.")]
+Topic = Annotated[str | None, typer.Option(help="Topic to send to; default: topics.ticks. Created if missing.")]

@@ -114,7 +114,7 @@ def _refuse_misplaced(subcommand: str, given: Mapping[str, object]) -> None:
     """Raises ``ConfigError`` for options of the store itself before the name of a subcommand."""
     misplaced = [name for name, value in given.items() if value is not None]
     if misplaced:
-        raise ConfigError(f"{', '.join(misplaced)}: options go behind `workers store {subcommand}`")
+        raise ConfigError(f"{', '.join(misplaced)}: options go after `workers store {subcommand}`")
 
 
 async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:

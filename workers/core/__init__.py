@@ -14,4 +14,10 @@ them, `ledger` keeps what is in no frame, and `snapshot` is state as bytes.
 - `records`: a record batch as fetched, its records still packed
 - `steps`: long work in short steps, between which an event loop goes on
 - `reasons`: why a record is in no frame, and why a frame came out: every reason and every trigger, once
+- `effects`: what a lane gives back: what is to be written and reported of a step, and what became of every record
+- `formats`: how records are read: ticks and messages about them as JSON, and the frames of another application
+- `prices`: open, high, low and close: the one fold from which all bars are made
+- `spec`: what a lane does with its partition: the settings that it knows, and which of them give stored state its
+  meaning
+- `token_bucket`: the token bucket, for all that limit a rate
 """

@@ -12,4 +12,18 @@
 - `repairs`: aiokafka's clients: repairs, and ends within a bound
 - `topics`: what the topics must be like; making and checking them
 - `acls`: what a cluster with authorization must allow: the one list of it
+- `clients`: opening and closing what talks to the cluster: the admin client, and producers outside transactions
+- `cluster`: the cluster of an application, as `workers.kafka.ports.Kafka` has it: topics, consumer, sinks, changelog
+- `errors`: the Kafka client's errors that the rest of this package knows, under its own names, and sorted by what to
+  do
+- `fit`: what is done about records that their topics would refuse as too large
+- `group_members`: who is in the consumer group, and which partitions each member owns
+- `internals`: the insides of aiokafka 0.14 that are used, and not changed: its private names stand here, and in few
+  other places
+- `memory`: kafka in memory: an application's topics, its group, and commits that are fenced
+- `options`: what the Kafka client is given: the settings as its keyword arguments, with certificates and logins read
+- `ports`: what a worker asks of Kafka, and what passes between them
+- `reading`: reading a topic from outside any group: nothing is committed, and nobody loses a partition to it
+- `reconnecting`: A task that works through outages: what ends its work is told, and after a rest the work begins
+  again
 """

@@ -151,7 +151,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
             found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError as error:
             raise DataLossError(
-                f"{self._topic} no longer holds the records that were to be read next ({error}); {self._if_lost}"
+                f"{self._topic} no longer has the records to be read next ({error}); {self._if_lost}"
             ) from error
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading

@@ -102,7 +102,7 @@ class LogReader:
                     yield chunk if chunk[-1].offset < end else [each for each in chunk if each.offset < end]
                 elif time.monotonic() - advanced_s > _STALLED_AFTER_S:
                     position = await self._reader.position(partition)
-                    raise BrokerError(f"no record of {where} for a minute, at offset {position} of {end}")
+                    raise BrokerError(f"nothing received from {where} for a minute, at offset {position} of {end}")
         except OffsetOutOfRangeError as error:
             raise DataLossError(f"{where}: records were deleted while they were read; run this again") from error
         except (KafkaError, TimeoutError) as error:

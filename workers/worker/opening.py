@@ -50,8 +50,8 @@ def agreed_offset(
     if committed is not None and committed != stored:
         raise OffsetsDisagreeError(
             f"the stored state reflects offset {stored} of {where}, but the group "
-            f"{application!r} has committed {committed}: the group's offsets were changed apart "
-            "from the state. Set them back, or drop both with `workers state reset`"
+            f"{application!r} has committed {committed}: the group's offsets were changed separately from the state. "
+            f"Set them back, or drop both with `workers state reset`"
         )
     if stored < begin:
         raise DataLossError(
@@ -62,7 +62,7 @@ def agreed_offset(
     if stored > end:
         raise StateMismatchError(
             f"the stored state reflects offset {stored} of {where}, which ends at {end}: the topic was deleted and "
-            "made again. Start over with `workers state reset`"
+            f"recreated. Start over with `workers state reset`"
         )
     return stored
 

@@ -60,7 +60,7 @@ class WorkerReport:
         if oldest_ms < time.time() * 1000 - keeps_ms:
             self._warned_of_retention = True
             log.warning(
-                "the frames topic deletes frames as old as those written now; set its retention.ms to -1",
+                "the frames topic's retention deletes frames as old as these; set its retention.ms to -1",
                 topic=self._frames,
                 retention_ms=keeps_ms,
                 window_end_ms=oldest_ms,
@@ -98,7 +98,7 @@ class PartitionReport:
     def opening_failed(self, error: Exception, retry_in_s: float) -> None:
         """It will be tried again."""
         log.warning(
-            "cannot open the partition; trying again",
+            "can't open the partition; retrying",
             partition=self._number,
             error=repr(error),
             retry_in_s=round(retry_in_s, 1),
@@ -113,11 +113,11 @@ class PartitionReport:
     def processed(self, effects: Effects) -> None:
         """Log what somebody should look at."""
         for key in effects.misrouted_keys:
-            log.warning("key is on another partition than murmur2 gives", key=key[:80], partition=self._number)
+            log.warning("key is not on the partition murmur2 gives", key=key[:80], partition=self._number)
         self._log_gaps(effects.gaps)
         for failure, others in self._failures.note(effects, time.monotonic()):
             log.error(
-                "a record could not be processed, for a fault of this program; it is in the dead letters",
+                "failed to process a record, which is a bug; the record is in the dead letters",
                 partition=self._number,
                 offset=failure.offset,
                 error=failure.error,

@@ -239,7 +239,7 @@ class Comparison:
         if kind == "extra" and self._key is not None:
             return f"only partition {home} was read: the symbol may have ticks on others; run without --symbol"
         if kind == "extra":
-            return "no ticks in the log make it: something else wrote it, or it is from before the topic was made again"
+            return "no ticks in the log make it: something else wrote it, or it is from before the topic was recreated"
         return "something else wrote to the frames topic, or a worker with other settings did"
 
     def _cause_of_absence(self, row: ComparedFrame) -> str | None:

@@ -190,7 +190,7 @@ def paced(
     Raises ``ValueError`` where rate or speed is not above 0, or both are given.
     """
     if rate is not None and speed is not None:
-        raise ValueError("rate and speed are both given; a pace is one or the other")
+        raise ValueError("rate and speed are both given; use one of them")
     if rate is not None:
         return RateLimited(source, rate, stop, scale or (lambda: 1.0))
     if speed is not None:

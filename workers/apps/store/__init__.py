@@ -21,6 +21,8 @@ Three rules carry "stored exactly once":
 - `queue`: the bounded queue before the database
 - `sqlite`: SQLite
 - `writer`: the loop
+- `batches`: what is stored in one transaction, and what of it the database is offered again after it refused
+- `database`: the store's one connection to its database: whose turn it is, and whether the database can be used
 """
 
 from workers.apps.store.base import Batch, FrameRow, OffsetMove, RejectedFrame, Store, StoreError

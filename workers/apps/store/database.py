@@ -45,8 +45,8 @@ class DatabaseTurn:
         giving up could not tell whether the transaction was made; so that, too, has to show.
         """
         async with self._lock:
-            reason = f"neither an answer nor an error for {SILENT_S:.0f} s"
-            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "does not answer", reason)
+            reason = f"unresponsive for {SILENT_S:.0f} s"
+            silent = asyncio.get_running_loop().call_later(SILENT_S, self._outage, "is unresponsive", reason)
             try:
                 yield
             except StoreUnavailableError as error:

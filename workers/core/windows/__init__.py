@@ -7,4 +7,7 @@
 - `gaps`: windows without ticks, for holes between bars
 - `resample`: bars from bars: frames of another application read, and windows made of them
 - `sessions`: windows that ticks make longer, and that merge; names given up are taken back
+- `idle`: open windows that wait to be overdue, by their ends: what partition time has passed is shown provisionally
+- `kinds`: kinds of windows: one type each, with the settings that mean something for it, durations in nanoseconds
+- `window`: what windows are made of: the rules they follow, what is kept of one and of its key, and what comes out
 """
