@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from aiokafka import AIOKafkaProducer
 
 from benchmarks.rig import START_LIMIT_S, Rig, check_store
-from tests import oracle
 from tests.integration.groups import samples
+from tests.support import oracle
 from workers.apps.produce.sender import TickSender
 
 __all__ = ["hot_symbol"]

@@ -33,7 +33,7 @@ from benchmarks.hot import hot_symbol
 from benchmarks.observe import Sample, Series
 from benchmarks.plot import Line, Panel, svg
 from benchmarks.rig import FULL, RECOVERY_LIMIT_S, START_LIMIT_S, Plan, Report, Rig, check_bounds, check_store, rig
-from tests.fixtures_postgres import PostgresServer, postgres_server
+from tests.support.fixtures_postgres import PostgresServer, postgres_server
 from workers.apps.broker import find_broker
 from workers.errors import WorkersError
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import orjson
 import psutil
 
-from tests.raw_batches import build_batch
+from tests.support.raw_batches import build_batch
 from workers.compiled.choose import make_lane
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.lane import Input, Lane

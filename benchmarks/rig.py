@@ -19,10 +19,10 @@ import psycopg
 
 from benchmarks.observe import Observer, Series
 from benchmarks.slow import BRAKE
-from tests import oracle
-from tests.fixtures_postgres import PostgresServer
 from tests.integration.apps import App, Process
-from tests.verify import read_topic
+from tests.support import oracle
+from tests.support.fixtures_postgres import PostgresServer
+from tests.support.verify import read_topic
 from workers.apps.broker.base import free_ports
 
 __all__ = ["FULL", "RECOVERY_LIMIT_S", "START_LIMIT_S", "Plan", "Report", "Rig", "check_bounds", "check_store", "rig"]

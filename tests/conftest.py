@@ -7,9 +7,9 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests import fixtures_leaks, fixtures_scheduling
-from tests.fixtures_broker import broker, own_broker, topic_name
-from tests.fixtures_postgres import own_postgres, postgres, postgres_dsn
+from tests.support import fixtures_leaks, fixtures_scheduling
+from tests.support.fixtures_broker import broker, own_broker, topic_name
+from tests.support.fixtures_postgres import own_postgres, postgres, postgres_dsn
 
 __all__ = ["broker", "own_broker", "own_postgres", "postgres", "postgres_dsn", "topic_name"]
 

@@ -39,48 +39,7 @@ LONG_MODULES: set[str] = {
 }
 PRIVATE_IMPORTS: set[str] = set()
 SAME_NAMES: set[str] = set()
-UNTESTED: set[str] = {
-    "workers.__main__",
-    "workers.apps.broker.__main__",
-    "workers.apps.broker.find",
-    "workers.apps.broker.guard",
-    "workers.apps.broker.supervisor",
-    "workers.apps.demo",
-    "workers.apps.inspect.replay",
-    "workers.apps.inspect.state",
-    "workers.apps.produce.names",
-    "workers.apps.produce.sender",
-    "workers.apps.store.batches",
-    "workers.apps.store.database",
-    "workers.backpressure.lag_reporter",
-    "workers.backpressure.reading_pace",
-    "workers.commands.config",
-    "workers.commands.dashboard",
-    "workers.commands.demo",
-    "workers.commands.explain",
-    "workers.commands.lag",
-    "workers.commands.produce_options",
-    "workers.commands.replay",
-    "workers.commands.run",
-    "workers.commands.state",
-    "workers.commands.store",
-    "workers.commands.tail",
-    "workers.commands.topics",
-    "workers.compiled.decimals",
-    "workers.compiled.decode",
-    "workers.core.callbacks",
-    "workers.core.failures",
-    "workers.core.pipeline.stage",
-    "workers.core.quarantine",
-    "workers.core.windows.gaps",
-    "workers.core.windows.idle",
-    "workers.core.windows.sessions",
-    "workers.kafka.changelog",
-    "workers.kafka.hanging",
-    "workers.kafka.log_reader",
-    "workers.streams.channel",
-    "workers.streams.operators",
-}
+UNTESTED: set[str] = set()
 
 
 def _long_functions() -> Iterator[str]:

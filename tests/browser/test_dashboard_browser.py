@@ -10,8 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.boards import NOW_MS, board, frame
 from tests.integration.apps import App, Process, wait_until
+from tests.support.boards import NOW_MS, board, frame
 from workers.apps.broker import Broker
 from workers.apps.dashboard import DashboardModel
 from workers.apps.dashboard.readings import LagReading, Member, PartitionReading

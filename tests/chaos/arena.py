@@ -19,8 +19,8 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from tests import oracle
-from tests.verify import Findings, Model, Topics, read_topic, straight, verify
+from tests.support import oracle
+from tests.support.verify import Findings, Model, Topics, read_topic, straight, verify
 from workers.apps.broker import Broker
 from workers.apps.broker.base import free_ports
 

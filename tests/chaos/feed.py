@@ -10,7 +10,7 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from tests.oracle import partition_of
+from tests.support.oracle import partition_of
 
 __all__ = ["START_MS", "Feed", "produce"]
 

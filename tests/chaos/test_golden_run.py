@@ -14,7 +14,7 @@ import orjson
 
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.feed import Feed, produce
-from tests.verify import read_topic
+from tests.support.verify import read_topic
 
 Sequences = dict[str, list[bytes]]
 RECORDS = 24_000

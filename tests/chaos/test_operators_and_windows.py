@@ -19,7 +19,7 @@ import pytest
 from tests.chaos.arena import PARTITIONS, Arena
 from tests.chaos.schedule import EVERY_HARM, Kind, survive
 from tests.chaos.variants import CORRECTIONS, FIVE_SECONDS, GAPS, PIPELINE, SECONDS, SESSIONS, Trades, Variant
-from tests.verify import Findings
+from tests.support.verify import Findings
 
 FEEDING_S = float(os.environ.get("CHAOS_SECONDS", "5"))
 SOAK_FEEDING_S = 15.0  # the models search everything that there was, so what is long takes them much longer

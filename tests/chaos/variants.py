@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from tests import bars_oracle, corrections_oracle, oracle, pipeline_oracle, window_oracles
 from tests.chaos.feed import Feed, Message
-from tests.pipeline_oracle import Account, Item
-from tests.verify import Expected, Model
+from tests.support import bars_oracle, corrections_oracle, oracle, pipeline_oracle, window_oracles
+from tests.support.pipeline_oracle import Account, Item
+from tests.support.verify import Expected, Model
 
 __all__ = ["CORRECTIONS", "FIVE_SECONDS", "GAPS", "PIPELINE", "SECONDS", "SESSIONS", "Trades", "Variant"]
 

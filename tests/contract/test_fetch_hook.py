@@ -17,7 +17,7 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from tests.raw_batches import build_batch, packed, with_header_names
+from tests.support.raw_batches import build_batch, packed, with_header_names
 from workers.apps.broker import Broker
 from workers.core.records import RawBatch, RawRecord, records_of
 from workers.errors import BrokerError

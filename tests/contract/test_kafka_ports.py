@@ -15,7 +15,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.verify import read_topic
+from tests.support.verify import read_topic
 from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.errors import DataLossError, FencedError

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from tests import oracle
-from tests.verify import Topics, end_offsets
+from tests.support import oracle
+from tests.support.verify import Topics, end_offsets
 
 __all__ = ["App", "Process", "committed_through", "send", "wait_until"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tests import bars_oracle, corrections_oracle, oracle
 from tests.integration.apps import App, Process, committed_through, send
-from tests.verify import read_topic
+from tests.support import bars_oracle, corrections_oracle, oracle
+from tests.support.verify import read_topic
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]

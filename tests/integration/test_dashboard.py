@@ -21,8 +21,8 @@ import pytest
 import websockets.exceptions
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.boards import board, frame
 from tests.integration.apps import App, Process, committed_through, send, wait_until
+from tests.support.boards import board, frame
 from workers.apps.broker import Broker
 from workers.apps.dashboard import server
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests import oracle
 from tests.integration.apps import App, committed_through
 from tests.integration.test_worker import CONFIG, NOW_MS, market
-from tests.verify import Topics, read_topic, verify
+from tests.support import oracle
+from tests.support.verify import Topics, read_topic, verify
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

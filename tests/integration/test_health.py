@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import http, samples, until
-from tests.verify import read_topic
+from tests.support.verify import read_topic
 from workers.apps.broker import Broker
 from workers.apps.broker.base import free_ports
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests import oracle, pipeline_oracle
 from tests.integration.apps import App, Process, committed_through, send
-from tests.pipeline_oracle import Account, Item
-from tests.verify import read_topic
+from tests.support import oracle, pipeline_oracle
+from tests.support.pipeline_oracle import Account, Item
+from tests.support.verify import read_topic
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

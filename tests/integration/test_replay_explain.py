@@ -12,10 +12,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests import oracle
 from tests.integration.apps import App, committed_through, send
 from tests.integration.test_worker import market
-from tests.verify import read_topic
+from tests.support import oracle
+from tests.support.verify import read_topic
 from workers.apps.broker import Broker
 from workers.apps.inspect.explain import explain
 from workers.apps.inspect.explanation import Explanation

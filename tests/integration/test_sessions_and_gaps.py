@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests import oracle
 from tests.integration.apps import App, Process, committed_through, send, wait_until
-from tests.verify import end_offsets, read_topic
-from tests.window_oracles import run_gaps, run_sessions
+from tests.support import oracle
+from tests.support.verify import end_offsets, read_topic
+from tests.support.window_oracles import run_gaps, run_sessions
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 
 from tests.integration.apps import App, committed_through, send
 from tests.integration.test_worker import CONFIG, market, run_to_the_end
-from tests.verify import read_topic, verify
+from tests.support.verify import read_topic, verify
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

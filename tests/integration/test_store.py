@@ -24,9 +24,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from tests.fixtures_postgres import PostgresServer
 from tests.integration.apps import App, Process, wait_until
-from tests.verify import end_offsets, read_topic
+from tests.support.fixtures_postgres import PostgresServer
+from tests.support.verify import end_offsets, read_topic
 from workers.apps.broker import Broker
 from workers.core.partitioning import partition_for
 

@@ -14,7 +14,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from tests.integration.apps import App, Process, committed_through, send
 from tests.integration.groups import commit, create, http, produce, samples, settings_for, until
-from tests.verify import end_offsets, read_topic
+from tests.support.verify import end_offsets, read_topic
 from workers import AdaptiveThrottle
 from workers.apps.broker import Broker
 from workers.apps.broker.base import free_ports

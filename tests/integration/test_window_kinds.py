@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests import oracle
 from tests.integration.apps import App, committed_through, send
-from tests.verify import read_topic, verify
+from tests.support import oracle
+from tests.support.verify import read_topic, verify
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

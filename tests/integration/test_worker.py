@@ -13,10 +13,10 @@ from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 
-from tests import oracle
 from tests.integration.apps import App, committed_through, send, wait_until
-from tests.raw_batches import packed, with_header_names
-from tests.verify import read_headers, read_topic, verify
+from tests.support import oracle
+from tests.support.raw_batches import packed, with_header_names
+from tests.support.verify import read_headers, read_topic, verify
 from workers.apps.broker import Broker
 from workers.core.records import RawRecord
 

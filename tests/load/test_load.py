@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Plan, Report, run_scenario
-from tests.fixtures_postgres import PostgresServer, postgres_server
+from tests.support.fixtures_postgres import PostgresServer, postgres_server
 from workers.apps.broker import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(240)]

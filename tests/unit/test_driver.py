@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import oracle
-from tests.strategies import Case, configs, streams
-from tests.unit.test_lane import real_frames, spec_of
+from tests.support import oracle
+from tests.support.strategies import Case, configs, streams
+from tests.unit.core.test_lane import real_frames, spec_of
 from workers import testing
 from workers.core.aggregates import Aggregation
 from workers.core.frames import RESERVED_FIELDS

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.fixtures_scheduling import FilesTogether, left_out
+from tests.support.fixtures_scheduling import FilesTogether, left_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,14 @@ def pytest_on(folder: Path, body: str, *arguments: str) -> subprocess.CompletedP
     (folder / "tests").mkdir()
     (folder / "tests" / "unit").mkdir()
     (folder / "tests" / "unit" / "test_it.py").write_text(body)
-    plugins = ("-p", "tests.fixtures_leaks", "-p", "tests.fixtures_scheduling", "-p", "no:cacheprovider")
+    plugins = (
+        "-p",
+        "tests.support.fixtures_leaks",
+        "-p",
+        "tests.support.fixtures_scheduling",
+        "-p",
+        "no:cacheprovider",
+    )
     where = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder))
     return subprocess.run(
         [sys.executable, "-m", "pytest", *plugins, *where, *arguments, str(folder / "tests")],
@@ -114,7 +121,7 @@ def test_files_stay_together_but_for_unit_tests() -> None:
     scope = FilesTogether._split_scope
     assert scope(None, "tests/load/test_load.py::test_a[x::y]") == "tests/load/test_load.py"
     assert scope(None, "tests/chaos/test_chaos.py::test_a") == scope(None, "tests/chaos/test_outage.py::test_b")
-    assert scope(None, "tests/unit/test_lane.py::test_a[x::y]") == "tests/unit/test_lane.py::test_a[x::y]"
+    assert scope(None, "tests/unit/core/test_lane.py::test_a[x::y]") == "tests/unit/core/test_lane.py::test_a[x::y]"
 
 
 def test_what_ci_would_install_is_everything_that_tests_start(tmp_path: Path) -> None:

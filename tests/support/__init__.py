@@ -1,0 +1,1 @@
+"""What tests share: oracles written apart from the code, strategies, fixtures."""
