@@ -93,7 +93,9 @@ class _Row:
 def _run(scenario: Scenario) -> list[_Row]:
     """Send the steps through the engine, looking after each."""
     settings = load_settings(
-        None, environ={"WORKERS_CONFIG": os.devnull}, overrides={"window.size": f"{SIZE_S}s", **scenario.settings}
+        None,
+        environ={"WORKERS_CONFIG": os.devnull},
+        overrides={"tick.min_time": "1970-01-01", "window.size": f"{SIZE_S}s", **scenario.settings},
     )
     driver = TestDriver(settings, partitions=1)
     policy = WatermarkPolicy(lag=timedelta(seconds=2))

@@ -34,7 +34,7 @@ async def test_every_bar_of_a_file_comes_out_once_though_a_worker_is_killed(
     with app.worker(tmp_path / "one.log") as one, app.worker(tmp_path / "two.log") as two:
         sent = await asyncio.to_thread(app.run_command, "produce", "--file", str(file), "--finish")
         assert sent.returncode == 0, sent.stderr
-        assert "the input has ended: told to all 3 partitions" in sent.stderr
+        assert "marked the end of the input on all 3 partitions" in sent.stderr
         one.kill()
         with app.worker(tmp_path / "three.log"):
             await committed_through(app, process=two)

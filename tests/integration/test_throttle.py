@@ -74,7 +74,7 @@ async def test_a_producer_slows_and_stops_with_the_groups_lag_and_recovers(broke
         await until(lambda: throttle.scale() == 1.0, "the full pace, along the ramp")
     assert [change.level for change in changes] == [Level.SOFT, Level.HARD, Level.OK]
     assert "lag of group" in changes[0].reason
-    assert "200 records, no worker runs" in changes[0].reason
+    assert "200 records, no worker is running" in changes[0].reason
 
 
 async def test_waiting_for_the_group_costs_no_cpu(broker: Broker, topic_name: str) -> None:
@@ -181,7 +181,7 @@ async def test_a_group_that_is_deleted_counts_as_having_everything_to_do(broker:
         assert throttle.scale() == 1.0
         await _delete_group(broker, topic_name)
         await until(lambda: throttle.scale() == 0.0, "stopped")
-        assert "1,200 records, no worker runs" in throttle.state.reason
+        assert "1,200 records, no worker is running" in throttle.state.reason
         await commit_all(broker, topic_name, 1_200)
         await until(lambda: throttle.scale() == 1.0, "recovered")
     assert [change.level for change in changes] == [Level.HARD, Level.OK]
@@ -327,7 +327,7 @@ async def test_produce_adaptive_stops_while_nobody_works_and_goes_on_when_somebo
             assert await _ticks(app) == 12_000
     finally:
         producer.kill()
-    assert "records, no worker runs" in producer.output()
+    assert "records, no worker is running" in producer.output()
 
 
 async def _ticks(app: App) -> int:

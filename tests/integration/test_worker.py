@@ -286,6 +286,8 @@ async def test_workers_with_different_settings_are_told_so(broker: Broker, topic
             await wait_until(lambda worker=worker: "partition ready" in worker.output(), "a worker has partitions")
         await send(app, market(3_000))
         await wait_until(lambda: "different settings" in first.output() + second.output(), "the reporter's word")
+        first.kill()  # neither takes the partitions of the other, whose state has other settings
+        second.kill()
 
 
 async def test_a_full_lane_pauses_its_partition_and_loses_nothing(

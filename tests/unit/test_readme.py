@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer
 
-from workers.commands.common import app
+from workers.commands.cli import app
 from workers.settings import load_settings
 from workers.settings.reference import reference
 

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _DEFAULT_RATE = 1_000.0
+_REPORT_PATIENCE_S = 5.0  # after a signal, for the report of what was checked so far
 _MAX_JUMP_NS = 86_400 * 1_000_000_000
 
 
@@ -266,7 +267,7 @@ def _check(
         return stop.is_set()
 
     try:
-        stopped = run_async(main)
+        stopped = run_async(main, patience_s=_REPORT_PATIENCE_S)
     finally:
         opened.close()
     with closed_output_is_an_end():

@@ -19,7 +19,8 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from workers.commands.common import ExitCode, app, exit_code_for, load
+from workers.commands.cli import app
+from workers.commands.common import ExitCode, exit_code_for, load
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError, DataLossError, TopicError
 from workers.settings import LoggingSettings
 from workers.telemetry.logs import Sparing, configure_logging
@@ -382,10 +383,12 @@ def test_what_an_interrupted_command_raises_while_it_cleans_up_is_not_what_it_en
 @pytest.fixture
 def logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level, client = root.handlers[:], root.level, logging.getLogger("aiokafka").level
+    client = logging.getLogger("aiokafka")
+    handlers, level, of_client = root.handlers[:], root.level, (client.level, client.propagate)
+    client.propagate = True  # whatever a command that ran in this process has made of it
     yield
     root.handlers, root.level = handlers, level
-    logging.getLogger("aiokafka").setLevel(client)
+    client.level, client.propagate = of_client
     structlog.reset_defaults()
 
 

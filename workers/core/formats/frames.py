@@ -139,7 +139,7 @@ def _child_of(fields: Mapping[str, object], unit_ns: int) -> Child:
     """The child that a frame's fields describe."""
     if type(fields["key"]) is not str:
         raise _wrong("key", "a string", fields["key"])
-    if fields["status"] not in STATUSES:
+    if fields["status"] not in tuple(STATUSES):  # which may be of any type, and not hashable
         raise _wrong("status", " or ".join(STATUSES), fields["status"])
     if type(fields["trigger"]) is not str:
         raise _wrong("trigger", "a string", fields["trigger"])
