@@ -133,7 +133,7 @@ ApplicationId = Annotated[
     typer.Option(
         "--application-id",
         metavar="NAME",
-        help="Consumer group, and prefix of topics and transactions.",
+        help="Consumer group, and prefix of its own topics (all but ticks and frames) and transactions.",
         rich_help_panel=_SETTINGS_PANEL,
     ),
 ]

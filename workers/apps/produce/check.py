@@ -258,6 +258,8 @@ class Check:
             lines.append(f"not sent: {_rows(refused.count)} can't be read, first in {refused.first}")
         if jumps.count:
             lines.append(f"not sent: {_rows(jumps.count)} with a time that jumps (--max-jump), first in {jumps.first}")
+        if self._file.unconfirmed.count:
+            lines.append(f"look at: {_rows(self._file.unconfirmed.count)} far ahead, {self._file.unconfirmed.first}")
         lines += [f"rejected: {line}" for line in _lines_for(judge)]
         if self._late is not None:
             lines.append(f"late: {_rows(self._late.count)}, first in line {self._late.line}: {self._late.text}")

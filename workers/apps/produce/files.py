@@ -60,6 +60,8 @@ class TickInput:
     stream: Blocks
     size: int | None  # None: a pipe, which has no size and whose next block may be long in coming
     jumps: Refused
+    unconfirmed: Refused
+    """Rows that were held for their time until the file ended, and then given out."""
     form: TickFormat
     preview: Callable[[Sequence[Row]], None] | None = None
     """Looks at the rows that are about to be sent."""
@@ -101,7 +103,9 @@ class TickInput:
         self._ended = True
         rows = self._judged(self.parser.finish())
         if self._guard is not None:
-            rows += [judged.item for judged in self._guard.release_all()]
+            for judged in self._guard.release_all():
+                self._report_unconfirmed(judged.item, judged.ts_ns)
+                rows.append(judged.item)
         return rows
 
     def _judged(self, rows: list[Row]) -> list[Row]:
@@ -131,6 +135,14 @@ class TickInput:
             line,
             f"its time, {format_instant(ts_ns)}, is far ahead of all before it, and line {by.order} of the "
             f"symbol goes back to {format_instant(by.ts_ns)}; not sent (--max-jump)",
+        )
+
+    def _report_unconfirmed(self, row: Row, ts_ns: int) -> None:
+        line, _key, _value = row
+        self.unconfirmed.add(
+            line,
+            f"its time, {format_instant(ts_ns)}, is far ahead of all before it, and no later row of its symbol "
+            "confirms it; sent all the same: if it is wrong, the symbol's next ticks are late",
         )
 
     @property
@@ -171,8 +183,8 @@ def open_ticks(
         size = path.stat().st_size if regular else None
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from None
-    jumps = Refused(refused.name, say)
-    return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size, jumps, form)
+    jumps, unconfirmed = Refused(refused.name, say), Refused(refused.name, say)
+    return TickInput(refused.name, parser, refused, raw, _unpacked(raw, packing), size, jumps, unconfirmed, form)
 
 
 def _kind(path: Path, suffixes: Sequence[str]) -> Literal["ndjson", "csv"]:

@@ -137,6 +137,14 @@ def test_one_wrong_date_is_held_back_and_named(tmp_path: Path) -> None:
     assert "late" not in said
 
 
+def test_a_last_row_that_is_far_ahead_is_sent_and_said(tmp_path: Path) -> None:
+    """No later row of its symbol can contradict it; but the next file's would be late by it."""
+    two_days_later = MS + 2 * 86_400_000
+    said = check(tmp_path, "t.csv", f"{CSV}A,{MS},1,1\nA,{MS + 1_000},1,1\nA,{two_days_later},1,1\n")[1]
+    assert "3 rows would be sent" in said
+    assert "look at: 1 row far ahead, line 4: its time, 2025-01-06T" in said
+
+
 def test_without_the_guard_everything_after_a_wrong_date_is_late(tmp_path: Path) -> None:
     said = check(tmp_path, "t.csv", one_bad_date(), "--max-jump", "0")[1]
     assert "late: 99 rows, first in line 103" in said
