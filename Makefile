@@ -26,11 +26,12 @@ demo: $(READY)  ## a broker, two workers, a synthetic market, and frames on the 
 test: $(READY)  ## the whole suite, on a real broker; it ends with what it left out for want of which program
 	timeout --kill-after=30s $(TEST_LIMIT) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-check: $(READY)  ## format, lint, types, and which room may import which
+check: $(READY)  ## format, lint, types, which room may import which, and tidiness
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q -n 0 tests/test_tidy.py
 
 format: $(READY)  ## put the code into the project's format
 	$(BIN)/ruff format .
