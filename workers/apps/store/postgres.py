@@ -136,6 +136,15 @@ _MOVE_OFFSETS: Final = """
 
 _GIVE_UP_IDLE: Final = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """A writer frozen within a transaction holds its rows' locks: whoever takes its partitions over would wait for it."""
+_GIVE_UP_WAITING: Final = "SET LOCAL lock_timeout = '12s'"
+_END_FROZEN: Final = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+    AND application_name = current_setting('application_name')
+    AND wait_event_type = 'Client' AND xact_start < now() - interval '10 s'
+"""
+"""A writer frozen between the messages of one statement is not idle, so its server waits for it without end: that is
+left to whoever waits for its locks. One that computes, or waits for a lock itself, does not wait for its client."""
 
 # A server that vanished without a word must not hold the writer for the hours that TCP alone would take.
 _DEFAULTS: Final = {
@@ -188,10 +197,20 @@ class PostgresStore:
             return await self._offsets(await self._connected(), topic)
 
     async def apply(self, batch: Batch) -> None:
+        try:
+            await self._apply(batch)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                async with self._translating_errors():
+                    await (await self._connected()).execute(_END_FROZEN)
+            raise
+
+    async def _apply(self, batch: Batch) -> None:
         async with self._translating_errors():
             connection = await self._connected()
             async with connection.transaction():
                 await connection.execute(_GIVE_UP_IDLE)
+                await connection.execute(_GIVE_UP_WAITING)
                 await self._move_offsets(connection, batch)
                 frames = newest(batch.frames)
                 if frames:

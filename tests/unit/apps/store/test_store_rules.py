@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -560,3 +561,22 @@ def test_the_queue_is_hard_at_the_high_watermark_and_reads_on_at_the_low_one() -
     policy = queue_policy(Settings().store, Settings().backpressure, min_dwell_ns=0)
     assert (policy.soft, policy.hard) == (25_000, 37_500)
     assert policy.release * policy.hard == pytest.approx(12_500)
+
+
+async def test_a_writer_frozen_between_two_messages_gives_its_locks_up(postgres_dsn: str) -> None:
+    """Its server waits for the rest of the statement, so it is not idle, and no time limit of its own ends it."""
+    store = PostgresStore(postgres_dsn)
+    await store.open()
+    await store.apply(Batch(TOPIC, {0: OffsetMove(None, 1)}))
+    with psycopg.connect(postgres_dsn, application_name="tick-workers store") as frozen:
+        frozen.pgconn.enter_pipeline_mode()
+        frozen.pgconn.send_query_params(b"BEGIN", None)
+        frozen.pgconn.send_query_params(b"UPDATE store_offsets SET next_offset = 1", None)
+        frozen.pgconn.send_flush_request()
+        frozen.pgconn.flush()
+        with pytest.raises(StoreUnavailableError):
+            await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}))
+        await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}))
+        assert await store.read_offsets(TOPIC) == {0: 2}
+        frozen.pgconn.finish()
+    await store.close()
