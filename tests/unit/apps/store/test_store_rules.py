@@ -568,15 +568,24 @@ async def test_a_writer_frozen_between_two_messages_gives_its_locks_up(postgres_
     store = PostgresStore(postgres_dsn)
     await store.open()
     await store.apply(Batch(TOPIC, {0: OffsetMove(None, 1)}))
-    with psycopg.connect(postgres_dsn, application_name="tick-workers store") as frozen:
+    frozen = psycopg.connect(postgres_dsn, application_name="tick-workers store")
+    try:
         frozen.pgconn.enter_pipeline_mode()
         frozen.pgconn.send_query_params(b"BEGIN", None)
         frozen.pgconn.send_query_params(b"UPDATE store_offsets SET next_offset = 1", None)
         frozen.pgconn.send_flush_request()
         frozen.pgconn.flush()
+        with psycopg.connect(postgres_dsn, autocommit=True) as observer:
+            locks = "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'transactionid'"
+            for _ in range(200):  # until the row is changed, at most 10 s
+                found = observer.execute(locks, (frozen.info.backend_pid,)).fetchone()
+                if found is not None and found[0]:
+                    break
+                await asyncio.sleep(0.05)
         with pytest.raises(StoreUnavailableError):
             await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}))
         await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}))
         assert await store.read_offsets(TOPIC) == {0: 2}
+    finally:
         frozen.pgconn.finish()
-    await store.close()
+        await store.close()
