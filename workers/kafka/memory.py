@@ -75,7 +75,6 @@ class MemoryKafka:
         self.offsets: list[int | None] = [None] * partitions  # the group's
         self._max_record_bytes = max_record_bytes
         self._logs: list[list[LogRecord | None]] = [[] for _ in range(partitions)]  # None: deleted, or no record
-        self._begins = [0] * partitions
         self._epochs = [0] * partitions
         self._members: list[MemoryConsumer] = []
         self._rebalancing = asyncio.Lock()
@@ -102,14 +101,9 @@ class MemoryKafka:
         self._logs[partition].append(None)
         self._appended.set()
 
-    def delete_before(self, partition: int, offset: int) -> None:
-        """Delete the records below an offset, as retention does."""
-        self._begins[partition] = max(offset, self._begins[partition])
-        self._logs[partition][:offset] = [None] * offset
-
     def bounds(self, partition: int) -> tuple[int, int]:
-        """The first offset that the log still has, and its end."""
-        return self._begins[partition], len(self._logs[partition])
+        """The first offset of the log, of which nothing is ever deleted here, and its end."""
+        return 0, len(self._logs[partition])
 
     def log(self, partition: int) -> list[LogRecord]:
         """The records of an input partition. Raises ``IndexError`` where there is none."""
@@ -327,7 +321,7 @@ class MemoryConsumer:
         return self._kafka.offsets[partition]
 
     async def log_bounds(self, partition: int) -> tuple[int, int]:
-        """The first offset that the log still has, and its end."""
+        """The first offset of the log, of which nothing is ever deleted here, and its end."""
         return self._kafka.bounds(partition)
 
     async def at_end(self, partition: int) -> bool:

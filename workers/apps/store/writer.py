@@ -74,10 +74,6 @@ TELL_KAFKA_S: Final = 2.0
 _FATAL = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
-def after_apply() -> None:
-    """Called when a transaction has succeeded, before anything here knows it. Tests crash the process here."""
-
-
 class StoreWriter:
     """One member of the store's group. ``run`` until ``stop`` is set."""
 
