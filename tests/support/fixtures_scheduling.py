@@ -25,6 +25,7 @@ _WANTING = (
     (r"testcontainers", "testcontainers"),
     (r"openssl", "openssl"),
     (r"\bjava\b|CLIENT_JARS|\bjars\b|maven", "Java and Maven"),
+    (r"cargo", "cargo"),
     (r"captured trades", "captured trades"),
 )
 """The reason of a skip, and the program that would have made the test run."""

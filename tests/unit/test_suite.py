@@ -138,7 +138,16 @@ def test_what_ci_would_install_is_everything_that_tests_start(tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for package in ("make", "default-jre-headless", "maven", "openssl", "prometheus", "chromium", "python3-venv"):
+    for package in (
+        "make",
+        "default-jre-headless",
+        "maven",
+        "openssl",
+        "prometheus",
+        "chromium",
+        "cargo-web",
+        "python3-venv",
+    ):
         assert package in done.stdout.split(), package
 
 

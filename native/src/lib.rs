@@ -1,0 +1,24 @@
+//! The native lane of tick-workers: record batches in, frames, ledger and changelog records out.
+//!
+//! It mirrors `workers/core`, where the rules are written and explained; what stands here is only faster.
+pub mod assign;
+pub mod changes;
+pub mod decompress;
+pub mod engine;
+pub mod frames;
+pub mod gaps;
+pub mod json;
+pub mod keys;
+pub mod lane;
+pub mod ledger;
+pub mod order;
+pub mod partitioning;
+#[cfg(feature = "extension-module")]
+pub mod python;
+pub mod records;
+pub mod sessions;
+pub mod slab;
+pub mod snapshot;
+pub mod sums;
+pub mod ticks;
+pub mod window;

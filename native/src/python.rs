@@ -1,0 +1,383 @@
+//! The module `workers._native`: the lane as Python sees it.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::PyBytes;
+
+use crate::assign::{Assigner, Zoned};
+use crate::decompress::{unpack, Codec};
+use crate::engine::{Engine, Rules};
+use crate::frames::{Frames, Status, Trigger};
+use crate::keys::Keys;
+use crate::lane::{Lane, Stop};
+use crate::ledger::Source;
+use crate::records::{whole_record, BatchHead, OwnRecord};
+use crate::snapshot::Restore;
+use crate::ticks::{Decoder, TickFormat};
+
+pyo3::create_exception!(_native, BatchError, PyValueError, "A record batch is not what Kafka's format v2 says.");
+
+/// More is not unpacked of one batch.
+const MOST_UNPACKED: usize = 1 << 28;
+
+/// Room of this much is kept from batch to batch.
+const ROOM_KEPT: usize = 1 << 23;
+
+/// A batch's records, as they came or unpacked.
+enum Payload {
+    Plain(PyBackedBytes),
+    Unpacked(Vec<u8>),
+}
+
+impl Payload {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Unpacked(bytes) => bytes,
+        }
+    }
+}
+
+/// Records end to end: keys and values, where each ends, and the time of each in ms.
+type Timed<'py> = (Bound<'py, PyBytes>, Vec<(usize, usize)>, Vec<i64>);
+
+/// What is asked of a lane; times and durations in nanoseconds. Its fields are those of `LaneSpec` and of its parts.
+#[derive(FromPyObject)]
+struct Spec {
+    topic: String,
+    partition: u32,
+    partitions: u32,
+    fields: [String; 4],
+    unit_ns: i64,
+    min_time_ns: i64,
+    max_time_ns: i64,
+    max_future_skew_ns: i64,
+    lag_ns: i64,
+    lateness_ns: i64,
+    idle_after_ns: i64,
+    key_ttl_ns: Option<i64>,
+    is_final: bool,
+    by_partition: bool,
+    emit_partial: bool,
+    fill_gaps_ns: i64,
+    longest_ns: i64,
+    folds: bool,
+    keeps: bool,
+    name_unit_ns: i64,
+    kind: String,
+    size_ns: i64,
+    hop_ns: i64,
+    offset_ns: i64,
+    /// How much beyond a time a zone must be known for windows to be found.
+    margin_ns: i64,
+    /// Starts and ends of a calendar's sessions.
+    sessions: (Vec<i64>, Vec<i64>),
+}
+
+#[pyclass(name = "Lane", module = "workers._native")]
+struct PyLane {
+    lane: Lane,
+    batch: Option<(Payload, BatchHead)>,
+    /// The last batch's room, for the next one.
+    room: Vec<u8>,
+    restore: Option<Restore>,
+}
+
+impl PyLane {
+    /// Runs native code without Python's lock; a panic becomes an error that says where.
+    fn run<T: Send>(&mut self, py: Python<'_>, work: impl FnOnce(&mut Self) -> T + Send) -> PyResult<T> {
+        let found = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(self))));
+        found.map_err(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            let source = &self.lane.source;
+            PyRuntimeError::new_err(format!(
+                "{}[{}]: the native lane failed before offset {}: {said}",
+                source.topic, source.partition, self.lane.position
+            ))
+        })
+    }
+}
+
+#[pymethods]
+impl PyLane {
+    #[new]
+    fn new(spec: Spec) -> PyResult<Self> {
+        let assigner = match spec.kind.as_str() {
+            "tumbling" => Assigner::Tumbling { size: spec.size_ns, offset: spec.offset_ns },
+            "zoned" => Assigner::Zoned(Zoned::new(spec.size_ns, spec.offset_ns, spec.margin_ns)),
+            "hopping" => Assigner::Hopping { size: spec.size_ns, hop: spec.hop_ns, offset: spec.offset_ns },
+            "session" => Assigner::Sessions { gap: spec.size_ns },
+            "calendar" => Assigner::Calendar { starts: spec.sessions.0, ends: spec.sessions.1 },
+            other => return Err(PyValueError::new_err(format!("windows of the kind {other:?} are not native"))),
+        };
+        let rules = Rules {
+            lag: spec.lag_ns,
+            lateness: spec.lateness_ns,
+            idle_after: spec.idle_after_ns,
+            key_ttl: spec.key_ttl_ns,
+            is_final: spec.is_final,
+            by_partition: spec.by_partition,
+            emit_partial: spec.emit_partial && !spec.is_final,
+            is_session: spec.kind == "session",
+            fill_gaps: spec.fill_gaps_ns,
+            longest: spec.longest_ns,
+            folds: spec.folds,
+            keeps: spec.keeps,
+            name_unit: spec.name_unit_ns,
+        };
+        let [symbol, ts, price, size] = spec.fields.map(|name| name.into_bytes().into_boxed_slice());
+        let decoder = Decoder::new(TickFormat {
+            symbol,
+            ts,
+            price,
+            size,
+            unit_ns: spec.unit_ns,
+            min_ns: spec.min_time_ns,
+            max_ns: spec.max_time_ns,
+            max_future_skew_ns: spec.max_future_skew_ns,
+        });
+        let keys = Keys::new(spec.partition, spec.partitions);
+        let engine = Engine::new(rules, assigner, keys, Frames::new(spec.unit_ns));
+        let source = Source { topic: spec.topic, partition: spec.partition };
+        let lane = Lane::new(engine, decoder, source, spec.unit_ns);
+        Ok(Self { lane, batch: None, room: Vec::new(), restore: None })
+    }
+
+    /// The next input offset.
+    #[getter]
+    fn position(&self) -> i64 {
+        self.lane.position
+    }
+
+    #[setter]
+    fn set_position(&mut self, position: i64) {
+        self.lane.position = position;
+    }
+
+    #[getter]
+    fn key_count(&self) -> usize {
+        self.lane.engine.known
+    }
+
+    /// Rows for keys and for windows, used or not.
+    #[getter]
+    fn row_counts(&self) -> (usize, usize) {
+        (self.lane.engine.keys.rows(), self.lane.engine.windows.len())
+    }
+
+    /// The greatest accepted event time; -2^63 before any.
+    #[getter]
+    fn partition_max_ns(&self) -> i64 {
+        self.lane.engine.partition_max
+    }
+
+    #[getter]
+    fn changes_waiting(&self) -> usize {
+        self.lane.engine.changes_waiting()
+    }
+
+    /// Begins with a batch. `codec` is that of its attributes.
+    #[allow(clippy::too_many_arguments)] // a batch's header has as many parts
+    fn begin(
+        &mut self,
+        py: Python<'_>,
+        packed: PyBackedBytes,
+        codec: u16,
+        base_offset: i64,
+        count: u32,
+        first_timestamp: i64,
+        fixed_timestamp: Option<i64>,
+        start_offset: i64,
+    ) -> PyResult<()> {
+        let head = BatchHead { base_offset, count, first_timestamp, fixed_timestamp, start_offset };
+        self.lane.begin(&head);
+        let codec =
+            Codec::from_attributes(codec).ok_or_else(|| BatchError::new_err(format!("unknown codec {codec}")))?;
+        let payload = if codec == Codec::None {
+            Payload::Plain(packed)
+        } else {
+            let mut room = std::mem::take(&mut self.room);
+            room.clear();
+            let unpacked = self.run(py, |_| unpack(codec, &packed, MOST_UNPACKED, &mut room).map(|()| room))?;
+            Payload::Unpacked(unpacked.map_err(|error| BatchError::new_err(error.to_string()))?)
+        };
+        self.batch = Some((payload, head));
+        Ok(())
+    }
+
+    /// Takes records until one is to be decoded by Python, and gives that one; `None` at the end of the batch.
+    fn advance(&mut self, py: Python<'_>) -> PyResult<Option<OwnRecord>> {
+        let Some((payload, head)) = self.batch.take() else { return Ok(None) };
+        let stop = self.run(py, |this| this.lane.advance(payload.bytes(), &head))?;
+        match stop {
+            Ok(Stop::End) => {
+                if let Payload::Unpacked(room) = payload {
+                    self.room = if room.capacity() <= ROOM_KEPT { room } else { Vec::new() };
+                }
+                Ok(None)
+            }
+            Ok(Stop::Unsure(at)) => {
+                let record = whole_record(payload.bytes(), at, &head);
+                self.batch = Some((payload, head));
+                Ok(record)
+            }
+            Err(_) => Err(BatchError::new_err("the records are not what Kafka's format v2 says")),
+        }
+    }
+
+    /// Places a tick that Python decoded.
+    #[allow(clippy::too_many_arguments)] // a tick has as many parts
+    fn take(
+        &mut self,
+        py: Python<'_>,
+        symbol: PyBackedStr,
+        ts_ns: i64,
+        price: f64,
+        size: f64,
+        offset: i64,
+        value: PyBackedBytes,
+    ) -> PyResult<()> {
+        self.run(py, |this| this.lane.take(&symbol, ts_ns, price, size, offset, &value))
+    }
+
+    /// Whether a symbol has no state yet and belongs on another partition.
+    fn is_misplaced(&mut self, symbol: &str) -> bool {
+        self.lane.is_misplaced(symbol)
+    }
+
+    /// Whether windows can be found for a time: those of a time zone must be `learn`ed.
+    fn knows(&self, ts_ns: i64) -> bool {
+        self.lane.engine.assigner.knows(ts_ns)
+    }
+
+    /// Takes over a stretch of the time zone: (begin, end, offset from UTC), side by side.
+    fn learn(&mut self, pieces: Vec<(i64, i64, i64)>) {
+        if let Assigner::Zoned(zoned) = &mut self.lane.engine.assigner {
+            zoned.learn(pieces.into_iter());
+        }
+    }
+
+    /// Counts a record that was read elsewhere.
+    fn count(&mut self, offset: i64) {
+        self.lane.position = offset + 1;
+        self.lane.records += 1;
+    }
+
+    fn end_input(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |this| this.lane.engine.end_of_input())
+    }
+
+    /// Emits what is overdue, looking at `most` windows; whether there may be more.
+    fn settle(&mut self, py: Python<'_>, silence_ns: i64, most: usize) -> PyResult<bool> {
+        self.run(py, |this| this.lane.engine.settle(silence_ns, most))
+    }
+
+    fn next_timeout(&mut self) -> Option<i64> {
+        self.lane.engine.next_timeout()
+    }
+
+    fn flush_partial(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |this| this.lane.engine.flush_partial())
+    }
+
+    /// Records and accepted ticks since the last call.
+    fn take_counts(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.lane.records), std::mem::take(&mut self.lane.aggregated))
+    }
+
+    /// The frames since the last call, and how many of each status and trigger.
+    #[allow(clippy::type_complexity)]
+    fn take_frames<'py>(&mut self, py: Python<'py>) -> Option<(Timed<'py>, Vec<(&'static str, &'static str, u64)>)> {
+        if self.lane.engine.frames.cuts.is_empty() {
+            return None;
+        }
+        let frames = self.lane.engine.frames.take();
+        let mut emitted = Vec::new();
+        for status in Status::ALL {
+            for trigger in Trigger::ALL {
+                let number = frames.emitted[status as usize][trigger as usize];
+                if number > 0 {
+                    emitted.push((status.name(), trigger.name(), number));
+                }
+            }
+        }
+        Some(((PyBytes::new(py, &frames.text), frames.cuts, frames.timestamps), emitted))
+    }
+
+    /// The late records since the last call: keys and values end to end, where each ends, and the reason of each.
+    #[allow(clippy::type_complexity)]
+    fn take_late<'py>(
+        &mut self,
+        py: Python<'py>,
+    ) -> Option<(Bound<'py, PyBytes>, Vec<(usize, usize)>, Vec<&'static str>)> {
+        if self.lane.late.cuts.is_empty() {
+            return None;
+        }
+        let late = std::mem::take(&mut self.lane.late);
+        Some((PyBytes::new(py, &late.text), late.cuts, late.reasons))
+    }
+
+    /// The changelog's records of what changed: keys and values end to end, and where each ends.
+    #[allow(clippy::type_complexity)]
+    fn take_changes<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, Vec<(usize, Option<usize>)>)> {
+        let written = self.run(py, |this| this.lane.engine.take_changes())?;
+        Ok((PyBytes::new(py, &written.text), written.cuts))
+    }
+
+    /// Takes stored records over, some at a time; false where one is not what is written here.
+    fn restore(&mut self, py: Python<'_>, entries: Vec<(PyBackedBytes, PyBackedBytes)>) -> PyResult<bool> {
+        self.run(py, |this| {
+            let restore = this.restore.get_or_insert_default();
+            entries.iter().all(|(key, value)| restore.take(&mut this.lane.engine, key, value).is_some())
+        })
+    }
+
+    /// How many windows were restored so far.
+    #[getter]
+    fn restored(&self) -> usize {
+        self.restore.as_ref().map_or(0, Restore::windows)
+    }
+
+    /// After the last of the stored records; false where something is missing.
+    fn end_restore(&mut self, py: Python<'_>, partition_max_ns: i64) -> PyResult<bool> {
+        self.run(py, |this| {
+            let restore = this.restore.take().unwrap_or_default();
+            restore.finish(&mut this.lane.engine, partition_max_ns).is_some()
+        })
+    }
+}
+
+/// Kafka's hash of a key.
+#[pyfunction]
+#[pyo3(name = "murmur2")]
+fn hash(data: &[u8]) -> u32 {
+    crate::partitioning::murmur2(data)
+}
+
+/// The checksum of a record batch.
+#[pyfunction]
+#[pyo3(name = "crc32c")]
+fn checksum(data: &[u8]) -> u32 {
+    ::crc32c::crc32c(data)
+}
+
+/// The text of a float in frames.
+#[pyfunction]
+fn float_text(value: f64) -> String {
+    let mut out = Vec::new();
+    crate::json::put_float(&mut out, value);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("BatchError", module.py().get_type::<BatchError>())?;
+    module.add_class::<PyLane>()?;
+    module.add_function(wrap_pyfunction!(hash, module)?)?;
+    module.add_function(wrap_pyfunction!(checksum, module)?)?;
+    module.add_function(wrap_pyfunction!(float_text, module)?)
+}

@@ -1,0 +1,293 @@
+//! Kafka's record format v2: the records of one batch, end to end, as they lie behind its header.
+//!
+//! A record is length, attributes, timestamp delta, offset delta, key, value and headers; integers are zigzag varints.
+//! Bytes come from strangers: every length is checked against what is there before anything is read.
+
+/// What a batch's header says of its records.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchHead {
+    pub base_offset: i64,
+    pub count: u32,
+    /// Milliseconds since the epoch.
+    pub first_timestamp: i64,
+    /// The timestamp of every record, where the topic stamps them itself (log append time).
+    pub fixed_timestamp: Option<i64>,
+    /// Records below it are no longer wanted.
+    pub start_offset: i64,
+}
+
+/// A record's parts, as slices of the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub offset: i64,
+    /// Milliseconds since the epoch; -1 for none.
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    /// Where it begins in the payload.
+    pub position: usize,
+}
+
+/// A record with its headers, as its own owner.
+pub type OwnRecord = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+/// The record that begins at `position` of a payload that was walked up to there, with its headers.
+pub fn whole_record(payload: &[u8], position: usize, head: &BatchHead) -> Option<OwnRecord> {
+    let (record, end) = read_record(payload, position, head)?;
+    let body = &payload[..end];
+    let mut at = varint(body, position)?.1 + 1;
+    for _ in 0..2 {
+        at = varint(body, at)?.1;
+    }
+    for _ in 0..2 {
+        at = bytes(body, at)?.1;
+    }
+    let (number, mut at) = varint(body, at)?;
+    let mut headers = Vec::new();
+    for _ in 0..number {
+        let (name, next) = bytes(body, at)?;
+        let (content, next) = bytes(body, next)?;
+        headers.push((name.unwrap_or_default().to_vec(), content.map(Into::into)));
+        at = next;
+    }
+    Some((record.offset, record.timestamp, record.key.map(Into::into), record.value.map(Into::into), headers))
+}
+
+/// The payload is not what the format says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
+
+/// The records of a payload, in order. Ends after the first error, and with one where bytes are left over.
+pub struct Records<'a> {
+    payload: &'a [u8],
+    position: usize,
+    left: u32,
+    head: BatchHead,
+}
+
+impl<'a> Records<'a> {
+    pub fn new(payload: &'a [u8], head: BatchHead) -> Self {
+        Self::resume(payload, head, 0, head.count)
+    }
+
+    /// Goes on where `place` said.
+    pub fn resume(payload: &'a [u8], head: BatchHead, position: usize, left: u32) -> Self {
+        Self { payload, position, left, head }
+    }
+
+    /// Where the next record begins, and how many are left.
+    pub fn place(&self) -> (usize, u32) {
+        (self.position, self.left)
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, Corrupt>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            if self.position == self.payload.len() {
+                return None;
+            }
+            self.position = self.payload.len();
+            return Some(Err(Corrupt));
+        }
+        match read_record(self.payload, self.position, &self.head) {
+            Some((record, end)) => {
+                self.left -= 1;
+                self.position = end;
+                Some(Ok(record))
+            }
+            None => {
+                self.left = 0;
+                self.position = self.payload.len();
+                Some(Err(Corrupt))
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn read_record<'a>(payload: &'a [u8], begin: usize, head: &BatchHead) -> Option<(Record<'a>, usize)> {
+    let (length, body_begin) = varint(payload, begin)?;
+    let end = body_begin.checked_add(usize::try_from(length).ok()?)?;
+    let body = payload.get(..end)?; // what is read below can't leave the record
+    let (delta_ms, position) = varint(body, body_begin + 1)?; // behind the attributes
+    let (offset_delta, position) = varint(body, position)?;
+    let (key, position) = bytes(body, position)?;
+    let (value, position) = bytes(body, position)?;
+    let (headers, mut position) = varint(body, position)?;
+    if headers != 0 {
+        for _ in 0..headers {
+            position = bytes(body, position)?.1;
+            position = bytes(body, position)?.1;
+        }
+    }
+    if position != end || headers < 0 {
+        return None;
+    }
+    let timestamp = match head.fixed_timestamp {
+        Some(fixed) => fixed,
+        None => head.first_timestamp.wrapping_add(delta_ms), // as 64-bit arithmetic has it
+    };
+    let offset = head.base_offset.wrapping_add(offset_delta);
+    Some((Record { offset, timestamp, key, value, position: begin }, end))
+}
+
+/// A zigzag varint of at most ten bytes, and the position after it.
+#[inline(always)]
+pub fn varint(data: &[u8], position: usize) -> Option<(i64, usize)> {
+    let first = *data.get(position)?;
+    if first < 0x80 {
+        return Some((i64::from(first >> 1) ^ -i64::from(first & 1), position + 1));
+    }
+    let second = *data.get(position + 1)?;
+    if second < 0x80 {
+        let value = i64::from(first & 0x7F) | i64::from(second) << 7;
+        return Some(((value >> 1) ^ -(value & 1), position + 2));
+    }
+    long_varint(data, position)
+}
+
+fn long_varint(data: &[u8], position: usize) -> Option<(i64, usize)> {
+    let first = *data.get(position)?;
+    let mut value = u64::from(first & 0x7F);
+    for index in 1..10 {
+        let byte = *data.get(position + index)?;
+        value |= u64::from(byte & 0x7F) << (7 * index);
+        if byte < 0x80 {
+            return Some(((value >> 1) as i64 ^ -((value & 1) as i64), position + index + 1));
+        }
+    }
+    None
+}
+
+/// Appends a zigzag varint.
+#[inline]
+pub fn put_varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+/// How many bytes `put_varint` appends.
+#[inline]
+pub fn varint_len(value: i64) -> usize {
+    let rest = ((value << 1) ^ (value >> 63)) as u64;
+    (70 - (rest | 1).leading_zeros() as usize) / 7
+}
+
+/// Bytes with their length before them, -1 for null, and the position after them.
+#[inline(always)]
+fn bytes(data: &[u8], position: usize) -> Option<(Option<&[u8]>, usize)> {
+    let (length, position) = varint(data, position)?;
+    if length < 0 {
+        return Some((None, position));
+    }
+    let end = position.checked_add(usize::try_from(length).ok()?)?;
+    Some((Some(data.get(position..end)?), end))
+}
+
+/// Appends a record as it stands in a batch: `offset_delta` and `delta_ms` are those from the batch's first.
+pub fn put_record(
+    out: &mut Vec<u8>,
+    offset_delta: i64,
+    delta_ms: i64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: &[(&[u8], &[u8])],
+) {
+    let part = |part: Option<&[u8]>| part.map_or(1, |bytes| varint_len(bytes.len() as i64) + bytes.len());
+    let mut length = 1 + varint_len(delta_ms) + varint_len(offset_delta) + part(key) + part(value);
+    length += varint_len(headers.len() as i64);
+    length += headers.iter().map(|(name, content)| part(Some(name)) + part(Some(content))).sum::<usize>();
+    put_varint(out, length as i64);
+    out.push(0);
+    put_varint(out, delta_ms);
+    put_varint(out, offset_delta);
+    put_bytes(out, key);
+    put_bytes(out, value);
+    put_varint(out, headers.len() as i64);
+    for (name, content) in headers {
+        put_bytes(out, Some(name));
+        put_bytes(out, Some(content));
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => put_varint(out, -1),
+        Some(bytes) => {
+            put_varint(out, bytes.len() as i64);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    type Parts = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
+
+    fn head(count: usize) -> BatchHead {
+        BatchHead {
+            base_offset: 1_000,
+            count: count as u32,
+            first_timestamp: 1_700_000_000_000,
+            fixed_timestamp: None,
+            start_offset: 1_000,
+        }
+    }
+
+    fn parts() -> impl Strategy<Value = Parts> {
+        let blob = || vec(any::<u8>(), 0..40);
+        (-1_000i64..100_000, option::of(blob()), option::of(blob()), vec((blob(), blob()), 0..3))
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(records in vec(parts(), 0..20)) {
+            let mut payload = Vec::new();
+            for (number, (delta, key, value, headers)) in records.iter().enumerate() {
+                let headers: Vec<_> = headers.iter().map(|(name, content)| (&name[..], &content[..])).collect();
+                put_record(&mut payload, number as i64, *delta, key.as_deref(), value.as_deref(), &headers);
+            }
+            let found: Result<Vec<_>, _> = Records::new(&payload, head(records.len())).collect();
+            let found = found.unwrap();
+            prop_assert_eq!(found.len(), records.len());
+            for (number, (record, (delta, key, value, written))) in found.iter().zip(&records).enumerate() {
+                prop_assert_eq!(record.offset, 1_000 + number as i64);
+                prop_assert_eq!(record.timestamp, 1_700_000_000_000 + delta);
+                prop_assert_eq!(record.key, key.as_deref());
+                prop_assert_eq!(record.value, value.as_deref());
+                let whole = whole_record(&payload, record.position, &head(records.len())).unwrap();
+                prop_assert_eq!((whole.0, whole.1), (record.offset, record.timestamp));
+                prop_assert_eq!((whole.2.as_deref(), whole.3.as_deref()), (record.key, record.value));
+                let headers: Vec<_> = whole.4.into_iter().map(|(name, content)| (name, content.unwrap())).collect();
+                prop_assert_eq!(&headers, written);
+            }
+        }
+
+        #[test]
+        fn any_bytes_end_in_an_error_or_in_records(payload in vec(any::<u8>(), 0..200), count in 0u32..50) {
+            let found: Vec<_> = Records::new(&payload, head(count as usize)).collect();
+            prop_assert!(found.len() <= count as usize + 1);
+        }
+
+        #[test]
+        fn varints_are_as_long_as_said(value in any::<i64>()) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            prop_assert_eq!(out.len(), varint_len(value));
+            prop_assert_eq!(varint(&out, 0), Some((value, out.len())));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Ticks: the four fields of a record's JSON object, read and checked in one pass.
+//!
+//! What this decoder accepts, the plain decoder (`workers.core.ticks`) accepts with the same values; everything else it
+//! leaves to that one, which has the last word and words for it. Most payloads repeat the text between their values from
+//! record to record, so each member's name is first compared with what stood there in the record before.
+
+use crate::json::Cursor;
+use crate::sums::Amount;
+
+/// How a tick is written, and which times it may have. Times are nanoseconds since the epoch.
+#[derive(Clone, Debug)]
+pub struct TickFormat {
+    pub symbol: Box<[u8]>,
+    pub ts: Box<[u8]>,
+    pub price: Box<[u8]>,
+    pub size: Box<[u8]>,
+    /// Nanoseconds in one unit of an integer timestamp.
+    pub unit_ns: i64,
+    pub min_ns: i64,
+    pub max_ns: i64,
+    /// How far a time may be ahead of its record's own.
+    pub max_future_skew_ns: i64,
+}
+
+/// A tick; its symbol is the record's key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tick {
+    pub ts_ns: i64,
+    pub price: Amount,
+    pub size: Amount,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Symbol,
+    Ts,
+    Price,
+    Size,
+    Other,
+}
+
+/// A member's name, as it stood: from the comma or brace before it to where its value begins.
+#[derive(Debug)]
+struct Member {
+    text: Vec<u8>,
+    field: Field,
+}
+
+const MEMBERS_REMEMBERED: usize = 24;
+const ALL_FIELDS: u8 = 0b1111;
+
+#[derive(Debug)]
+pub struct Decoder {
+    format: TickFormat,
+    members: Vec<Member>,
+}
+
+impl Decoder {
+    pub fn new(format: TickFormat) -> Self {
+        Self { format, members: Vec::new() }
+    }
+
+    /// The tick in `value`; `None` where the plain decoder must look. `key` must stand in JSON as it is. `timestamp_ms` is the record's own time, -1 for
+    /// none.
+    #[inline]
+    pub fn decode(&mut self, key: &[u8], value: &[u8], timestamp_ms: i64) -> Option<Tick> {
+        let mut cursor = Cursor::new(value);
+        let (mut ts, mut price, mut size) = (None, None, None);
+        let mut seen = 0u8;
+        let mut number = 0;
+        loop {
+            let field = self.member(&mut cursor, number)?;
+            if field != Field::Other {
+                let bit = 1 << field as u8;
+                if seen & bit != 0 {
+                    return None; // twice: the last one counts, says JSON
+                }
+                seen |= bit;
+            }
+            match field {
+                Field::Symbol => {
+                    cursor.expect(b'"')?;
+                    if !cursor.take(key) || cursor.peek() != Some(b'"') {
+                        return None;
+                    }
+                    cursor.at += 1;
+                }
+                Field::Ts => ts = Some(cursor.short_integer()?),
+                Field::Price => price = Some(numeric(&mut cursor)?),
+                Field::Size => size = Some(numeric(&mut cursor)?),
+                Field::Other => cursor.skip_value(1)?,
+            }
+            number += 1;
+            match cursor.peek()? {
+                b',' => {}
+                b'}' => break,
+                _ => {
+                    cursor.skip_space();
+                    match cursor.peek()? {
+                        b',' => {}
+                        b'}' => break,
+                        _ => return None,
+                    }
+                }
+            }
+        }
+        cursor.at += 1;
+        cursor.skip_space();
+        if seen != ALL_FIELDS || cursor.at != value.len() {
+            return None;
+        }
+        if !value.is_ascii() && std::str::from_utf8(value).is_err() {
+            return None;
+        }
+        self.checked(ts?, price?, size?, timestamp_ms)
+    }
+
+    #[inline(always)]
+    fn checked(&self, ts: i64, price: Amount, size: Amount, timestamp_ms: i64) -> Option<Tick> {
+        let form = &self.format;
+        let ts_ns = ts.checked_mul(form.unit_ns)?;
+        if ts_ns < form.min_ns || ts_ns > form.max_ns || size.value < 0.0 {
+            return None;
+        }
+        if timestamp_ms != -1 {
+            let latest_ns = timestamp_ms.checked_mul(1_000_000)?.checked_add(form.max_future_skew_ns)?;
+            if ts_ns > latest_ns {
+                return None;
+            }
+        }
+        Some(Tick { ts_ns, price, size })
+    }
+
+    /// Passes the `number`-th member's name, to where its value begins.
+    #[inline(always)]
+    fn member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Field> {
+        if let Some(member) = self.members.get(number) {
+            if cursor.take(&member.text) {
+                return Some(member.field);
+            }
+        }
+        self.new_member(cursor, number)
+    }
+
+    #[cold]
+    fn new_member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Field> {
+        let begin = cursor.at;
+        cursor.skip_space();
+        cursor.expect(if number == 0 { b'{' } else { b',' })?;
+        cursor.skip_space();
+        cursor.expect(b'"')?;
+        let name = cursor.plain_string()?;
+        let form = &self.format;
+        let field = if *name == *form.symbol {
+            Field::Symbol
+        } else if *name == *form.ts {
+            Field::Ts
+        } else if *name == *form.price {
+            Field::Price
+        } else if *name == *form.size {
+            Field::Size
+        } else {
+            Field::Other
+        };
+        cursor.skip_space();
+        cursor.expect(b':')?;
+        cursor.skip_space();
+        let text = cursor.data[begin..cursor.at].to_vec();
+        let member = Member { text, field };
+        if number < self.members.len() {
+            self.members[number] = member;
+        } else if number < MEMBERS_REMEMBERED {
+            self.members.push(member);
+        }
+        Some(field)
+    }
+}
+
+/// A number, or one in quotes, as exchanges send decimals.
+#[inline(always)]
+fn numeric(cursor: &mut Cursor) -> Option<Amount> {
+    if cursor.peek()? != b'"' {
+        return Some(Amount::of_number(&cursor.number()?));
+    }
+    cursor.at += 1;
+    let mut number = cursor.number()?;
+    cursor.expect(b'"')?;
+    if number.negative && number.value == 0.0 {
+        number.value = -0.0; // in quotes even an integer is read as a float
+    }
+    Some(Amount::of_number(&number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decoder() -> Decoder {
+        Decoder::new(TickFormat {
+            symbol: b"symbol".as_slice().into(),
+            ts: b"ts".as_slice().into(),
+            price: b"price".as_slice().into(),
+            size: b"size".as_slice().into(),
+            unit_ns: 1_000_000,
+            min_ns: i64::MIN,
+            max_ns: i64::MAX,
+            max_future_skew_ns: 60_000_000_000,
+        })
+    }
+
+    fn decode(value: &str) -> Option<(i64, f64, f64)> {
+        decoder().decode(b"A", value.as_bytes(), -1).map(|tick| (tick.ts_ns, tick.price.value, tick.size.value))
+    }
+
+    #[test]
+    fn four_fields_in_any_order_among_others() {
+        let expected = Some((5_000_000, 1.5, 2.0));
+        for value in [
+            r#"{"symbol":"A","ts":5,"price":1.5,"size":2}"#,
+            r#"{"size":2,"price":"1.5","id":[1,{"x":2}],"ts":5,"symbol":"A"}"#,
+            " { \"symbol\" : \"A\" , \"ts\" : 5 , \"price\" : 1.5 , \"size\" : \"2\" } ",
+        ] {
+            assert_eq!(decode(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_unusual_is_left_to_the_plain_decoder() {
+        for value in [
+            r#"{"symbol":"B","ts":5,"price":1.5,"size":2}"#,
+            r#"{"symbol":"A","ts":5,"price":1.5}"#,
+            r#"{"symbol":"A","ts":5,"ts":5,"price":1.5,"size":2}"#,
+            r#"{"symbol":"A","ts":5.0,"price":1.5,"size":2}"#,
+            r#"{"symbol":"A","ts":5,"price":1.5,"size":-2}"#,
+            r#"{"symbol":"A","ts":5,"price":NaN,"size":2}"#,
+            r#"{"symbol":"A","ts":5,"price":1.5,"size":2}x"#,
+            r#"{"symbol":"\u0041","ts":5,"price":1.5,"size":2}"#,
+            "[]",
+            "",
+        ] {
+            assert_eq!(decode(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_shape_is_learnt_and_unlearnt() {
+        let mut decoder = decoder();
+        for (number, value) in [
+            r#"{"symbol":"A","ts":1,"price":1,"size":1}"#,
+            r#"{"symbol":"A","ts":2,"price":1,"size":1}"#,
+            r#"{"ts":3,"symbol":"A","price":1,"size":1}"#,
+            r#"{"ts":4,"symbol":"A","price":1,"size":1,"id":7}"#,
+            r#"{"symbol":"A","ts":5,"id":{"a":1},"price":1,"size":1}"#,
+        ]
+        .iter()
+        .enumerate()
+        {
+            let found = decoder.decode(b"A", value.as_bytes(), -1).unwrap();
+            assert_eq!(found.ts_ns, (number as i64 + 1) * 1_000_000);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_left(before in any::<bool>(), value in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let mut decoder = decoder();
+            if before {
+                decoder.decode(b"A", br#"{"symbol":"A","ts":1,"price":1,"size":1}"#, -1);
+            }
+            decoder.decode(b"A", &value, -1);
+        }
+    }
+}

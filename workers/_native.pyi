@@ -1,0 +1,109 @@
+"""What `native/src/python.rs` exports; where it was not built, importing it fails with an ImportError."""
+
+from workers.native.spec import NativeSpec
+
+class BatchError(ValueError):
+    """A record batch is not what Kafka's format v2 says."""
+
+class Lane:
+    """One partition's state: record batches in, frames, late records and changes out. Times in nanoseconds.
+
+    A panic in there is a ``RuntimeError`` that names topic, partition and offset; the lane must then be discarded.
+    """
+
+    position: int
+    """The next input offset."""
+
+    def __init__(self, spec: NativeSpec) -> None: ...
+    @property
+    def key_count(self) -> int:
+        """Keys with a clock."""
+
+    @property
+    def row_counts(self) -> tuple[int, int]:
+        """Rows for keys and for windows, used or not."""
+
+    @property
+    def partition_max_ns(self) -> int:
+        """The greatest accepted event time; -2**63 before any."""
+
+    @property
+    def changes_waiting(self) -> int:
+        """How many windows `take_changes` would write, and as many more as their new items would take time."""
+
+    @property
+    def restored(self) -> int:
+        """How many windows were restored so far."""
+
+    def begin(
+        self,
+        packed: bytes,
+        codec: int,
+        base_offset: int,
+        count: int,
+        first_timestamp: int,
+        fixed_timestamp: int | None,
+        start_offset: int,
+    ) -> None:
+        """Begin with a batch, of which ``packed`` are the records, ``codec`` says how. Raises `BatchError`."""
+
+    def advance(
+        self,
+    ) -> tuple[int, int, bytes | None, bytes | None, list[tuple[bytes, bytes | None]]] | None:
+        """Take records until one is to be decoded by Python, and give that one: offset, timestamp in ms, key, value,
+        headers. None at the end of the batch. Raises `BatchError`."""
+
+    def take(self, symbol: str, ts_ns: int, price: float, size: float, offset: int, value: bytes) -> None:
+        """Place a tick that Python decoded."""
+
+    def is_misplaced(self, symbol: str) -> bool:
+        """Whether a symbol has no state yet and belongs on another partition."""
+
+    def knows(self, ts_ns: int) -> bool:
+        """Whether windows can be found for a time: a time zone is to be learnt."""
+
+    def learn(self, pieces: list[tuple[int, int, int]]) -> None:
+        """Take over a stretch of the time zone, none of which is known: begin, end, offset from UTC, side by side."""
+
+    def count(self, offset: int) -> None:
+        """Count a record that did not come in a batch."""
+
+    def end_input(self) -> None:
+        """The input has ended: windows that wait come out."""
+
+    def settle(self, silence_ns: int, most: int) -> bool:
+        """Show what is overdue, looking at ``most`` windows; whether there may be more."""
+
+    def next_timeout(self) -> int | None:
+        """The silence after which `settle` would show something more."""
+
+    def flush_partial(self) -> None:
+        """Show every open window that changed."""
+
+    def take_counts(self) -> tuple[int, int]:
+        """Records and accepted ticks since the last call."""
+
+    def take_frames(self) -> tuple[tuple[bytes, list[tuple[int, int]], list[int]], list[tuple[str, str, int]]] | None:
+        """The frames since the last call: keys and values end to end, where each key and value ends, the time (ms) of
+        each; and how many there are of each status and trigger."""
+
+    def take_late(self) -> tuple[bytes, list[tuple[int, int]], list[str]] | None:
+        """The late records since the last call, as frames are given, and the reason of each."""
+
+    def take_changes(self) -> tuple[bytes, list[tuple[int, int | None]]]:
+        """The changelog's records of what changed, as frames are given; without a value, the key is deleted."""
+
+    def restore(self, entries: list[tuple[bytes, bytes]]) -> bool:
+        """Take stored records over, some at a time; false where one is not what is written here."""
+
+    def end_restore(self, partition_max_ns: int) -> bool:
+        """After the last of the stored records; false where something is missing."""
+
+def murmur2(data: bytes) -> int:
+    """Kafka's hash of a key, unsigned: its lower 31 bits, modulo a topic's partitions, are the key's partition."""
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli), the checksum of a record batch; unsigned."""
+
+def float_text(value: float) -> str:
+    """The text of a float in frames."""
