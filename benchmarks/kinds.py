@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.scale import steps
 from benchmarks.stages import _fetched, make_logs
-from workers.compiled.choose import make_lane
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
@@ -30,10 +29,12 @@ from workers.core.records import RawBatch, Record, records_of
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows
+from workers.native.choose import make_lane, supports
 from workers.times import NS_PER_SECOND
 
 RUNS = 3
 COMMIT_RECORDS = 20_000
+NATIVE = "tumbling 5 s"
 PLAIN = "tumbling 5 s, plain lane"
 HOUR_NS = 3_600 * NS_PER_SECOND
 
@@ -48,36 +49,27 @@ def unchanged(tick: Tick) -> Tick:
     return tick
 
 
-def specs() -> Iterator[tuple[str, LaneSpec, bool]]:
-    """Name, lane, and whether it is to be the compiled one; plain tumbling windows first."""
+def specs() -> Iterator[tuple[str, LaneSpec]]:
+    """Name and lane; plain tumbling windows first."""
     base = LaneSpec()
-    yield "tumbling 5 s, compiled lane", base, True
-    yield PLAIN, base, False
-    yield (
-        "tumbling 5 s with an offset, compiled lane",
-        replace(base, window=replace(base.window, offset_ns=NS_PER_SECOND)),
-        True,
-    )
-    yield (
-        "tumbling 1 h, New York",
-        replace(base, window=replace(base.window, size_ns=HOUR_NS, time_zone="America/New_York")),
-        False,
-    )
-    yield (
-        "tumbling 5 s, gaps up to 1 min filled",
-        replace(base, window=replace(base.window, fill_gaps_ns=60 * NS_PER_SECOND)),
-        False,
-    )
-    yield (
-        "hopping, 5 s every 1 s",
-        replace(base, window=HoppingWindows(size_ns=base.window.size_ns, hop_ns=NS_PER_SECOND)),
-        False,
-    )
-    yield "session, gap 1 s", replace(base, window=SessionWindows(NS_PER_SECOND)), False
+    yield NATIVE, base
+    yield (PLAIN, base)
+    yield "tumbling 5 s with an offset", replace(base, window=replace(base.window, offset_ns=NS_PER_SECOND))
+    zoned = replace(base.window, size_ns=HOUR_NS, time_zone="America/New_York")
+    yield "tumbling 1 h, New York", replace(base, window=zoned)
+    filled = replace(base.window, fill_gaps_ns=60 * NS_PER_SECOND)
+    yield "tumbling 5 s, gaps up to 1 min filled", replace(base, window=filled)
+    hopping = HoppingWindows(size_ns=base.window.size_ns, hop_ns=NS_PER_SECOND)
+    yield "hopping, 5 s every 1 s", replace(base, window=hopping)
+    yield "hopping, 60 s every 5 s", replace(base, window=HoppingWindows(60 * NS_PER_SECOND, 5 * NS_PER_SECOND))
+    yield "session, gap 1 s", replace(base, window=SessionWindows(NS_PER_SECOND))
     calendar = replace(base, window=CalendarWindows("XNYS", session="full"), key_ttl_ns=240 * HOUR_NS)
-    yield "exchange sessions, XNYS full", calendar, False
+    yield "exchange sessions, XNYS full", calendar
+    yield "one clock for the partition", replace(base, scope="partition")
+    yield "items", replace(base, payload="items")
+    yield "emit final", replace(base, emit="final")
     rules = CorrectionRules(field="type", cancel=("cancel",), correct=("correct",), id="ts")
-    yield "corrections on, none comes", replace(base, corrections=rules), False
+    yield "corrections on, none comes", replace(base, corrections=rules)
     operators: dict[str, OperatorSpec] = {
         "deduplicate": Deduplicate(("ts", "price", "size"), 10 * NS_PER_SECOND),
         "throttle, never full": Throttle(1, burst=1_000_000),
@@ -87,14 +79,14 @@ def specs() -> Iterator[tuple[str, LaneSpec, bool]]:
         "map": Map("benchmarks.kinds:unchanged"),
     }
     for name, operator in operators.items():
-        yield name, replace(base, pipeline=(operator,)), False
+        yield name, replace(base, pipeline=(operator,))
 
 
-def run(spec: LaneSpec, batches: list[RawBatch], *, compiled: bool) -> float:
+def run(spec: LaneSpec, batches: list[RawBatch], *, native: bool) -> float:
     """CPU microseconds per tick, commits included."""
-    lane: Lane = make_lane(spec, Input("ticks", 0, 1), compiled)
+    lane: Lane = make_lane(spec, Input("ticks", 0, 1), native)
     portions: list[list[RawBatch] | list[Record]] = [
-        portion if compiled else list(records_of(portion)) for portion in steps(batches)
+        portion if native else list(records_of(portion)) for portion in steps(batches)
     ]
     count = since = 0
     written: list[OutRecord] = []
@@ -117,14 +109,16 @@ def main() -> None:
     (log,) = make_logs(ticks, partitions=1)
     batches = [batch for data in log for batch in _fetched(data, 0)]  # type: ignore[arg-type]
     rows = [
-        (name, compiled, median(run(spec, batches, compiled=compiled) for _ in range(runs)))
-        for name, spec, compiled in specs()
+        (name, native, median(run(spec, batches, native=native) for _ in range(runs)))
+        for name, spec in specs()
+        for native in [name != PLAIN and supports(spec)]
     ]
     plain = next(cost for name, _, cost in rows if name == PLAIN)
-    print("| operator or kind of window | CPU-µs per tick | × tumbling, plain lane | × tumbling, compiled lane |")
-    print("|---|---|---|---|")
-    for name, _, cost in rows:
-        print(f"| {name} | {cost:.2f} | {cost / plain:.2f} | {cost / rows[0][2]:.1f} |", flush=True)
+    print("| operator or kind of window | lane | CPU-µs per tick | × tumbling, plain lane | × tumbling |")
+    print("|---|---|---|---|---|")
+    for name, native, cost in rows:
+        lane = "native" if native else "plain"
+        print(f"| {name} | {lane} | {cost:.2f} | {cost / plain:.2f} | {cost / rows[0][2]:.1f} |", flush=True)
     print(f"\n{ticks:,} ticks, {np.size(batches)} record batches, median of {runs}; one thread, no broker.")
 
 

@@ -24,7 +24,6 @@ import orjson
 import psutil
 
 from tests.support.raw_batches import build_batch
-from workers.compiled.choose import make_lane
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.lane import Input, Lane
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -34,6 +33,7 @@ from workers.core.records import RawRecord
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
+from workers.native.choose import make_lane
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -78,7 +78,7 @@ class Case:
     scope: str
     stages: str
     spec: LaneSpec
-    compiled: bool = False
+    native: bool = False
 
 
 def any_tick(tick: Tick) -> bool:
@@ -93,7 +93,7 @@ def larger(tick: Tick) -> dict[str, object]:
 
 def cases() -> Iterator[Case]:
     """Every row. Windows with filled gaps have no items and no corrections."""
-    yield Case("tumbling, compiled lane", "key", "bars", COMMON, compiled=True)
+    yield Case("tumbling, native lane", "key", "bars", COMMON, native=True)
     for name, spec in KINDS.items():
         for scope in ("key", "partition"):
             for stages, options in STAGES.items():
@@ -126,14 +126,14 @@ def resident_mib() -> float:
 
 def measure(case: Case, ticks: int) -> list[float]:
     """Resident MiB before the log and after each quarter of it."""
-    lane: Lane = make_lane(case.spec, Input("ticks", 0, 1), case.compiled)
+    lane: Lane = make_lane(case.spec, Input("ticks", 0, 1), case.native)
     lane.process([])
     found = [resident_mib()]
     portion: list[RawRecord] = []
     for number, record in enumerate(log(ticks, 24 if case.spec.window.kind == "calendar" else 1), 1):
         portion.append(record)
         if len(portion) == PORTION or number == ticks:
-            lane.process([build_batch(portion)] if case.compiled else portion)
+            lane.process([build_batch(portion)] if case.native else portion)
             if lane.changes_waiting >= 8_000 or number % (10 * PORTION) == 0:
                 lane.take_changes()
             portion = []

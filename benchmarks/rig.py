@@ -49,7 +49,7 @@ class Plan:
     symbols: int = 200
     workers: int = 2
     queue_s: int = 20  # of frames that the store's queue holds
-    compiled: bool = True  # lanes; loading them takes a process two seconds of CPU
+    native: bool = True  # lanes; loading them takes a process two seconds of CPU
     others_share: float = 0.9  # of what they do alone, cold partitions must do beside a hot one
     poll_interval_s: float = 1.0
     min_dwell_s: float = 5.0
@@ -110,7 +110,7 @@ class Rig:
 
     def start(self, name: str, *command: str, port: int, **more: object) -> Process:
         """Start a command of the project, observed from now on; the brake is for aggregations that look at it."""
-        environ = (f"{BRAKE}={self.brake}", f"WORKERS_COMPILED={int(self.plan.compiled)}")
+        environ = (f"{BRAKE}={self.brake}", f"WORKERS_NATIVE={int(self.plan.native)}")
         argv = ["env", *environ, sys.executable, "-m", "workers", *command, *self.app.flags(**more)]
         process = Process(argv, self.folder / f"{name}.log")
         self.observer.processes[name], self.observer.ports[name] = process, port

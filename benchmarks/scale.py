@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 
 from benchmarks.stages import Log, _fetched, make_logs, pack_logs
-from workers.compiled.choose import make_lane, takes_batches
 from workers.core.lane import Input, Lane
 from workers.core.records import RawBatch, records_of
 from workers.core.spec import LaneSpec
+from workers.native.choose import make_lane, takes_batches
 from workers.times import NS_PER_SECOND
 
 STEP_RECORDS = 5_000
@@ -121,7 +121,7 @@ def measure(load: Load) -> Row:
     for data in log:
         batches += _fetched(data, 0)  # type: ignore[arg-type]
     half = len(batches) // 2
-    compiled = takes_batches(load.spec)
+    native = takes_batches(load.spec)
     gc.collect()
     before = psutil.Process().memory_info().rss
     lane: Lane = make_lane(load.spec, Input("ticks", 0, 1))
@@ -133,7 +133,7 @@ def measure(load: Load) -> Row:
         began_s = time.process_time()
         for portion in steps(some):
             step_s = time.process_time()
-            effects = lane.process(portion if compiled else list(records_of(portion)))  # type: ignore[arg-type]
+            effects = lane.process(portion if native else list(records_of(portion)))  # type: ignore[arg-type]
             longest_s = max(longest_s, time.process_time() - step_s)
             count += effects.records
             if lane.changes_waiting > 20_000:
@@ -147,7 +147,7 @@ def measure(load: Load) -> Row:
     per_key = (psutil.Process().memory_info().rss - before) / max(lane.key_count, 1)
     return Row(
         load.name,
-        "compiled" if compiled else "plain",
+        "native" if native else "plain",
         lane.key_count,
         seconds / count * 1e6,
         per_key if lane.key_count >= 10_000 else None,

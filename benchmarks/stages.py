@@ -1,4 +1,4 @@
-"""What a tick costs in the compiled path, stage by stage, in CPU microseconds. No broker: the batches are built here.
+"""What a tick costs in the native path, stage by stage, in CPU microseconds. No broker: the batches are built here.
 
     python -m benchmarks.stages [--ticks 400000] [--runs 5] [--reference]
 
@@ -21,13 +21,13 @@ from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from workers.compiled import lane as batch_lane
-from workers.compiled.choose import make_lane
 from workers.core.lane import Input
 from workers.core.partitioning import partition_for
-from workers.core.records import RawBatch, records_of
+from workers.core.records import records_of
 from workers.core.spec import LaneSpec
 from workers.kafka.fetch_hook import _BatchRecords, _BatchSlices
+from workers.native.choose import make_lane
+from workers.native.lane import NativeLane
 
 PARTITIONS = 4
 SYMBOLS = 1_000
@@ -104,9 +104,9 @@ class Stopwatch:
         return run
 
 
-def run_once(logs: list[Log], compiled: bool, watch: Stopwatch) -> tuple[float, int, int]:
+def run_once(logs: list[Log], native: bool, watch: Stopwatch) -> tuple[float, int, int]:
     """CPU seconds of everything, ticks and frames."""
-    lanes = [make_lane(LaneSpec(), Input("ticks", number, PARTITIONS), compiled) for number in range(PARTITIONS)]
+    lanes = [make_lane(LaneSpec(), Input("ticks", number, PARTITIONS), native) for number in range(PARTITIONS)]
     positions = [0] * PARTITIONS
     unpack = watch.timed("unpack, crc", lambda data, position: list(_fetched(data, position)))
     process: list[Callable[..., object]] = [watch.timed("lane, the rest", lane.process) for lane in lanes]
@@ -119,7 +119,7 @@ def run_once(logs: list[Log], compiled: bool, watch: Stopwatch) -> tuple[float, 
                 continue
             batches = unpack(log[number], positions[partition])
             assert isinstance(batches, list)
-            if not compiled:
+            if not native:
                 batches = list(records_of(batches))
             effects = process[partition](batches)
             positions[partition] = lanes[partition].position
@@ -139,15 +139,13 @@ def _fetched(data: bytes, position: int) -> _BatchRecords:
 
 
 def instrument(watch: Stopwatch) -> None:
-    """Time the compiled functions where the lane calls them."""
-    for stage, module, name in (
-        ("decode", batch_lane.co, "decode"),
-        ("kernel", batch_lane.ke, "run"),
-        ("kernel", batch_lane.ke, "settle"),
-        ("emissions", batch_lane.BatchLane, "_take_emissions"),
-        ("decompress", RawBatch, "payload"),
+    """Time the native functions where the lane calls them."""
+    for stage, name in (
+        ("decompress, decode, windows, frame text", "_take_batch"),
+        ("records unsure", "_take_record"),
+        ("results as objects", "_collect"),
     ):
-        setattr(module, name, watch.timed(stage, getattr(module, name)))
+        setattr(NativeLane, name, watch.timed(stage, getattr(NativeLane, name)))
 
 
 def main() -> None:
@@ -171,7 +169,7 @@ def main() -> None:
         runs.append({**watch.seconds, "all": seconds})
     print(f"{ticks} ticks, {frames / ticks:.4f} frames per tick; CPU-us per tick, median of {options.runs} runs")
     for stage in runs[0]:
-        print(f"{stage:>16}  {median(run[stage] for run in runs) / ticks * 1e6:.4f}")
+        print(f"{stage:>40}  {median(run[stage] for run in runs) / ticks * 1e6:.4f}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import orjson
 
 from benchmarks.stages import _fetched, pack_logs
 from workers.commands.run import calm_collector
-from workers.compiled.choose import make_lane
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
@@ -34,6 +33,7 @@ from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
 from workers.core.windows.kinds import TumblingWindows
 from workers.kafka.commit import _portions
+from workers.native.choose import make_lane
 from workers.worker import committer, partition
 
 S = 1_000_000_000
@@ -135,12 +135,12 @@ def jumps() -> Records:
 
 SHAPES = (
     Shape(
-        "compiled: days shuffled, 1 s, lag 1 d",
+        "native: days shuffled, 1 s, lag 1 d",
         LaneSpec(window=TumblingWindows(S), lag_ns=DAY, key_ttl_ns=30 * DAY),
         shuffled_days,
     ),
     Shape(
-        "compiled: 40,000 scattered windows of a key",
+        "native: 40,000 scattered windows of a key",
         LaneSpec(window=TumblingWindows(S), lag_ns=DAY, key_ttl_ns=30 * DAY),
         lambda: scattered(40_000),
     ),
@@ -199,8 +199,8 @@ def measure(shape: Shape) -> Watch:
     """Feed the shape's log to a lane, store its state now and then, and restore another from it."""
     watch, source = Watch(), shape.make()
     first = next(source)
-    compiled = isinstance(first, RawBatch)
-    lane: Lane = make_lane(shape.spec, Input("ticks", 0, 1), compiled)
+    native = isinstance(first, RawBatch)
+    lane: Lane = make_lane(shape.spec, Input("ticks", 0, 1), native)
     stored: dict[bytes, bytes] = {}
     portion: list[object] = [first]
     at_once = partition.FIRST_RECORDS
@@ -234,7 +234,7 @@ def measure(shape: Shape) -> Watch:
         take(portion, at_once, source)
     watch.timed("changes", commit)
     keep(changes)
-    again = make_lane(shape.spec, Input("ticks", 0, 1), compiled)
+    again = make_lane(shape.spec, Input("ticks", 0, 1), native)
     drain(again.restore_in_steps(stored, where="benchmark"), watch)
     assert entries_of(again.take_changes()).keys() == {b"m"}, "nothing is to be written of what was just read"
     assert again.key_count == lane.key_count

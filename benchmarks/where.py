@@ -30,17 +30,12 @@ PARTITIONS = 4
 RATE = 250
 LIMIT_S = 120.0
 DRAINED = '"before": "hard"'  # the worker\'s own log, when the lag is gone
-START = "start: imports, loading compiled code"
+START = "start: imports"
 STAGES = (  # the first of which a mark is in the innermost frame that has any
-    (START, ("<frozen importlib", "/numba/", "/llvmlite/", "workers/compiled/jit.py", "concurrent/futures/thread.py")),
-    ("decompress", ("payload (", "lz4_decode (")),
-    ("decode into columns", ("BatchLane._take_batches (",)),
-    ("windows", ("BatchLane._take_rows (", "BatchLane._settle (")),
-    ("frames", ("_take_emissions",)),
-    (
-        "late and rejected records",
-        ("_report_late (", "_decode_flagged (", "BatchLane._reject (", "workers/core/ledger.py"),
-    ),
+    (START, ("<frozen importlib", "concurrent/futures/thread.py")),
+    ("lane: decompress, decode, windows, frames", ("NativeLane._take_batch (", "NativeLane.process (")),
+    ("lane: results as objects", ("NativeLane._collect (",)),
+    ("rejected records", ("NativeLane._take_record (", "NativeLane._reject (", "workers/core/ledger.py")),
     ("commit: changelog records", ("take_changes",)),
     ("commit: pack, compress, send", ("workers/kafka/commit.py", "workers/kafka/lz4.py", "aiokafka/producer")),
     (

@@ -28,13 +28,8 @@ LONGEST_MODULE = 500
 
 LONG_FUNCTIONS: set[str] = {
     "workers.commands.explain.explain",
-    "workers.compiled.decode.decode",
-    "workers.compiled.windows.load_windows",
-    "workers.compiled.windows.run",
 }
 LONG_MODULES: set[str] = {
-    "workers.compiled.lane",
-    "workers.compiled.windows",
     "workers.core.windows.engine",
 }
 PRIVATE_IMPORTS: set[str] = set()
@@ -60,6 +55,8 @@ def _private_imports() -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workers"):
                 for alias in node.names:
+                    if alias.name == "_native":
+                        continue  # a module, named as extensions are
                     if alias.name.startswith("_") and not alias.name.startswith("__"):
                         yield f"{module} from {node.module} import {alias.name}"
 

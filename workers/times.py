@@ -37,7 +37,7 @@ UNIT_NS: Final[dict[str, int]] = {"s": NS_PER_SECOND, "ms": NS_PER_MS, "us": 1_0
 
 MAX_EVENT_TIME_NS: Final = 2**63 - 1 - 2 * 366 * 86_400 * NS_PER_SECOND
 """Event times beyond ± this are out of range: two years short of what 64 bits hold, so that ``end + lag + idle_after``
-and the like, whose durations are limited to a year, can't overflow in compiled code."""
+and the like, whose durations are limited to a year, can't overflow in native code."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION_NS: Final[dict[str, int]] = {

@@ -53,7 +53,7 @@ READERS = 5
 COMPILE = "; ".join(
     (
         "from workers.core.spec import LaneSpec",
-        "from workers.compiled.choose import takes_batches",
+        "from workers.native.choose import takes_batches",
         "takes_batches(LaneSpec())",
     )
 )

@@ -154,11 +154,11 @@ async def send_poison(app: App) -> None:
         await client.close()
 
 
-@pytest.mark.parametrize("way", ["compiled", "plain", "pipeline", "corrections"])
+@pytest.mark.parametrize("way", ["native", "plain", "pipeline", "corrections"])
 async def test_records_that_programs_choke_on_take_out_nothing_but_themselves(
     broker: Broker, topic_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setenv("WORKERS_COMPILED", "0" if way == "plain" else "1")
+    monkeypatch.setenv("WORKERS_NATIVE", "0" if way == "plain" else "1")
     config = tmp_path / "workers.toml"
     config.write_text(
         {
@@ -258,11 +258,11 @@ async def test_two_workers_give_the_frames_of_one(broker: Broker, topic_name: st
     assert not findings, findings
 
 
-@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("native", ["0", "1"])
 async def test_a_topic_written_in_transactions_is_read_to_its_very_end(
-    broker: Broker, topic_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str
+    broker: Broker, topic_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: str
 ) -> None:
-    monkeypatch.setenv("WORKERS_COMPILED", compiled)
+    monkeypatch.setenv("WORKERS_NATIVE", native)
     app = App(broker.bootstrap_servers, topic_name, settings={"window.allowed_lateness": "1s"})
     assert app.run_command("topics", "create").returncode == 0
     records = market(4_000)

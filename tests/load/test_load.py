@@ -28,7 +28,7 @@ PLAN = Plan(
     queue_s=3,
     poll_interval_s=0.2,
     min_dwell_s=0.5,
-    compiled=False,  # the starts of ten processes are what takes these tests their time
+    native=False,  # the starts of ten processes are what takes these tests their time
     others_share=0.0,  # a timed comparison is for the benchmark: here only who was paused counts
 )
 NAMES = ("slow-worker", "store-frozen", "workers-stopped", "hot-symbol")

@@ -9,7 +9,7 @@ of 8.5e21 in steps of 1e-16. A sum that finds no room goes on as a float64: the 
 then is added in floats, one at a time, in the order in which it comes, which is that of the log. It stays a float, and
 so does what it is merged into. That, too, is a function of the log.
 
-`workers.compiled.decimals` is the same, compiled.
+`native/src/sums.rs` is the same.
 """
 
 from __future__ import annotations

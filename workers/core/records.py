@@ -51,7 +51,8 @@ class RawBatch:
 
     Records below ``start_offset`` are no longer wanted (a seek into the batch). ``first_timestamp`` and
     ``max_timestamp`` are ms since the epoch; with ``timestamp_type`` 1 (log append time) every record has the latter.
-    ``len()`` is the number of records, the unwanted included.
+    ``codec`` is the number that the format has for how it is packed, 0 for not at all. ``len()`` is the number of
+    records, the unwanted included.
     """
 
     base_offset: int
@@ -63,6 +64,7 @@ class RawBatch:
     start_offset: int
     packed: Payload = field(repr=False)
     unpack: Callable[[Payload], Payload] | None = field(default=None, repr=False)
+    codec: int = 0
 
     def __len__(self) -> int:
         return self.count

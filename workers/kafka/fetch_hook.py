@@ -199,4 +199,5 @@ def _raw_batch(batch: Any, data: memoryview, wanted_from: int) -> RawBatch:
         max(wanted_from, batch.base_offset),
         data[_RECORDS_AT:],
         unpack,
+        compression,
     )

@@ -27,12 +27,12 @@ import structlog
 
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
-from workers.compiled.choose import make_lane, takes_batches
 from workers.core.lane import Input, Lane
 from workers.errors import TopicError
 from workers.kafka.cluster import Cluster
 from workers.kafka.errors import REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
+from workers.native.choose import is_available, make_lane, supports, takes_batches
 from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
@@ -76,7 +76,7 @@ class Worker:
         )
         self._kafka = kafka if kafka is not None else Cluster(settings, self._report.note_step)
         self._rules = _partition_rules(settings)
-        self._compiled = False
+        self._is_native = False
         self._context: Context | None = None
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
@@ -93,9 +93,9 @@ class Worker:
             log.info(sentence)
         self._failure = asyncio.get_running_loop().create_future()
         await self._kafka.prepare()  # first, as it says within seconds what is wrong with the cluster or the settings
-        self._compiled = await self._load_compiled()
+        self._is_native = self._choose_lane()
         consumer = self._kafka.consumer(
-            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=self._compiled
+            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=self._is_native
         )
         self._context = self._context_with(consumer)
         try:
@@ -111,6 +111,15 @@ class Worker:
                 await self._loop(consumer, stop)
         finally:
             await self._shut_down(consumer)
+
+    def _choose_lane(self) -> bool:
+        """Whether lanes are native; what is missing for them to be is said."""
+        if supports(self.lane_spec) and not is_available():
+            log.info(
+                "native lanes are not there; plain Python computes the same, some 40 times slower. Install where there "
+                "is a Rust compiler (cargo), or from a wheel"
+            )
+        return takes_batches(self.lane_spec)
 
     def _context_with(self, consumer: GroupConsumer) -> Context:
         """What partitions may ask of this worker."""
@@ -131,16 +140,6 @@ class Worker:
             is_full=self.is_full,
             fail=self.fail,
         )
-
-    async def _load_compiled(self) -> bool:
-        """Load the compiled lanes, or compile them: once for each version, but then it takes a while, and is said."""
-        loading = asyncio.ensure_future(asyncio.to_thread(takes_batches, self.lane_spec))
-        done, _ = await asyncio.wait([loading], timeout=3.0)
-        if not done:
-            log.info(
-                "loading the compiled lanes; the first start of a version compiles them, which takes up to a minute"
-            )
-        return await loading
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +193,7 @@ class Worker:
         more than a lane takes at once a partition with much to read would never fill its lane and be paused, and the
         others would wait for it."""
         lane = self.settings.lane
-        return BATCHES_AT_ONCE if self._compiled else max(lane.batch_size, lane.capacity - self._rules.high_records)
+        return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high_records)
 
     async def _process(self) -> None:
         """One step of each lane."""
@@ -306,7 +305,7 @@ class Worker:
 
     def _make_lane(self, number: int) -> Lane:
         place = Input(self.topic, number, self._kafka.topics.input_partitions)
-        return make_lane(self.lane_spec, place, self._compiled)
+        return make_lane(self.lane_spec, place, self._is_native)
 
     @contextlib.asynccontextmanager
     async def _restoring(self) -> AsyncIterator[None]:

@@ -17,13 +17,13 @@ from tests.support.raw_batches import batches
 from tests.support.strategies import cuts
 from tests.support.sums_oracle import Total, totals_of, vwap_of
 from tests.unit.core.test_lane import TOPIC, KafkaRecord
-from workers.compiled.lane import BatchLane
 from workers.core.decimals import MOST_DECIMALS, SUM, DecimalSum, average, decimal_of
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.spec import LaneSpec
 from workers.core.windows.kinds import SessionWindows, TumblingWindows
 from workers.errors import StateFormatError
+from workers.native.lane import NativeLane
 from workers.testing import TestDriver
 
 SPEC = LaneSpec(window=TumblingWindows(60 * 10**9), lag_ns=10**9)
@@ -174,19 +174,19 @@ def test_both_lanes_show_the_exact_sums_however_the_log_is_cut(
     records = [*_records(ticks, seconds)]
     end = KafkaRecord(len(records), 10**9, b"A", b'{"symbol":"A","ts":61000,"price":1,"size":1}')
     records.append(end)
-    lanes: list[Lane] = [Lane(SPEC, SOURCE), BatchLane(SPEC, SOURCE)]
+    lanes: list[Lane] = [Lane(SPEC, SOURCE), NativeLane(SPEC, SOURCE)]
     frames: list[list[bytes | None]] = [[], []]
     changelog: list[OutRecord] = []
     for begin, stop in pairwise([0, *data.draw(cuts(len(records)), "cuts"), len(records)]):
         for number, lane in enumerate(lanes):
             some = records[begin:stop]
-            effects = lane.process(list(batches(some, [])) if isinstance(lane, BatchLane) else some)
+            effects = lane.process(list(batches(some, [])) if isinstance(lane, NativeLane) else some)
             frames[number] += [frame.value for frame in effects.frames]
         if data.draw(st.booleans(), "crash"):  # each goes on from what both stored
             stored = [lane.take_changes() for lane in lanes]
             assert stored[0] == stored[1]
             changelog += stored[0]
-            lanes = [Lane(SPEC, SOURCE), BatchLane(SPEC, SOURCE)]
+            lanes = [Lane(SPEC, SOURCE), NativeLane(SPEC, SOURCE)]
             for lane in lanes:
                 lane.restore(entries_of(changelog), where="test")
     assert frames[0] == frames[1]
@@ -207,13 +207,13 @@ def _check_bar(bar: dict[str, float | None], ticks: Sequence[tuple[float, float]
         assert low <= bar["vwap"] <= high
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_sums_that_are_wide_are_rounded_once(compiled: bool) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_sums_that_are_wide_are_rounded_once(native: bool) -> None:
     """More bits than a float64 has, in ways that rounding twice would get wrong."""
     sizes = [*(("9007199254740991", "9007199254740991", "1"), ("9007199254740991", "9007199254740991", "3"))]
     sizes += [("18014398509481984", "2", "0.00000001"), ("18014398509481984", "1", "0.00000001"), ("0.1", "1e16")]
     for each in sizes:
-        lane = (BatchLane if compiled else Lane)(SPEC, SOURCE)
+        lane = (NativeLane if native else Lane)(SPEC, SOURCE)
         records = _records([("1", size) for size in each] + [("1", "1")], [0] * len(each) + [61])
         (frame,) = lane.process(records).frames
         shown = orjson.loads(frame.value or b"")["volume"]
@@ -237,6 +237,6 @@ def test_stored_sums_that_cannot_be_are_refused_by_both_lanes() -> None:
     window = next(key for key in entries if key[:1] == b"w")
     value = entries[window]
     for harm in (value[:-1] + bytes([37]), value[: -SUM.size - 1] + bytes([200]) + value[-SUM.size :]):
-        for new in (Lane(SPEC, SOURCE), BatchLane(SPEC, SOURCE)):
+        for new in (Lane(SPEC, SOURCE), NativeLane(SPEC, SOURCE)):
             with pytest.raises(StateFormatError, match="127 bits"):
                 new.restore({**entries, window: harm}, where="test")

@@ -14,7 +14,6 @@ from tests.support.raw_batches import build_batch
 from tests.unit.core.test_lane import TOPIC, KafkaRecord
 from workers.apps.inspect.tail import frame_line
 from workers.apps.inspect.witness import Investigation
-from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
@@ -24,6 +23,7 @@ from workers.core.pipeline.throttle import Conflate
 from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.kinds import SessionWindows, TumblingWindows
+from workers.native.lane import NativeLane
 from workers.testing import TestDriver
 
 S = 10**9
@@ -206,11 +206,11 @@ def test_many_symbols_end_in_order_in_both_lanes_and_each_goes_on_from_the_other
     symbols = [f"S{number * 7919 % 30_000}" for number in range(30_000)] + ["ÜBER-€", "\U0001f600", "\uffee"]
     ticks = [tick(number, symbol, number % 9) for number, symbol in enumerate(symbols)]
     end = KafkaRecord(len(ticks), -1, None, None, CONTROL)
-    lanes: tuple[Lane, Lane] = (Lane(SPEC, Input(TOPIC, 0, 1)), BatchLane(SPEC, Input(TOPIC, 0, 1)))
+    lanes: tuple[Lane, Lane] = (Lane(SPEC, Input(TOPIC, 0, 1)), NativeLane(SPEC, Input(TOPIC, 0, 1)))
     found: list[Effects] = []
     stored: list[list[OutRecord]] = []
     for lane in lanes:
-        effects = lane.process([build_batch([*ticks, end])] if isinstance(lane, BatchLane) else [*ticks, end])
+        effects = lane.process([build_batch([*ticks, end])] if isinstance(lane, NativeLane) else [*ticks, end])
         found.append(effects)
         stored.append(lane.take_changes())
     assert found[0] == found[1]
@@ -219,7 +219,7 @@ def test_many_symbols_end_in_order_in_both_lanes_and_each_goes_on_from_the_other
     assert keys == sorted(symbols)
 
     more = [tick(len(ticks) + 1 + number, symbol, second) for number, (symbol, second) in enumerate(later(symbols))]
-    new: tuple[Lane, Lane] = (Lane(SPEC, Input(TOPIC, 0, 1)), BatchLane(SPEC, Input(TOPIC, 0, 1)))
+    new: tuple[Lane, Lane] = (Lane(SPEC, Input(TOPIC, 0, 1)), NativeLane(SPEC, Input(TOPIC, 0, 1)))
     for lane in new:
         lane.restore(entries_of(stored[0]), where="test")
     assert new[0].process(more) == new[1].process([build_batch(more)]) == lanes[0].process(more)

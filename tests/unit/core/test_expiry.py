@@ -9,9 +9,6 @@ import pytest
 
 from tests.support.raw_batches import batches
 from tests.unit.core.test_lane import TOPIC, KafkaRecord
-from workers.compiled import tables
-from workers.compiled.choose import make_lane, supports
-from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline.deduplicate import Deduplicate
@@ -21,6 +18,7 @@ from workers.core.spec import LaneSpec
 from workers.core.windows.engine import NEVER
 from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError
+from workers.native.choose import make_lane, supports
 from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
@@ -41,15 +39,15 @@ def three_days_by_symbol() -> list[KafkaRecord]:
     return records
 
 
-def run(spec: LaneSpec, *, compiled: bool) -> tuple[Lane, Effects]:
+def run(spec: LaneSpec, *, native: bool) -> tuple[Lane, Effects]:
     """The log in four batches, with a crash after each."""
     records, changelog, found = three_days_by_symbol(), [], Effects()
-    lane = make_lane(spec, Input(TOPIC, 0, 1), compiled)
+    lane = make_lane(spec, Input(TOPIC, 0, 1), native)
     for begin in range(0, 144, 36):
         some = records[begin : begin + 36]
-        found.extend(lane.process(list(batches(some, [5, 9])) if compiled else some))
+        found.extend(lane.process(list(batches(some, [5, 9])) if native else some))
         changelog += lane.take_changes()
-        lane = make_lane(spec, Input(TOPIC, 0, 1), compiled)
+        lane = make_lane(spec, Input(TOPIC, 0, 1), native)
         lane.restore(entries_of(changelog), where="test")
     return lane, found
 
@@ -57,18 +55,18 @@ def run(spec: LaneSpec, *, compiled: bool) -> tuple[Lane, Effects]:
 DEFAULTS = lane_spec(load_settings(Path("config/workers.toml"), environ={}))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_file_ordered_by_symbol_loses_nothing(compiled: bool) -> None:
-    lane, effects = run(DEFAULTS, compiled=compiled)
+@pytest.mark.parametrize("native", [False, True])
+def test_a_file_ordered_by_symbol_loses_nothing(native: bool) -> None:
+    lane, effects = run(DEFAULTS, native=native)
     assert (lane.counts.aggregated, lane.counts.late) == (144, 0)
     assert len([frame for frame in effects.frames if b'"key":"BBB"' in (frame.value or b"")]) == 71 + 1
     assert lane.key_count == 2
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_time_to_live_still_forgets_and_says_expired(compiled: bool) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_a_time_to_live_still_forgets_and_says_expired(native: bool) -> None:
     settings = load_settings(environ={}, overrides={"window.key_ttl": "1d"})
-    lane, effects = run(lane_spec(settings), compiled=compiled)
+    lane, effects = run(lane_spec(settings), native=native)
     assert effects.late_by_reason == {"expired": 48}
     assert lane.counts.aggregated == 96
 
@@ -79,7 +77,7 @@ def test_a_time_to_live_still_forgets_and_says_expired(compiled: bool) -> None:
     ids=lambda operator: type(operator).__name__,
 )
 def test_no_stage_takes_a_tick_for_others_progress(operator: OperatorSpec) -> None:
-    lane, effects = run(LaneSpec(pipeline=(operator,)), compiled=False)
+    lane, effects = run(LaneSpec(pipeline=(operator,)), native=False)
     assert lane.counts.aggregated + lane.counts.held == 144
     assert effects.late == []
 
@@ -102,24 +100,21 @@ def test_an_id_is_remembered_however_far_others_have_gone() -> None:
 
 
 def test_nothing_is_kept_for_an_expiry_that_never_comes() -> None:
-    reference, _ = run(DEFAULTS, compiled=False)
+    reference, _ = run(DEFAULTS, native=False)
     assert reference._engine._expiry == []
     assert reference._engine._least_expired_ns == NEVER
-    fast, _ = run(DEFAULTS, compiled=True)
-    assert isinstance(fast, BatchLane)
-    assert fast._head[tables.H_EXPIRY] == 0
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_times_at_both_ends_of_64_bits_are_as_near_as_any(sign: int) -> None:
-    """The compiled lane must not compute a time to live that is none."""
+    """The native lane must not compute a time to live that is none."""
     spec = LaneSpec(window=TumblingWindows(S))
     far_ms = sign * 9_160_000_000_000
     log = [
         KafkaRecord(n, -1, key.encode(), orjson.dumps({"symbol": key, "ts": ts, "price": 1, "size": 1}))
         for n, (key, ts) in enumerate([("A", far_ms), ("B", -far_ms), ("A", far_ms + 3_000), ("B", 3_000 - far_ms)])
     ]
-    reference, fast = (make_lane(spec, Input(TOPIC, 0, 1), compiled) for compiled in (False, True))
+    reference, fast = (make_lane(spec, Input(TOPIC, 0, 1), native) for native in (False, True))
     assert reference.process(log) == fast.process(list(batches(log, [])))
     assert reference.counts.aggregated == fast.counts.aggregated == 4
     assert reference.take_changes() == fast.take_changes()

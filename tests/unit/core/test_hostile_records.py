@@ -2,7 +2,7 @@
 
 The logs are made from seeds, which a failure names: ``HOSTILE_SEED=7 pytest tests/unit/core/test_hostile_records.py``.
 The suite runs a few; `make soak` runs new ones for SOAK_MINUTES. The settings are drawn, too: every kind of window,
-payload and scope, every operator, corrections, an aggregation of a user's, and frames as input. Where compiled lanes
+payload and scope, every operator, corrections, an aggregation of a user's, and frames as input. Where native lanes
 compute what is drawn they must agree.
 """
 
@@ -23,8 +23,6 @@ import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
 from tests.support.raw_batches import by_hand, packed
-from workers.compiled.choose import supports
-from workers.compiled.lane import BatchLane
 from workers.core.aggregates import Aggregation
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
@@ -42,6 +40,8 @@ from workers.errors import BrokerError, CallbackError
 from workers.kafka.commit import SinkSpec
 from workers.kafka.fit import fit, size_in_batch
 from workers.kafka.ports import Commit, OutTopic
+from workers.native.choose import supports
+from workers.native.lane import NativeLane
 from workers.worker.all_rejected import FailureWatch
 
 MS, S, DAY = 10**6, 10**9, 86_400 * 10**9
@@ -310,7 +310,7 @@ def storm(seed: int, records: int = 60) -> Mapping[str, int]:
     spec = a_spec(rng)
     source = Input("ticks", 0, rng.choice([1, 4]))
     lane = Lane(spec, source)
-    fast = BatchLane(spec, source) if supports(spec) else None
+    fast = NativeLane(spec, source) if supports(spec) else None
     log = [record(rng, offset, frames=spec.format == "frames") for offset in range(records)]
     cuts = [0, *sorted(rng.sample(range(1, records), 5)), records]
     changelog: list[OutRecord] = []
@@ -334,7 +334,7 @@ def storm(seed: int, records: int = 60) -> Mapping[str, int]:
         lane = Lane(spec, source)
         lane.restore(entries_of(changelog), where="test")
         if fast is not None:
-            fast = BatchLane(spec, source)
+            fast = NativeLane(spec, source)
             fast.restore(entries_of(changelog), where="test")
     return total.rejected
 
@@ -380,10 +380,10 @@ def told(effects: Effects) -> list[tuple[str, str]]:
 
 
 def both_lanes(spec: LaneSpec, records: list[RawRecord]) -> Effects:
-    """What a lane makes of records; where compiled lanes know the spec, both."""
+    """What a lane makes of records; where native lanes know the spec, both."""
     effects = Lane(spec, Input("ticks", 0, 1)).process(records)
     if supports(spec):
-        assert BatchLane(spec, Input("ticks", 0, 1)).process([by_hand(records, {})]) == effects
+        assert NativeLane(spec, Input("ticks", 0, 1)).process([by_hand(records, {})]) == effects
     return effects
 
 
@@ -510,12 +510,12 @@ def test_the_counts_of_all_that_a_parent_can_hold_fit_64_bits() -> None:
     assert readable(effects.frames[-1].value)["count"] == 2 * half * MS
 
 
-@pytest.mark.parametrize("spec", [LaneSpec(), LaneSpec(payload="items")], ids=["compiled", "plain"])
+@pytest.mark.parametrize("spec", [LaneSpec(), LaneSpec(max_jump_ns=S)], ids=["native", "plain"])
 def test_headers_of_any_name_and_without_a_value_come_with_the_dead_letter(spec: LaneSpec) -> None:
     record = RawRecord(0, -1, b"A", b"rubbish", (("bad1", b"1"), ("ok", None)))
     batch = by_hand([record, GOOD], HEADER_NAMES)
-    lane = BatchLane(spec, Input("ticks", 0, 1)) if supports(spec) else Lane(spec, Input("ticks", 0, 1))
-    effects = lane.process([batch] if isinstance(lane, BatchLane) else list(batch.records()))
+    lane = NativeLane(spec, Input("ticks", 0, 1)) if supports(spec) else Lane(spec, Input("ticks", 0, 1))
+    effects = lane.process([batch] if isinstance(lane, NativeLane) else list(batch.records()))
     [letter] = effects.dead_letters
     assert letter.headers[:2] == (("\\xff\\xfe", b"1"), ("ok", None))
     assert effects.aggregated == 1
@@ -547,15 +547,18 @@ def failing(decode: Callable[[Record], Any], offsets: set[int]) -> Callable[[Rec
 
 
 def test_whatever_decoding_raises_takes_out_that_record_alone() -> None:
-    values = [b'{"symbol":"A","ts":%d,"price":1.5,"size":2,"note":[]}' % NOW_MS, b"rubbish"]  # the plain decoder's
+    values = [
+        b'{"symbol":"A","ts":%d,"price":1.5,"size":2,"note":"\\u0041"}' % NOW_MS,
+        b"rubbish",
+    ]  # the plain decoder's
     records = [RawRecord(offset, -1, b"A", values[offset % 7 == 3]) for offset in range(20)]
     found = []
-    for lane in (Lane(LaneSpec(), Input("ticks", 0, 1)), BatchLane(LaneSpec(), Input("ticks", 0, 1))):
+    for lane in (Lane(LaneSpec(), Input("ticks", 0, 1)), NativeLane(LaneSpec(), Input("ticks", 0, 1))):
         lane._decode = failing(lane._decode, {2, 3, 11})
-        found.append(lane.process([by_hand(records, {})] if isinstance(lane, BatchLane) else records))
+        found.append(lane.process([by_hand(records, {})] if isinstance(lane, NativeLane) else records))
         assert lane.counts.balance() == 0
-    plain, compiled = found
-    assert plain == compiled
+    plain, native = found
+    assert plain == native
     assert plain.rejected == {"processing_failed": 3, "malformed_json": 2}
     assert [failure.offset for failure in plain.failures] == [2, 3, 11]
     assert plain.aggregated == 15
@@ -586,10 +589,6 @@ def test_whatever_else_raises_takes_out_that_record_alone(what: str, monkeypatch
     assert effects.aggregated == 4 - failed
     assert lane.counts.balance() == 0
     assert "Unforeseen" in told(effects)[0][1]
-    if what == "ledger":
-        fast = BatchLane(spec, Input("ticks", 0, 1))
-        monkeypatch.setattr("workers.compiled.lane.late_record", raises)
-        assert fast.process([by_hand(records, {})]) == effects
     # What came before and after is as if these records had never been.
     lane.process([RawRecord(9, -1, b"A", TICK % (NOW_MS + 11_000))])
     assert lane.counts.aggregated == 5 - failed
@@ -616,7 +615,7 @@ def test_what_is_no_fault_of_a_record_goes_on(error: Exception) -> None:
     def raises(_: Record) -> Rejection:
         raise error
 
-    for lane in (Lane(LaneSpec(), Input("ticks", 0, 1)), BatchLane(LaneSpec(), Input("ticks", 0, 1))):
+    for lane in (Lane(LaneSpec(), Input("ticks", 0, 1)), NativeLane(LaneSpec(), Input("ticks", 0, 1))):
         lane._decode = raises
         with pytest.raises(type(error)):
             lane.process([GOOD])

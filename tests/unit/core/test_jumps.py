@@ -16,8 +16,6 @@ from tests.support.raw_batches import batches
 from tests.support.strategies import cuts
 from tests.unit.core.test_lane import TOPIC, KafkaRecord, late_entries, real_frames, reasons
 from workers.apps.inspect.witness import Investigation
-from workers.compiled.choose import supports, takes_batches
-from workers.compiled.lane import BatchLane
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
@@ -31,6 +29,8 @@ from workers.core.spec import LaneSpec
 from workers.core.ticks import CONTROL_HEADER, END_OF_INPUT
 from workers.core.windows.kinds import TumblingWindows
 from workers.errors import ConfigError, StateFormatError, StateMismatchError
+from workers.native.choose import supports, takes_batches
+from workers.native.lane import NativeLane
 from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 
@@ -365,7 +365,7 @@ def held_state() -> dict[bytes, bytes]:
     return entries_of(lane.take_changes())
 
 
-@pytest.mark.parametrize("kind", [Lane, BatchLane])
+@pytest.mark.parametrize("kind", [Lane, NativeLane])
 def test_turning_it_off_is_refused_while_a_tick_is_held_and_possible_after(kind: type[Lane]) -> None:
     off = guarded(max_jump_ns=0)
     with pytest.raises(StateMismatchError, match=r"holds 1 ticks that tick\.max_jump held back, and it is off now"):
@@ -378,7 +378,7 @@ def test_turning_it_off_is_refused_while_a_tick_is_held_and_possible_after(kind:
 
 
 def test_turning_it_on_over_state_made_without_it_is_possible() -> None:
-    fast = BatchLane(guarded(max_jump_ns=0), Input(TOPIC, 0, 1))
+    fast = NativeLane(guarded(max_jump_ns=0), Input(TOPIC, 0, 1))
     fast.process(list(batches(timeline("A0 A1 B2"), [])))
     lane = lane_of(guarded())
     lane.restore(entries_of(fast.take_changes()), where="test")

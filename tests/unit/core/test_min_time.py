@@ -13,7 +13,6 @@ import pytest
 from tests.support.raw_batches import batches
 from tests.unit.core.test_lane import TOPIC, KafkaRecord
 from tests.unit.core.windows.test_bars_from_bars import SPEC as FRAMES
-from workers.compiled.choose import make_lane
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.formats.json import tick_decoder
@@ -23,6 +22,7 @@ from workers.core.pipeline.pipeline import Map
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import CallbackError
+from workers.native.choose import make_lane
 from workers.settings import load_settings
 from workers.settings.lane import lane_spec
 from workers.times import parse_instant
@@ -40,11 +40,11 @@ def records_of(text: str) -> list[KafkaRecord]:
     ]
 
 
-def run(unit: str, records: Sequence[KafkaRecord], *, compiled: bool) -> tuple[Lane, Effects]:
+def run(unit: str, records: Sequence[KafkaRecord], *, native: bool) -> tuple[Lane, Effects]:
     """What a worker's lane with default settings makes of the records, whichever lane it is."""
     spec = lane_spec(load_settings(environ={}, overrides={"tick.timestamp_unit": unit}))
-    lane = make_lane(spec, Input(TOPIC, 0, 1), compiled)
-    return lane, lane.process(list(batches(records, [])) if compiled else records)
+    lane = make_lane(spec, Input(TOPIC, 0, 1), native)
+    return lane, lane.process(list(batches(records, [])) if native else records)
 
 
 def letters(effects: Effects) -> list[tuple[str, str]]:
@@ -52,9 +52,9 @@ def letters(effects: Effects) -> list[tuple[str, str]]:
     return [(each[REASON_HEADER].decode(), each[MESSAGE_HEADER].decode()) for each in headers]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_seconds_read_as_milliseconds_make_no_bar_and_the_message_names_the_unit(compiled: bool) -> None:
-    lane, effects = run("ms", records_of(IN_SECONDS), compiled=compiled)
+@pytest.mark.parametrize("native", [False, True])
+def test_seconds_read_as_milliseconds_make_no_bar_and_the_message_names_the_unit(native: bool) -> None:
+    lane, effects = run("ms", records_of(IN_SECONDS), native=native)
     assert (lane.counts.rejected, lane.counts.aggregated, effects.frames) == (4, 0, [])
     assert letters(effects)[0] == (
         "timestamp_out_of_range",
@@ -63,15 +63,15 @@ def test_seconds_read_as_milliseconds_make_no_bar_and_the_message_names_the_unit
     )
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_file_that_changes_from_ms_to_us_loses_the_part_that_is_read_wrongly_with_a_word(compiled: bool) -> None:
-    lane, effects = run("us", records_of(MS_THEN_US), compiled=compiled)
+@pytest.mark.parametrize("native", [False, True])
+def test_a_file_that_changes_from_ms_to_us_loses_the_part_that_is_read_wrongly_with_a_word(native: bool) -> None:
+    lane, effects = run("us", records_of(MS_THEN_US), native=native)
     assert (lane.counts.rejected, lane.counts.aggregated) == (2, 3)
     assert all(b'"start":17356896' in (frame.value or b"") for frame in effects.frames)
     assert [reason for reason, _ in letters(effects)] == ["timestamp_out_of_range"] * 2
     assert letters(effects)[0][1].endswith("the unit may be wrong: read as ms it would be 2024-12-31")
     # and with the other unit the other part is named
-    lane, effects = run("ms", records_of(MS_THEN_US), compiled=compiled)
+    lane, effects = run("ms", records_of(MS_THEN_US), native=native)
     assert (lane.counts.rejected, lane.counts.aggregated) == (3, 2)
     assert letters(effects)[0][1].endswith(
         "it does not fit 64-bit nanoseconds since 1970; the unit may be wrong: read as us it would be 2025-01-01"

@@ -137,6 +137,13 @@ class ZonedTumbling:
     def between(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int]]:
         return _side_by_side(self, first_ns, last_ns)
 
+    def offsets(self, first_ns: int, last_ns: int) -> Iterator[tuple[int, int, int]]:
+        """The zone's time line from ``first_ns`` to ``last_ns``, in pieces side by side: begin, end, offset."""
+        for begin_ns, end_ns, offset_ns in self._pieces.onward(first_ns):
+            yield max(begin_ns, first_ns), min(end_ns, last_ns), offset_ns
+            if end_ns >= last_ns:
+                return
+
     def _of_days(self, ts_ns: int) -> tuple[int, int]:
         """Boundaries are the first instants at which the wall clock has reached them."""
         wall_ns = self._floor(ts_ns + self._pieces.at(ts_ns)[2])

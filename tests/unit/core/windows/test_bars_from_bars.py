@@ -19,7 +19,6 @@ from tests.support.bars_oracle import Bar, Config, Model, summary
 from tests.support.strategies import cuts
 from tests.unit.core.test_lane import TOPIC, KafkaRecord, real_frames, reasons
 from workers.apps.inspect.witness import Investigation
-from workers.compiled.choose import supports
 from workers.core.formats.frames import ChildBar, bar_decoder
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
@@ -30,6 +29,7 @@ from workers.core.windows.kinds import HoppingWindows, TumblingWindows, Windows
 from workers.core.windows.resample import BarEngine, BarRules, Bars, Contents
 from workers.core.windows.window import Lateness
 from workers.errors import ConfigError
+from workers.native.choose import supports
 from workers.settings import Settings, TickSettings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver

@@ -21,7 +21,6 @@ from tests.support.sums_oracle import totals_of, vwap_of
 from tests.unit.core.test_lane import TOPIC, KafkaRecord, kafka_records, real_frames, reasons, run_through, spec_of
 from workers.apps.inspect.tail import late_line
 from workers.apps.inspect.witness import Investigation
-from workers.compiled.choose import supports
 from workers.core.aggregates import Aggregation
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.lane import Input, Lane, entries_of
@@ -32,6 +31,7 @@ from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
+from workers.native.choose import supports
 from workers.settings import Settings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver

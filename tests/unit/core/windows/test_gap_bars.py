@@ -16,7 +16,6 @@ from tests.support.oracle import Record
 from tests.support.strategies import Case, configs, ended, streams
 from tests.support.window_oracles import run_gaps
 from tests.unit.core.test_lane import TOPIC, kafka_records, late_entries, real_frames, run_through, spec_of
-from workers.compiled.choose import supports
 from workers.core.lane import Input, Lane
 from workers.core.spec import LaneSpec
 from workers.core.windows.kinds import TumblingWindows
@@ -227,10 +226,6 @@ class TestLimits:
         for payload in ("items", "both"):
             with pytest.raises(ConfigError, match="fill_gaps needs payload and aggregation"):
                 TestDriver(replace(SPEC, payload=payload))
-
-    def test_compiled_lanes_leave_it_to_the_reference(self) -> None:
-        assert supports(replace(SPEC, window=replace(SPEC.window, fill_gaps_ns=0)))
-        assert not supports(SPEC)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

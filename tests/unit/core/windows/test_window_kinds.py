@@ -17,13 +17,13 @@ from tests.support.strategies import streams
 from tests.unit.core.test_lane import kafka_records, lane_configs, late_entries, real_frames, run_through, spec_of
 from workers import CalendarWindowSpec, HoppingWindowSpec, TumblingWindowSpec, window_event_time
 from workers.apps.inspect.witness import Investigation
-from workers.compiled.choose import make_lane, supports
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.spec import LaneSpec
 from workers.core.windows.assign import Assigner, ExchangeSessions
 from workers.core.windows.kinds import KINDS as OF_SETTINGS
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows, Windows
 from workers.errors import StateMismatchError
+from workers.native.choose import make_lane, supports
 from workers.settings import WindowSettings
 from workers.streams.specs import WindowSpec
 from workers.testing import TestDriver
@@ -155,12 +155,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"tumbling with an offset"}))
-def test_only_tumbling_windows_without_more_are_compiled(name: str) -> None:
-    assert supports(LaneSpec())
-    assert supports(KINDS["tumbling with an offset"])
-    assert not supports(KINDS[name])
-    assert type(make_lane(KINDS[name], Input("ticks", 0, 1))) is Lane
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_kind_is_native(name: str) -> None:
+    assert supports(KINDS[name])
+    assert type(make_lane(KINDS[name], Input("ticks", 0, 1))) is not Lane
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,56 +1,74 @@
-"""The compiled lane is the reference, only faster: the same effects and the same stored state, byte for byte."""
+"""The native lane is the reference, only faster: the same effects and the same stored state, byte for byte."""
 
 from __future__ import annotations
 
 import random
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.oracle import Config
 from tests.support.raw_batches import batches, build_batch, varint
 from tests.support.strategies import Case, configs, cuts, streams
 from tests.unit.core.test_lane import TOPIC, KafkaRecord, kafka_records, spec_of
-from workers.compiled import choose as lanes_module
-from workers.compiled import lane as batch_lane
-from workers.compiled import tables
-from workers.compiled.choose import make_lane, supports
-from workers.compiled.lane import BatchLane
-from workers.compiled.windows import WINDOW_VALUE_BYTES
-from workers.core.aggregates import OHLCV_STATE
+from workers import _native
 from workers.core.effects import Effects
 from workers.core.formats.json import tick_decoder
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
 from workers.core.records import RawBatch, RawRecord, Record, count_of, end_of, records_of
-from workers.core.snapshot import _WINDOW
 from workers.core.spec import LaneSpec
-from workers.core.ticks import Rejection, Tick, TickFormat
-from workers.core.windows.kinds import TumblingWindows
-from workers.errors import BrokerError, StateFormatError, StateMismatchError
-
-bar_configs = (
-    configs(all_late=False, min_times=True)
-    .filter(lambda config: config.watermark_scope == "key")
-    .map(lambda config: type(config)(**{**vars(config), "payload": "ohlcv"}))
+from workers.core.ticks import Rejection, TickFormat
+from workers.core.windows.kinds import (
+    CalendarWindows,
+    HoppingWindows,
+    SessionWindows,
+    TumblingWindows,
+    Windows,
 )
-cases = bar_configs.flatmap(lambda config: streams(config, max_size=120).map(lambda records: Case(config, records)))
+from workers.errors import BrokerError, StateFormatError, StateMismatchError
+from workers.native import choose as lanes_module
+from workers.native import lane as batch_lane
+from workers.native import probe
+from workers.native.choose import make_lane, supports
+from workers.native.lane import NativeLane
+
+all_configs = configs(all_late=False, min_times=True)
+cases = all_configs.flatmap(lambda config: streams(config, max_size=120).map(lambda records: Case(config, records)))
+
+CALENDAR = CalendarWindows("XNYS")
 
 
-def lanes(case: Case, *, emit_partial: bool = False, offset_ns: int = 0) -> tuple[Lane, BatchLane]:
-    spec = spec_of(case.config, emit_partial=emit_partial)
-    spec = replace(spec, window=replace(spec.window, offset_ns=offset_ns))
-    source = Input(TOPIC, 0, case.config.partitions or 1)
-    return Lane(spec, source), BatchLane(spec, source)
+def windows(config: Config) -> st.SearchStrategy[Windows]:
+    """Every kind, in sizes that fit the log."""
+    size_ns = config.size_ns
+    fills = st.just(0) | st.integers(1, 6).map(lambda count: count * size_ns)
+    tumbling = st.builds(
+        TumblingWindows,
+        st.just(size_ns),
+        st.just(0) | st.integers(0, size_ns - 1),
+        st.none(),
+        fills if config.payload == "ohlcv" else st.just(0),
+    )
+    hopping = st.integers(max(1, size_ns // 10), size_ns).flatmap(
+        lambda hop_ns: st.builds(HoppingWindows, st.just(size_ns), st.just(hop_ns), st.integers(0, hop_ns - 1))
+    )
+    sessions = st.integers(1, 2 * size_ns).map(SessionWindows)
+    return tumbling | hopping | sessions | st.just(CALENDAR)
+
+
+def lanes(spec: LaneSpec, config: Config) -> tuple[Lane, NativeLane]:
+    source = Input(TOPIC, 0, config.partitions or 1)
+    return Lane(spec, source), NativeLane(spec, source)
 
 
 def assert_same(reference: Lane, fast: Lane, left: Effects, right: Effects) -> None:
@@ -64,9 +82,11 @@ def assert_same(reference: Lane, fast: Lane, left: Effects, right: Effects) -> N
 @given(cases, st.data())
 def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None:
     """Any log in any batches, with silences, flushes, commits, and crashes after which either lane goes on."""
-    partial = data.draw(st.booleans(), "emit_partial")
-    offset_ns = data.draw(st.just(0) | st.integers(0, case.config.size_ns - 1), "offset_ns")
-    reference, fast = lanes(case, emit_partial=partial, offset_ns=offset_ns)
+    spec = spec_of(case.config, emit_partial=data.draw(st.booleans(), "emit_partial"))
+    spec = replace(spec, window=data.draw(windows(case.config), "window"))
+    if spec.window == CALENDAR:
+        spec = replace(spec, key_ttl_ns=None)  # a session is longer than the others' times to live
+    reference, fast = lanes(spec, case.config)
     records = kafka_records(case.records)
     bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
     changelog: list[OutRecord] = []
@@ -89,11 +109,11 @@ def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None
             case "crash" | "swap" as what:
                 changelog += _same_changes(reference, fast)
                 if what == "swap":  # each goes on with what the other stored; they stored the same
-                    reference, fast = lanes(case, emit_partial=partial, offset_ns=offset_ns)
+                    reference, fast = lanes(spec, case.config)
                     order = data.draw(st.permutations(sorted(entries_of(changelog).items())), "order")
                     entries = dict(order)
                 else:
-                    reference, fast = lanes(case, emit_partial=partial, offset_ns=offset_ns)
+                    reference, fast = lanes(spec, case.config)
                     entries = entries_of(changelog)
                 assert reference.restore(entries, where="test") == fast.restore(entries, where="test")
                 assert_same(reference, fast, Effects(), Effects())
@@ -128,7 +148,7 @@ def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: 
     spec = LaneSpec(
         window=TumblingWindows(10**9), lag_ns=10**9, lateness_ns=10**9, emit=emit, emit_partial=True, key_ttl_ns=10**10
     )  # type: ignore[arg-type]
-    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), BatchLane(spec, Input(TOPIC, 0, 1))
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
     records = _market(60_000, 6_000, seed=5)
     changelog: list[OutRecord] = []
     for begin in range(0, len(records), 7_001):
@@ -139,7 +159,7 @@ def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: 
         else:
             assert_same(reference, fast, reference.flush_partial(), fast.flush_partial())
     changelog += _same_changes(reference, fast)
-    again = BatchLane(spec, Input(TOPIC, 0, 1))
+    again = NativeLane(spec, Input(TOPIC, 0, 1))
     again.restore(entries_of(changelog), where="test")
     assert again.key_count == fast.key_count > 500
 
@@ -147,16 +167,15 @@ def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: 
 def test_forgotten_keys_and_windows_give_their_room_back() -> None:
     """A hundred thousand symbols, of which some two thousand are alive at any time."""
     spec = LaneSpec(window=TumblingWindows(10**9), lag_ns=10**9, key_ttl_ns=2 * 10**9)
-    lane = BatchLane(spec, Input(TOPIC, 0, 1))
+    lane = NativeLane(spec, Input(TOPIC, 0, 1))
     records = [_tick(n, n, f"symbol-{n}") for n in range(100_000)]
     for number, batch in enumerate(batches(records, range(1_000, 100_000, 1_000))):
         lane.process([batch])
         if number % 3 == 0:
             lane.take_changes()
     assert lane.key_count == 2_001
-    assert max(len(lane._keys), len(lane._windows)) < 20_000
-    assert len(lane._names) < 300_000
-    assert lane._head[tables.H_UNUSED_KEYS] == 0
+    assert lane.row_counts[0] < 20_000
+    assert lane.row_counts[1] < 20_000
 
 
 def test_one_key_may_have_more_windows_than_fit_a_round() -> None:
@@ -165,56 +184,8 @@ def test_one_key_may_have_more_windows_than_fit_a_round() -> None:
     random.Random(1).shuffle(order)
     times = [*order, 200_000]  # the last closes all of them at once
     records = [_tick(offset, ts) for offset, ts in enumerate(times)]
-    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), BatchLane(spec, Input(TOPIC, 0, 1))
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
     assert_same(reference, fast, reference.process(records), fast.process([build_batch(records)]))
-
-
-def _depths(lane: BatchLane, key: int) -> dict[int, int]:
-    """Start and depth of each window in the key's treap, in order; asserts that links agree both ways."""
-    found: dict[int, int] = {}
-    waiting, row, depth = [], int(lane._keys[key, tables.K_ROOT]), 1
-    while waiting or row != tables.NONE:
-        if row != tables.NONE:
-            waiting.append((row, depth))
-            row, depth = int(lane._windows[row, tables.W_LEFT]), depth + 1
-            assert row == tables.NONE or lane._windows[row, tables.W_PARENT] == waiting[-1][0]
-            continue
-        parent, depth = waiting.pop()
-        found[int(lane._windows[parent, tables.W_START])] = depth
-        row, depth = int(lane._windows[parent, tables.W_RIGHT]), depth + 1
-        assert row == tables.NONE or lane._windows[row, tables.W_PARENT] == parent
-    return found
-
-
-@pytest.mark.parametrize("order", ["shuffled", "sorted", "backwards", "from both ends"])
-def test_the_place_of_a_window_among_a_keys_many_is_found_in_few_steps(order: str) -> None:
-    """One trade per 10 s of a day, windows of a second: none of the seven before a window is ever there."""
-    count = 8_640
-    numbers = list(range(count))
-    if order == "shuffled":
-        random.Random(1).shuffle(numbers)
-    elif order == "backwards":
-        numbers.reverse()
-    elif order == "from both ends":
-        numbers = [
-            number
-            for pair in zip(numbers[: count // 2], numbers[: count // 2 - 1 : -1], strict=True)
-            for number in pair
-        ]
-    spec = LaneSpec(window=TumblingWindows(10**9), lag_ns=86_400 * 10**9, key_ttl_ns=10**15)
-    lane = BatchLane(spec, Input(TOPIC, 0, 1))
-    records = [_tick(offset, number * 10_000) for offset, number in enumerate(numbers)]
-    lane.process(list(batches(records, range(1_000, count, 1_000))))
-    starts = [number * 10**10 for number in range(count)]
-    again = BatchLane(spec, Input(TOPIC, 0, 1))
-    again.restore(entries_of(lane.take_changes()), where="test")
-    for each in (lane, again):
-        depths = _depths(each, 0)
-        assert list(depths) == starts
-        assert max(depths.values()) <= 70  # 2 ln(n) = 18 on average, 4.3 ln(n) = 39 at most, nearly always
-    half = count // 2
-    lane.process([build_batch([_tick(count, 86_400_000 + half * 10_000)])])  # closes and drops those of half a day
-    assert list(_depths(lane, 0)) == [*starts[half:], (8_640 + half) * 10**10]
 
 
 def _tick(offset: int, ts: int, symbol: str = "A") -> KafkaRecord:
@@ -224,7 +195,7 @@ def _tick(offset: int, ts: int, symbol: str = "A") -> KafkaRecord:
 
 def test_a_long_silence_shows_very_many_windows_in_several_steps() -> None:
     spec = LaneSpec(key_ttl_ns=10**15)
-    lane = BatchLane(spec, Input(TOPIC, 0, 1))
+    lane = NativeLane(spec, Input(TOPIC, 0, 1))
     lane.process([build_batch([_tick(n, 1_000, f"S{n}") for n in range(50_000)])])
     shown = []
     while (due_ns := lane.next_timeout_ns()) is not None:
@@ -239,7 +210,7 @@ def test_a_long_silence_shows_very_many_windows_in_several_steps() -> None:
 
 def test_records_before_the_start_offset_are_skipped() -> None:
     records = [_tick(offset, 1_000 + offset) for offset in range(10, 20)]
-    lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
+    lane = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
     lane.process([build_batch(records, start_offset=15)])
     assert (lane.counts.records, lane.position) == (5, 20)
 
@@ -249,7 +220,7 @@ def test_log_append_time_counts_for_every_record_of_a_batch() -> None:
     batch = build_batch(records)
     batch.timestamp_type, batch.max_timestamp = 1, 10_000
     spec = LaneSpec(TickFormat(max_future_skew_ns=10**9))
-    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), BatchLane(spec, Input(TOPIC, 0, 1))
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
     assert_same(reference, fast, reference.process(list(batch.records())), fast.process([batch]))
     assert fast.counts.rejected == 3
     batch.max_timestamp = -1
@@ -275,7 +246,7 @@ def test_batch_with_broken_insides_is_refused(harm: str) -> None:
     batch = build_batch([_tick(offset, 1_000) for offset in range(3)])
     payload = bytes(batch.packed)
     batch.packed = {"cut": payload[:-3], "longer": payload + b"\0", "length": b"\xff" * 9 + payload}[harm]
-    lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
+    lane = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
     with pytest.raises(BrokerError, match=r"ticks\[0\]: the record batch of offsets 0 to 2"):
         lane.process([batch])
     with pytest.raises(BrokerError, match="batch"):
@@ -302,7 +273,7 @@ def test_batch_with_a_broken_header_area_is_refused_as_a_whole(headers: bytes) -
     body = b"\0\0\0" + varint(len(tick.key)) + tick.key + varint(len(tick.value)) + tick.value + headers
     batch = RawBatch(0, 1, 1, 10_000, 10_000, 0, 0, varint(len(body)) + body)
     with pytest.raises(BrokerError, match=r"ticks\[0\]: the record batch of offsets 0 to 0"):
-        BatchLane(LaneSpec(), Input(TOPIC, 0, 1)).process([batch])
+        NativeLane(LaneSpec(), Input(TOPIC, 0, 1)).process([batch])
     with pytest.raises(BrokerError, match="the batch at offset 0"):
         list(batch.records())
 
@@ -313,7 +284,7 @@ def test_batch_with_a_broken_header_area_is_refused_as_a_whole(headers: bytes) -
 def test_damaged_or_foreign_state_is_refused_as_by_the_reference() -> None:
     spec = LaneSpec()
     source = Input(TOPIC, 0, 1)
-    lane = BatchLane(spec, source)
+    lane = NativeLane(spec, source)
     lane.process([build_batch([_tick(0, 1_000)])])
     entries = entries_of(lane.take_changes())
     window = next(key for key in entries if key[:1] == b"w")
@@ -326,28 +297,24 @@ def test_damaged_or_foreign_state_is_refused_as_by_the_reference() -> None:
         {b"w" + b"\0" * 8 + b"\xff": entries[window]},
     ):
         errors = []
-        for new in (Lane(spec, source), BatchLane(spec, source)):
+        for new in (Lane(spec, source), NativeLane(spec, source)):
             with pytest.raises(StateFormatError) as caught:
                 new.restore({**entries, **harm}, where="here")
             errors.append(str(caught.value))
         assert errors[0] == errors[1]
     with pytest.raises(StateFormatError, match="not the input offset"):
-        BatchLane(spec, source).restore({window: entries[window]}, where="here")
+        NativeLane(spec, source).restore({window: entries[window]}, where="here")
     with pytest.raises(StateMismatchError, match=r"window\.size was 5s, is 1s"):
-        BatchLane(LaneSpec(window=TumblingWindows(10**9)), source).restore(entries, where="here")
-    assert BatchLane(spec, source).restore({}, where="here") is None
-
-
-def test_layout_of_stored_windows_is_the_snapshot_modules() -> None:
-    assert _WINDOW.size + OHLCV_STATE.size == WINDOW_VALUE_BYTES
+        NativeLane(LaneSpec(window=TumblingWindows(10**9)), source).restore(entries, where="here")
+    assert NativeLane(spec, source).restore({}, where="here") is None
 
 
 def test_restoring_many_windows_is_quick() -> None:
-    lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
+    lane = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
     records = [_tick(n, 1_000, f"S{n}") for n in range(100_000)]
     lane.process(list(batches(records, range(5_000, 100_000, 5_000))))
     entries = entries_of(lane.take_changes())
-    again = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
+    again = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
     began_s = time.process_time()
     again.restore(entries, where="test")
     assert time.process_time() - began_s < 1.0
@@ -355,14 +322,14 @@ def test_restoring_many_windows_is_quick() -> None:
 
 
 def test_restoring_in_steps_takes_over_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_lane, "WINDOWS_AT_ONCE", 7)
+    monkeypatch.setattr(batch_lane, "RECORDS_AT_ONCE", 7)
     spec, source = LaneSpec(lateness_ns=10**9), Input(TOPIC, 0, 1)
-    lane = BatchLane(spec, source)
+    lane = NativeLane(spec, source)
     lane.process(list(batches(_market(2_000, 100, seed=2), [500])))
     assert lane.changes_waiting > 7
     entries = entries_of(lane.take_changes())
     assert lane.changes_waiting == 0
-    reference, again = Lane(spec, source), BatchLane(spec, source)
+    reference, again = Lane(spec, source), NativeLane(spec, source)
     reference.restore(entries, where="test")
     assert sum(1 for _ in again.restore_in_steps(entries, where="test")) == -(-len(entries) // 7)
     more = [_tick(10_000 + n, 1_700_000_003_000 + n, f"SYM{n}") for n in range(100)]
@@ -372,36 +339,37 @@ def test_restoring_in_steps_takes_over_the_same(monkeypatch: pytest.MonkeyPatch)
 # -- the choice -------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_compiled_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_native_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Input(TOPIC, 0, 1)
-    assert isinstance(make_lane(LaneSpec(), source), BatchLane)
-    others = (LaneSpec(payload="both"), LaneSpec(scope="partition"), LaneSpec(TickFormat(ts="t", price="t")))
+    for spec in (LaneSpec(), LaneSpec(payload="both"), LaneSpec(scope="partition"), LaneSpec(window=SessionWindows(1))):
+        assert isinstance(make_lane(spec, source), NativeLane)
+    others = (LaneSpec(TickFormat(ts="t", price="t")), LaneSpec(format="frames"), LaneSpec(max_jump_ns=1))
     for spec in others:
         assert not supports(spec)
         assert type(make_lane(spec, source)) is Lane
-        with pytest.raises(ValueError, match="compiled lane needs"):
-            make_lane(spec, source, compiled=True)
-    assert type(make_lane(LaneSpec(), source, compiled=False)) is Lane
-    monkeypatch.setenv("WORKERS_COMPILED", "0")
+        with pytest.raises(ValueError, match="native lane needs"):
+            make_lane(spec, source, native=True)
+    assert type(make_lane(LaneSpec(), source, native=False)) is Lane
+    monkeypatch.setenv("WORKERS_NATIVE", "0")
     assert type(make_lane(LaneSpec(), source)) is Lane
 
 
-def test_numba_that_cannot_be_used_leaves_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_code_that_cannot_be_used_leaves_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     lanes_module._is_usable.cache_clear()
     try:
-        monkeypatch.setattr(batch_lane, "writes_as_orjson", lambda: False)
+        monkeypatch.setattr(probe, "writes_as_orjson", lambda: False)
         with pytest.warns(RuntimeWarning, match="orjson writes floats differently"):
             assert type(make_lane(LaneSpec(), Input(TOPIC, 0, 1))) is Lane
-        with pytest.raises(ValueError, match="needs numba"):
-            make_lane(LaneSpec(), Input(TOPIC, 0, 1), compiled=True)
+        with pytest.raises(ValueError, match="Rust compiler"):
+            make_lane(LaneSpec(), Input(TOPIC, 0, 1), native=True)
     finally:
         lanes_module._is_usable.cache_clear()
 
 
-def test_nothing_needs_numba_but_the_compiled_lane() -> None:
+def test_nothing_needs_native_code_but_the_native_lane() -> None:
     code = (
-        "import sys; sys.modules['numba'] = sys.modules['numpy'] = None\n"
-        "from workers.compiled.choose import is_available, make_lane\n"
+        "import sys; sys.modules['workers._native'] = None\n"
+        "from workers.native.choose import is_available, make_lane\n"
         "from workers.core.lane import Input\n"
         "from workers.core.spec import LaneSpec\n"
         "assert not is_available()\n"
@@ -466,49 +434,13 @@ def test_mutated_json_is_decoded_or_rejected_as_by_the_reference(seed: int) -> N
         key = symbol if draw.randrange(6) else draw.choice((b"AAPL", b"B", b"", b"A", None, b'AA"PL', b"\xff"))
         sent_ms = draw.choice((1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_000, 17))
         records.append(RawRecord(offset, sent_ms, key, value))
-    lane = BatchLane(
-        LaneSpec(form, window=TumblingWindows(10**18), lag_ns=10**16, key_ttl_ns=10**16), Input(TOPIC, 0, 1)
-    )
-    seen: list[tuple[int, bytes, int, float, float]] = []
-    _watch(lane, seen)
-    effects = lane.process(list(batches(records, sorted(draw.sample(range(5_000), 30)))))
-    expected = [decode(record) for record in records]
-    ticks = [
-        (each.offset, each.symbol.encode(), each.ts_ns, each.price, each.size)
-        for each in expected
-        if isinstance(each, Tick)
-    ]
-    assert 500 < len(ticks) < 3_000
-    assert [repr(each) for each in seen] == [repr(each) for each in ticks]  # repr: -0.0 is not 0.0
-    rejected = [each for each in expected if isinstance(each, Rejection)]
-    assert [dict(letter.headers)["__streams.errors.message"] for letter in effects.dead_letters] == [
-        each.message.encode("utf-8", "backslashreplace") for each in rejected
-    ]
-
-
-def _watch(lane: BatchLane, seen: list[tuple[int, bytes, int, float, float]]) -> None:
-    """Note every row as the kernel gets it."""
-    original = lane._free_unused  # called at the end of every round, with its rows still there
-    take_rows = lane._take_rows
-    filled = 0
-
-    def take(rows: int, *rest: object) -> None:
-        nonlocal filled
-        filled = rows
-        take_rows(rows, *rest)  # type: ignore[arg-type]
-
-    def at_the_end() -> None:
-        scratch = batch_lane._scratch
-        for row in range(filled):
-            key, ts, offset = (int(cell) for cell in scratch.columns[row, :3])
-            if key >= 0:
-                begin, length = int(lane._keys[key, 1]), int(lane._keys[key, 2])
-                price, size = (float(cell) for cell in scratch.values[row])
-                seen.append((offset, bytes(lane._names[begin : begin + length]), ts, price, size))
-        original()
-
-    lane._take_rows = take  # type: ignore[method-assign]
-    lane._free_unused = at_the_end  # type: ignore[method-assign]
+    spec = LaneSpec(form, window=TumblingWindows(10**16), lag_ns=10**16, payload="both")
+    reference, lane = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
+    left = reference.process(records)
+    assert_same(reference, lane, left, lane.process(list(batches(records, sorted(draw.sample(range(5_000), 30))))))
+    assert 500 < left.aggregated + len(left.late) < 3_000
+    assert _same_changes(reference, lane)
+    assert sum(isinstance(decode(record), Rejection) for record in records) == sum(left.rejected.values())
 
 
 def test_ordinary_ticks_never_reach_the_plain_decoder() -> None:
@@ -518,48 +450,24 @@ def test_ordinary_ticks_never_reach_the_plain_decoder() -> None:
         b'{"e":"trade","E":1,"symbol":"AAPL","t":12345,"price":"0.001","size":"100","ts":1700000000000,"m":true}',
         b'{ "ts": 1700000000000, "size": 0, "price": -0.5, "symbol": "AAPL" }',
     )
-    lane = BatchLane(LaneSpec(), Input(TOPIC, 0, 1))
+    lane = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
     lane._decode = None  # type: ignore[assignment]  # calling it would raise
     records = [RawRecord(offset, -1, b"AAPL", values[offset % 4]) for offset in range(1_000)]
     assert lane.process([build_batch(records)]).aggregated == 1_000
 
 
 def test_floats_are_written_as_orjson_writes_them() -> None:
-    from workers.compiled.numbers import FLOAT_BYTES, write_floats
-
-    rng = np.random.default_rng(7)
+    draw = random.Random(7)
     special = [0.0, -0.0, 5e-324, 1e-5, 9.999e-5, 1e-6, 1e15, 1e16, 1e17, 2.0**53, 2.0**60, 1e21, 1e22, 1e23, 0.1 + 0.2]
     special += [1.7976931348623157e308, 2.2250738585072014e-308, float("inf"), float("nan"), 9999999999999998.0, 4.35]
+    bits = struct.unpack("<100000d", draw.randbytes(800_000))
     for values in (
-        np.array(special),
-        rng.integers(0, 2**64, 200_000, dtype=np.uint64).view(np.float64),
-        rng.random(200_000) * 10.0 ** rng.integers(-10, 25, 200_000),
-        np.round(rng.random(200_000) * 1_000, 2),
-        2.0 ** rng.integers(-1074, 1023, 20_000),
-        10.0 ** rng.integers(-300, 300, 10_000),
-        rng.integers(0, 10**18, 100_000).astype(np.float64),
+        special,
+        bits,
+        [draw.random() * 10.0 ** draw.randrange(-10, 25) for _ in range(100_000)],
+        [round(draw.random() * 1_000, 2) for _ in range(50_000)],
+        [2.0 ** draw.randrange(-1074, 1023) for _ in range(10_000)],
+        [10.0 ** draw.randrange(-300, 300) for _ in range(10_000)],
+        [float(draw.randrange(10**18)) for _ in range(50_000)],
     ):
-        out = np.zeros(len(values) * (FLOAT_BYTES + 1) + 2, np.uint8)
-        length = write_floats(values, out)
-        assert out[:length].tobytes() == orjson.dumps(values.tolist())
-
-
-def test_compiled_code_is_kept_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.compiled.jit import cache_folder
-
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kept = cache_folder()
-    assert kept.parent == tmp_path / "cache" / "tick-workers"
-    assert kept == cache_folder()
-    file = tmp_path / "no-folder"
-    file.touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    own = cache_folder()
-    assert own.parents[1].parent == tmp_path
-    assert own.parents[1].stat().st_mode & 0o077 == 0
-    own.parents[1].chmod(0o777)  # others could put code there
-    assert cache_folder().parents[1] != own.parents[1]
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "given"))
-    assert cache_folder() == tmp_path / "given"
+        assert [_native.float_text(value) for value in values] == [orjson.dumps(value).decode() for value in values]

@@ -1,0 +1,10 @@
+"""The native lane: what the crate ``native/`` computes in Rust, as a lane.
+
+Its rules are those of `workers.core`, where they are explained; ``native/src`` mirrors that room file by file.
+
+- `choose`: which lane a partition gets: the native one where it can be used, else the reference
+- `lane`: the lane itself: batches in, effects out, and what native code leaves to Python
+- `probe`: whether native code and the libraries beside it write alike
+- `spec`: what native code is told of a lane's spec
+- `zones`: what native code is told of a time zone
+"""

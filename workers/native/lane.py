@@ -1,0 +1,243 @@
+"""The lane over record batches: what `workers.core.lane.Lane` gives, from native code, at a fraction of its cost.
+
+    RawBatch ─▶ payload ─▶ _native.Lane.advance ─▶ frames, late records, changes
+                               │ unsure
+                               ▼
+                        core's own decoder ─▶ _native.Lane.take
+
+Whatever is not plainly a tick is decoded by the reference's own decoder and handed back before the next record is
+looked at, so it takes effect at its place in the log. A lane restored from what the other kind of lane stored goes on
+as that one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from itertools import islice
+from typing import Final
+
+from workers import _native
+from workers.core.effects import Effects
+from workers.core.frames import OutRecord
+from workers.core.lane import Input, Lane
+from workers.core.ledger import REASON_HEADER
+from workers.core.records import RawBatch, RawRecord, Record
+from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
+from workers.core.spec import LaneSpec
+from workers.core.ticks import EndOfInput, Rejection, Tick
+from workers.core.windows.window import LONG_AGO
+from workers.errors import BrokerError, StateFormatError
+from workers.native.spec import native_spec
+from workers.native.zones import Zone
+
+__all__ = ["NativeLane"]
+
+SETTLE_AT_LEAST: Final = 20_000  # windows looked at in one step, so that none holds the process for long: some 10 ms
+RECORDS_AT_ONCE: Final = 10_000  # in a step of restoring
+LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
+
+
+class NativeLane(Lane):
+    """A `Lane` that takes record batches. Made for specs that `workers.native.choose.supports` says yes to.
+
+    ``process`` takes `RawBatch` objects, or plain records (which it decodes one by one: right, but slow).
+    """
+
+    def __init__(self, spec: LaneSpec, source: Input) -> None:
+        self._core: _native.Lane | None = None
+        super().__init__(spec, source)
+        told = native_spec(spec, self._rules, source)
+        self._native = self._core = _native.Lane(told)
+        self._zone = Zone.of(self._rules.assigner, self._native, told.margin_ns)
+
+    @property
+    def position(self) -> int:
+        """The next input offset that is not yet in the state."""
+        return self._core.position if self._core is not None else 0
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if self._core is not None:
+            self._core.position = position
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def process(self, records: Sequence[Record] | Sequence[RawBatch]) -> Effects:
+        """Take the next record batches (or plain records) of the partition, in log order.
+
+        Raises `BrokerError` where a batch is not what Kafka's format says; the lane must then be discarded.
+        """
+        effects = Effects()
+        for item in records:
+            if isinstance(item, RawBatch):
+                self._take_batch(item, effects)
+            else:
+                assert item.offset >= self.position, f"offset {item.offset} after position {self.position}"
+                self._native.count(item.offset)
+                self._take_record(item, effects)
+        self._native.settle(0, max(SETTLE_AT_LEAST, 2 * sum(map(_length, records))))
+        return self._collect(effects)
+
+    def _take_batch(self, batch: RawBatch, effects: Effects) -> None:
+        core = self._native
+        fixed = batch.max_timestamp if batch.timestamp_type == 1 else None
+        try:
+            core.begin(
+                bytes(batch.packed),
+                batch.codec,
+                batch.base_offset,
+                batch.count,
+                batch.first_timestamp,
+                fixed,
+                batch.start_offset,
+            )
+            while (found := core.advance()) is not None:
+                offset, timestamp, key, value, headers = found
+                names = tuple((name.decode("utf-8", "backslashreplace"), content) for name, content in headers)
+                self._take_record(RawRecord(offset, timestamp, key, value, names), effects)
+        except _native.BatchError as error:
+            raise self._broken(batch) from error
+        self.position = max(self.position, batch.next_offset)
+
+    def _take_record(self, record: Record, effects: Effects) -> None:
+        """Take a record that native code is not sure of."""
+        try:
+            decoded = self._decode(record)
+            if isinstance(decoded, Tick) and self._native.is_misplaced(decoded.symbol):
+                decoded = self._check_route(decoded, record, effects)
+            if isinstance(decoded, Tick):
+                self._take_tick(decoded)
+                return
+        except Exception as error:
+            decoded = self._failed(record, error, effects)
+        if isinstance(decoded, EndOfInput):
+            self.end_input(effects)
+        else:
+            assert isinstance(decoded, Rejection), "native lanes know no corrections"
+            self._reject(decoded, effects)
+
+    def _take_tick(self, tick: Tick) -> None:
+        if self._zone is not None:
+            self._zone.reach(tick.ts_ns)
+        self._native.take(tick.symbol, tick.ts_ns, tick.price, tick.size, tick.offset, tick.value)
+
+    def end_input(self, effects: Effects) -> None:
+        """As `Lane.end_input`."""
+        self.counts.control += 1
+        effects.control += 1
+        self._native.end_input()
+
+    def _broken(self, batch: RawBatch) -> BrokerError:
+        source = self._source
+        return BrokerError(
+            f"{source.topic}[{source.partition}]: the record batch of offsets {batch.base_offset} to "
+            f"{batch.next_offset - 1} has a good checksum, but its records are not in Kafka's format v2; the producer "
+            "that wrote it is broken. Nothing after it can be read: start over behind it, or delete it from the log"
+        )
+
+    # -- what comes out -----------------------------------------------------------------------------------------------
+
+    def idle(self, silence_ns: int) -> Effects:
+        """As `Lane.idle`; of very many overdue windows the rest comes with the next call."""
+        self._native.settle(min(silence_ns, LONGEST_SILENCE_NS), SETTLE_AT_LEAST)
+        return self._collect(Effects())
+
+    def next_timeout_ns(self) -> int | None:
+        """As `Lane.next_timeout_ns`."""
+        return self._native.next_timeout()
+
+    def flush_partial(self) -> Effects:
+        """As `Lane.flush_partial`."""
+        self._native.flush_partial()
+        return self._collect(Effects())
+
+    def _collect(self, effects: Effects) -> Effects:
+        """Take over what native code has put by."""
+        records, aggregated = self._native.take_counts()
+        effects.records += records
+        effects.aggregated += aggregated
+        self.counts.records += records
+        self.counts.aggregated += aggregated
+        late = self._native.take_late()
+        if late is not None:
+            text, cuts, reasons = late
+            begin = 0
+            for (middle, end), reason in zip(cuts, reasons, strict=True):
+                headers = ((REASON_HEADER, reason.encode()),)
+                effects.late.append(OutRecord(text[begin:middle], text[middle:end], None, headers))
+                effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + 1
+                begin = end
+            self.counts.late += len(cuts)
+        frames = self._native.take_frames()
+        if frames is not None:
+            (text, cuts, timestamps), emitted = frames
+            begin = 0
+            for (middle, end), timestamp_ms in zip(cuts, timestamps, strict=True):
+                effects.frames.append(OutRecord(text[begin:middle], text[middle:end], timestamp_ms))
+                begin = end
+            for status, trigger, number in emitted:
+                effects.emitted[status, trigger] = effects.emitted.get((status, trigger), 0) + number
+        return effects
+
+    @property
+    def key_count(self) -> int:
+        """Keys with state."""
+        return self._native.key_count
+
+    @property
+    def row_counts(self) -> tuple[int, int]:
+        """How many rows there are for keys and windows, used or not."""
+        return self._native.row_counts
+
+    @property
+    def partition_max_ns(self) -> int | None:
+        """The greatest accepted event time; None before any."""
+        found = self._native.partition_max_ns
+        return None if found == LONG_AGO else found
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def changes_waiting(self) -> int:
+        """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
+        return self._native.changes_waiting
+
+    def take_changes(self) -> list[OutRecord]:
+        """As `Lane.take_changes`, the same bytes in the same order."""
+        text, cuts = self._native.take_changes()
+        records: list[OutRecord] = []
+        begin = 0
+        for middle, end in cuts:
+            if end is None:
+                records.append(OutRecord(text[begin:middle], None))
+                begin = middle
+            else:
+                records.append(OutRecord(text[begin:middle], text[middle:end]))
+                begin = end
+        records.append(
+            write_meta(LaneMeta(self.position, self._native.partition_max_ns, self._fingerprint, self.counts))
+        )
+        return records
+
+    def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
+        """As `Lane.restore_in_steps`."""
+        meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
+        if meta is not None:
+            self.check(meta, where=where)
+            self._check_held(entries, where=where)
+        items, good = iter(entries.items()), True
+        while good and (some := list(islice(items, RECORDS_AT_ONCE))):
+            good = self._native.restore(some)
+            yield
+        if meta is None and not self._native.restored and good:
+            return None
+        if meta is None or not good or not self._native.end_restore(meta.partition_max_ns):
+            self.peek(entries, where=where)  # says what can't be read
+            raise StateFormatError(f"the changelog {where} holds windows of another form than its settings say")
+        self.position = meta.offset
+        self.counts = meta.counts
+        return meta
+
+
+def _length(item: Record | RawBatch | RawRecord) -> int:
+    return len(item) if isinstance(item, RawBatch) else 1

@@ -1,0 +1,18 @@
+"""Whether native code and the libraries beside it write alike."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import orjson
+
+from workers import _native
+
+__all__ = ["writes_as_orjson"]
+
+_FLOATS: Final = (1e22, 1e-7, 123456789.125, 0.1 + 0.2, 1e16, 1e15, 0.00001, 5e-324, -0.0, 100.25, 1.5e300, 1e-5, 1e21)
+
+
+def writes_as_orjson() -> bool:
+    """Whether native code writes floats as the installed orjson does; its format has changed between versions."""
+    return all(_native.float_text(value) == orjson.dumps(value).decode() for value in _FLOATS)
