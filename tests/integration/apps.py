@@ -46,8 +46,8 @@ class App:
             "metrics.port": "off",
             "logging.format": "console",
             # A worker that was killed is seen dead soon, and a rebalance is noticed: nobody waits for these here.
-            "kafka.session.timeout.ms": 4_000,
-            "kafka.heartbeat.interval.ms": 1_000,
+            "kafka.session.timeout.ms": 2_000,
+            "kafka.heartbeat.interval.ms": 500,
             **self.settings,
             **{key.replace("__", "."): value for key, value in more.items()},
         }

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from prometheus_client.parser import text_string_to_metric_families
 
 from workers.settings import Settings, load_settings
 
-__all__ = ["commit", "create", "http", "produce", "samples", "settings_for", "until"]
+__all__ = ["LIMIT_S", "commit", "create", "http", "members_of", "produce", "samples", "settings_for", "until"]
 
 LIMIT_S = 45.0
 
@@ -69,6 +70,16 @@ async def commit(bootstrap: str, group: str, topic: str, offsets: Mapping[int, i
         await consumer.commit({TopicPartition(topic, number): offset for number, offset in offsets.items()})
     finally:
         await consumer.stop()
+
+
+async def members_of(admin: AIOKafkaAdminClient, group: str) -> int:
+    """How many members the group has; none before it has a coordinator."""
+    try:
+        (answer,) = await admin.describe_consumer_groups([group])
+    except GroupCoordinatorNotAvailableError:
+        return 0
+    ((_, _, _, _, _, members, *_),) = answer.groups
+    return len(members)
 
 
 async def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> float:

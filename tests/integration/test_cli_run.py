@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.integration.commands import start, workers
+from tests.integration.groups import LIMIT_S, members_of
 from workers.apps.broker import Broker
 
 pytestmark = pytest.mark.broker
@@ -28,13 +31,24 @@ def members(broker: Broker, mine: list[str], cwd: Path) -> int:
     return int(json.loads(done.out)["members"]) if done.code == 0 else 0
 
 
+async def _joined(process: subprocess.Popen[bytes], broker: Broker, mine: list[str]) -> None:
+    """Wait until the group has a member. Asked here: the command, again and again, would keep the worker from it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        deadline_s = time.monotonic() + LIMIT_S
+        while not await members_of(admin, mine[1]):
+            assert time.monotonic() < deadline_s, "the worker joined no group"
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+
+
 def test_ticks_in_frames_out_and_a_clean_stop(broker: Broker, mine: list[str], tmp_path: Path) -> None:
     process = start(broker.bootstrap_servers, "run", *mine, "--set", "metrics.port=off", cwd=tmp_path)
     try:
-        deadline_s = time.monotonic() + 40
-        while members(broker, mine, tmp_path) == 0:
-            assert time.monotonic() < deadline_s, "the worker joined no group"
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        asyncio.run(_joined(process, broker, mine))
         made = ("produce", "--synthetic", "--start", "2026-01-05T14:30:00Z", "--count", "20000", "--rate", "1000")
         assert workers(broker.bootstrap_servers, *made, "--symbols", "3", *mine, cwd=tmp_path).code == 0
         watched = ("tail", "frames", "--from-beginning", "--json", "--max-messages", "9")
@@ -68,9 +82,7 @@ def test_without_its_topics_and_not_allowed_to_make_them_it_says_how(
 def test_a_second_signal_ends_it_at_once(broker: Broker, mine: list[str], tmp_path: Path) -> None:
     process = start(broker.bootstrap_servers, "run", *mine, "--set", "metrics.port=off", cwd=tmp_path)
     try:
-        deadline_s = time.monotonic() + 40
-        while members(broker, mine, tmp_path) == 0:
-            assert time.monotonic() < deadline_s, "the worker joined no group"
+        asyncio.run(_joined(process, broker, mine))
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
