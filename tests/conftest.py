@@ -18,6 +18,9 @@ settings.register_profile("suite", deadline=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
+# Brokers that live for seconds: the second of Java's compilers would take longer over their code than it saves them.
+os.environ.setdefault("KAFKA_HEAP_OPTS", "-Xmx768m -Xms256m -XX:TieredStopAtLevel=1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """As plugins of the session: the hooks of a conftest.py are not told of fixtures that outlive its folder."""
