@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -33,7 +35,11 @@ MS = 1_000_000
 SESSION_S = 1.5  # short: after a crash the group waits for the dead member's session to end
 STOP_LIMIT_S = 40.0  # a worker that was asked to stop must be gone by then, whatever the broker does
 DONE_LIMIT_S = 90.0
-START_LIMIT_S = 40.0
+START_LIMIT_S = 60.0  # six at once, on two processors that do other things, too
+READ_LIMIT_S = 90.0
+BROKER_LIMIT_S = 120.0  # it has a shorter limit of its own, and then says what is in its log
+_POLL_S = 0.05
+_SHOWN_LINES = 40
 
 SUSPICIOUS = re.compile(
     r"never retrieved|never awaited|Unclosed|Task was destroyed|Traceback|AssertionError|exception was never"
@@ -53,6 +59,9 @@ def broker_config() -> tuple[dict[str, str], int]:
         "listeners": f"PLAINTEXT://127.0.0.1:{plain},PROXY://127.0.0.1:{behind}",
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},PROXY://127.0.0.1:{proxy}",
         "listener.security.protocol.map": "PROXY:PLAINTEXT",
+        # A topic that was deleted is gone for good a moment later, and no longer looked through at the next start.
+        "log.segment.delete.delay.ms": "500",
+        "log.initial.task.delay.ms": "500",
     }, proxy
 
 
@@ -104,16 +113,30 @@ class WorkerProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
+    def report(self) -> str:
+        """What became of it; and the end of its log, unless it died or ended as it should."""
+        code = self.process.poll()
+        state = ("is frozen" if self.frozen else "runs") if code is None else f"ended with {code}"
+        told = code is not None and (self.expected_to_die or code == 0)
+        lines = [] if told else self.log().splitlines()[-_SHOWN_LINES:]
+        return "\n".join([f"-- worker {self.number} {state}", *lines])
+
 
 class Arena:
-    """Workers of one application, started and harmed by number."""
+    """Workers of one application, started and harmed by number.
 
-    def __init__(self, broker: Broker, proxy_port: int, logs: Path) -> None:
+    Nothing here waits beyond ``deadline_s``, on `time.monotonic`'s clock, which is before pytest's own: a test that
+    hangs says what it waited for.
+    """
+
+    def __init__(self, broker: Broker, proxy_port: int, logs: Path, *, deadline_s: float = math.inf) -> None:
         self.broker = broker
+        self.deadline_s = deadline_s
         self.proxy_port = proxy_port
         self.behind_proxy_port = int(broker.listeners["PROXY"].rpartition(":")[2])
         self.bootstrap = broker.bootstrap_servers
         self.workers: list[WorkerProcess] = []
+        self._applications: list[str] = []
         self.configure()
         self._logs = logs
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -135,6 +158,7 @@ class Arena:
         """
         app = f"chaos-{uuid.uuid4().hex[:8]}"
         self.application_id = app
+        self._applications.append(app)
         self.topics = Topics(
             ticks or f"{app}-ticks", f"{app}-frames", f"{app}-late", f"{app}-dead-letters", f"{app}-changelog"
         )
@@ -201,21 +225,23 @@ class Arena:
 
     async def ended(self, worker: WorkerProcess) -> None:
         """Wait for a worker that was asked to stop."""
-        limit_s = time.monotonic() + STOP_LIMIT_S
-        while worker.alive:
-            if time.monotonic() > limit_s:
-                raise AssertionError(f"worker {worker.number} did not stop in {STOP_LIMIT_S} s\n{self._tail(worker)}")
-            await asyncio.sleep(0.05)
+        await self.until(lambda: not worker.alive, f"worker {worker.number} to stop", within_s=STOP_LIMIT_S)
         if worker.process.returncode == -signal.SIGTERM and not worker.log():
             worker.expected_to_die = True  # it was still importing, and had not yet asked to be told of signals
         if not worker.expected_to_die and worker.process.returncode != 0:
-            raise AssertionError(f"worker {worker.number} ended with {worker.process.returncode}\n{self._tail(worker)}")
+            raise AssertionError(f"a worker that was asked to stop failed\n{worker.report()}")
+
+    async def killed_itself(self, worker: WorkerProcess, *, within_s: float = START_LIMIT_S) -> None:
+        """Wait for a worker whose switches make it die."""
+        await self.until(lambda: not worker.alive, f"worker {worker.number} to kill itself", within_s=within_s)
+        worker.expected_to_die = worker.process.returncode == -signal.SIGKILL
+        assert worker.expected_to_die, worker.report()
 
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""
         for worker in self.workers:
             if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
-                raise AssertionError(f"worker {worker.number}: {worker.process.returncode}\n{self._tail(worker)}")
+                raise AssertionError(f"a worker ended by itself\n{worker.report()}")
             lines = worker.log().splitlines()
             for at, line in enumerate(lines):
                 found = SUSPICIOUS.search(line)
@@ -223,9 +249,33 @@ class Arena:
                     around = "\n".join(lines[max(0, at - 10) : at + 30])
                     raise AssertionError(f"worker {worker.number} logged {found[0]!r}:\n{around}")
 
-    @staticmethod
-    def _tail(worker: WorkerProcess) -> str:
-        return "\n".join(worker.log().splitlines()[-60:])
+    def report(self) -> str:
+        """The ends of the workers' logs, for the report of a test that failed."""
+        return "\n".join([f"{self.application_id}:", *(worker.report() for worker in self.workers)])
+
+    async def until(self, condition: Callable[[], bool], what: str, *, within_s: float) -> None:
+        """Wait until the condition holds, or fail: ``what`` did not come about."""
+        async with self.within(within_s, what):
+            while not condition():
+                await asyncio.sleep(_POLL_S)
+
+    @contextlib.asynccontextmanager
+    async def within(self, seconds: float, what: str) -> AsyncIterator[None]:
+        """What is awaited here is done in time, or the test fails: it waited for ``what``."""
+        begun_s = time.monotonic()
+        seconds = min(seconds, self.deadline_s - begun_s)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise AssertionError(f"waited {time.monotonic() - begun_s:.1f} s in vain for {what}") from None
+
+    async def start_broker(self) -> None:
+        """Start the broker that was killed again."""
+        async with self.within(BROKER_LIMIT_S, "the broker, which was started again"):
+            await asyncio.to_thread(self.broker.start)
 
     def close(self) -> None:
         """Kill what still runs; bring the broker back if a test left it down."""
@@ -239,51 +289,68 @@ class Arena:
 
     async def create_topics(self) -> None:
         """The ticks topic; workers make the others."""
+        async with self.within(READ_LIMIT_S, f"{self.topics.ticks} to be made"), self._admin() as admin:
+            topic = NewTopic(self.topics.ticks, PARTITIONS, 1, topic_configs={"retention.ms": "-1"})
+            await admin.create_topics([topic])
+
+    async def delete_topics(self) -> None:
+        """All topics of all of this arena's applications: a broker that is killed looks through each when it starts."""
+        async with self.within(READ_LIMIT_S, "topics to be deleted"), self._admin() as admin:
+            known = await admin.list_topics()
+            await admin.delete_topics([topic for topic in known if topic.startswith(tuple(self._applications))])
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
         try:
-            topic = NewTopic(self.topics.ticks, PARTITIONS, 1, topic_configs={"retention.ms": "-1"})
-            await admin.create_topics([topic])
+            yield admin
         finally:
             await admin.close()
 
     async def committed(self) -> dict[int, int]:
         """What the group has committed, by partition; empty while the coordinator does not say."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        await admin.start()
-        try:
-            wanted = [TopicPartition(self.topics.ticks, number) for number in range(PARTITIONS)]
-            offsets = await admin.list_consumer_group_offsets(self.application_id, partitions=wanted)
-            return {tp.partition: max(found.offset, 0) for tp, found in offsets.items()}
-        except KafkaError:
-            return {}
-        finally:
-            await admin.close()
+        wanted = [TopicPartition(self.topics.ticks, number) for number in range(PARTITIONS)]
+        async with self._admin() as admin:
+            try:
+                offsets = await admin.list_consumer_group_offsets(self.application_id, partitions=wanted)
+            except KafkaError:
+                return {}
+        return {tp.partition: max(found.offset, 0) for tp, found in offsets.items()}
 
     async def until_committed(self, *, within_s: float = DONE_LIMIT_S) -> float:
         """Wait until everything in the ticks topic is committed; the seconds that took."""
         begun_s = time.monotonic()
+        async with self.within(READ_LIMIT_S, f"all of {self.topics.ticks} to be read"):
+            ticks = await read_topic(self.bootstrap, self.topics.ticks)
         # Behind the last record, not the log's end: where frames are the input, that is a transaction's marker.
-        ticks = await read_topic(self.bootstrap, self.topics.ticks)
-        ends = {number: records[-1].offset + 1 if records else 0 for number, records in ticks.items()}
-        committed: dict[int, int] = {}
-        while any(committed.get(number, 0) < end for number, end in ends.items()):
-            self.check()
-            if time.monotonic() - begun_s > within_s:
-                tails = "\n".join(f"-- worker {each.number}\n{self._tail(each)}" for each in self.workers if each.alive)
-                raise AssertionError(f"not done within {within_s} s: committed {committed} of {ends}\n{tails}")
-            await asyncio.sleep(0.2)
-            committed = await self.committed()
+        left = {number: records[-1].offset + 1 for number, records in ticks.items() if records}
+        try:
+            async with self.within(within_s, "everything to be committed"):
+                while left:
+                    self.check()
+                    await asyncio.sleep(4 * _POLL_S)
+                    committed = await self.committed()
+                    left = {number: end for number, end in left.items() if committed.get(number, 0) < end}
+        except AssertionError as error:
+            error.add_note(f"not committed up to these offsets, by partition: {left}")
+            raise
         return time.monotonic() - begun_s
 
     async def until_running(self, worker: WorkerProcess) -> None:
         """Wait until the worker has its first partitions."""
-        limit_s = time.monotonic() + START_LIMIT_S
-        while "partition ready" not in worker.log():
+        await self.until_logged(worker, "partition ready")
+
+    async def until_logged(self, worker: WorkerProcess, event: str) -> None:
+        """Wait until the worker's log has the event; it must not end before."""
+
+        def logged() -> bool:
             self.check()
-            assert time.monotonic() < limit_s, self._tail(worker)
-            await asyncio.sleep(0.05)
+            return not worker.alive or event in worker.log()
+
+        await self.until(logged, f"worker {worker.number} to log {event!r}", within_s=START_LIMIT_S)
 
     async def verify(self, **options: object) -> Findings:
         """What the independent verifier says."""
-        return await verify(self.bootstrap, self.topics, self.model, exactly_once=self.exactly_once, **options)  # type: ignore[arg-type]
+        async with self.within(math.inf, "the verifier to read all topics"):
+            return await verify(self.bootstrap, self.topics, self.model, exactly_once=self.exactly_once, **options)  # type: ignore[arg-type]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
+from collections.abc import AsyncIterator
 
 import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from tests.support.oracle import partition_of
+from workers.kafka.repairs import stop_producer
 
-__all__ = ["START_MS", "Feed", "produce"]
+__all__ = ["START_MS", "Feed", "feeding", "produce"]
 
 START_MS = 1_700_000_000_000
 _BAD_SHARE = 0.003
 _BATCH_S = 0.02
-_STOP_TIMEOUT_S = 60.0
+_LIMIT_S = 60.0
 
 Message = tuple[int, bytes | None, bytes | None]  # partition, key, value
 
@@ -77,7 +80,37 @@ class Feed:
 
 
 async def produce(bootstrap: str, topic: str, feed: Feed, *, per_second: int, seconds: float) -> int:
-    """Send the feed at a rate, through outages of the broker; the number of records that the broker has."""
+    """Send the feed at a rate, through outages of the broker; the number of records that the broker has.
+
+    Fails where the broker does not take them within a minute after the last was due.
+    """
+    try:
+        async with asyncio.timeout(seconds + _LIMIT_S) as limit:
+            return await _produce(bootstrap, topic, feed, per_second, seconds)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise AssertionError(f"{topic} did not take {seconds} s of the feed in {seconds + _LIMIT_S} s") from None
+
+
+@contextlib.asynccontextmanager
+async def feeding(bootstrap: str, topic: str, feed: Feed, *, per_second: int) -> AsyncIterator[None]:
+    """Feed for as long as this is open."""
+    enough = asyncio.Event()
+
+    async def go_on() -> None:
+        while not enough.is_set():
+            await produce(bootstrap, topic, feed, per_second=per_second, seconds=0.5)
+
+    task = asyncio.ensure_future(go_on())
+    try:
+        yield
+    finally:
+        enough.set()
+        await task
+
+
+async def _produce(bootstrap: str, topic: str, feed: Feed, per_second: int, seconds: float) -> int:
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, enable_idempotence=True, compression_type="lz4", linger_ms=5, retry_backoff_ms=50
     )
@@ -94,7 +127,7 @@ async def produce(bootstrap: str, topic: str, feed: Feed, *, per_second: int, se
                     except KafkaError:  # no room while the broker is away: this one never was
                         continue
             await asyncio.sleep(_BATCH_S)
-        outcomes = await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), _STOP_TIMEOUT_S)
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
     finally:
-        await asyncio.wait_for(producer.stop(), _STOP_TIMEOUT_S)
+        await stop_producer(producer, within_s=5.0)
     return sum(not isinstance(outcome, BaseException) for outcome in outcomes)

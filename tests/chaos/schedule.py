@@ -18,6 +18,7 @@ __all__ = ["EVERY_HARM", "Event", "Kind", "make_schedule", "play", "survive"]
 
 Kind = Literal["kill", "crash", "freeze", "scale", "broker", "cut"]
 KINDS: tuple[Kind, ...] = ("kill", "crash", "freeze", "scale", "broker", "cut")
+FEED_LIMIT_S = 90.0
 EVERY_HARM: tuple[Kind, ...] = (*KINDS, "scale", "kill")
 
 
@@ -94,8 +95,11 @@ async def survive(
         )
         try:
             await play(arenas, events, link)
+            async with first.within(FEED_LIMIT_S, "the feed's last records to be acknowledged"):
+                sent = await feeding
         finally:
-            sent = await feeding
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
         waited_s = 0.0
         for arena in arenas:
             if not arena.running():
@@ -176,7 +180,7 @@ class _Player:
         async with self._broker_lock:
             await asyncio.to_thread(arena.broker.kill)
             await asyncio.sleep(event.lasts_s)
-            await asyncio.to_thread(arena.broker.start)
+            await arena.start_broker()
 
     async def _cut(self, arena: Arena, event: Event) -> None:
         async with self._link_lock:
@@ -193,7 +197,5 @@ class _Player:
     async def _start(self, arena: Arena, *, proxied: bool = False, **env: object) -> WorkerProcess:
         async with self._broker_lock:
             worker = arena.start(proxied=proxied, **env)
-            limit_s = time.monotonic() + 30
-            while worker.alive and "worker started" not in worker.log() and time.monotonic() < limit_s:
-                await asyncio.sleep(0.05)  # with the broker away it would not start
+            await arena.until_logged(worker, "worker started")  # with the broker away it would not
             return worker

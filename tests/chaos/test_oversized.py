@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 
-import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
@@ -28,8 +28,13 @@ class _OneGreedySymbol(Feed):
         return super()._tick(symbol)
 
 
-@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
-async def test_a_frame_that_its_topic_refuses_becomes_a_dead_letter(arena: Arena, guarantee: str) -> None:
+async def test_a_frame_that_its_topic_refuses_becomes_a_dead_letter(make_arena: Callable[[], Arena]) -> None:
+    async with asyncio.TaskGroup() as both:
+        for guarantee in ("exactly_once", "at_least_once"):
+            both.create_task(_refuse_frames(make_arena(), guarantee))
+
+
+async def _refuse_frames(arena: Arena, guarantee: str) -> None:
     # Uncompressed: the broker measures what it gets, and made-up ticks compress too well.
     arena.configure(guarantee, payload="items", kafka__compression__type="none")
     await arena.create_topics()

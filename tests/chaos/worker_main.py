@@ -33,7 +33,7 @@ from aiokafka import TopicPartition
 
 from workers.commands.common import run_async
 from workers.errors import WorkersError
-from workers.kafka import cluster
+from workers.kafka import cluster, hanging
 from workers.kafka import commit as sink
 from workers.kafka.ports import Commit
 from workers.settings import load_settings
@@ -140,7 +140,8 @@ def _lose_markers(outcome: str) -> None:
             await producer.begin_transaction()
             transaction.maybe_add_partition_to_txn(changelog)
             await producer.abort_transaction()
-        await asyncio.sleep(0.5)  # the markers of the last transaction come a moment after its end, and would end this
+        # The markers of the last transaction come a moment after its end, and would end this one.
+        await hanging.last_decision(producer.client, producer._txn_manager.transactional_id)
         await producer.begin_transaction()
         transaction._txn_partitions.update((changelog, *self._result_partitions()))  # as if they had been added
         transaction._txn_consumer_group = spec.group_id
@@ -152,6 +153,7 @@ def _lose_markers(outcome: str) -> None:
         )
         offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
         await producer.send_offsets_to_transaction(offsets, spec.group_id)
+        assert changelog in await hanging._open_transactions(producer.client, [changelog])
         log.info("left hanging", partition=self._partition, offset=work.offset, outcome=outcome)
         os.kill(os.getpid(), signal.SIGKILL)
 
