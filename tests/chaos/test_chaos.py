@@ -36,6 +36,7 @@ async def test_soak_with_new_seeds(arena: Arena) -> None:
         seed = int(os.environ.get("CHAOS_SEED", 0)) or random.SystemRandom().randrange(2**31)
         guarantee = ("exactly_once", "at_least_once")[rounds % 2]
         await _survive(arena, guarantee, seed, min(60.0, SOAK_MINUTES * 60))
+        await arena.delete_topics()
         rounds += 1
     assert rounds
 

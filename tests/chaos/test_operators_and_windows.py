@@ -90,6 +90,8 @@ async def test_soak_of_operators_and_windows_with_new_seeds(make_arena: Callable
     while rounds < len(GUARANTEES) or time.monotonic() < end_s:
         seed = int(os.environ.get("CHAOS_SEED", 0)) or random.SystemRandom().randrange(2**31)
         await _survive(arenas, name, GUARANTEES[rounds % 2], seed, SOAK_FEEDING_S, EVERY_HARM)
+        for arena in arenas:
+            await arena.delete_topics()
         rounds += 1
 
 
