@@ -45,19 +45,19 @@ async def test_state_show_tells_what_is_stored(broker: Broker, topic_name: str, 
     assert " S1 2023-11-14T22:13:2" in of_symbol.stdout
 
 
-@pytest.mark.parametrize("setting", [{"window__size": "10s"}, {"window__lag": "3s"}, {"window__payload": "items"}])
 async def test_other_window_settings_over_existing_state_are_refused_and_explained(
-    broker: Broker, topic_name: str, tmp_path: Path, setting: dict[str, str]
+    broker: Broker, topic_name: str, tmp_path: Path
 ) -> None:
     app = app_of(broker, topic_name)
     await run_to_the_end(app, market(500), tmp_path / "worker.log")
-    refused = app.run_command("run", **setting)
-    assert refused.returncode == 2
-    assert "made under other settings" in refused.stderr
-    assert "workers state reset" in refused.stderr
-    shown = app.run_command("state", "show", **setting)
-    assert shown.returncode == 1
-    assert "would be refused" in shown.stdout
+    for setting in ({"window__size": "10s"}, {"window__lag": "3s"}, {"window__payload": "items"}):
+        refused = app.run_command("run", **setting)
+        assert refused.returncode == 2, setting
+        assert "made under other settings" in refused.stderr
+        assert "workers state reset" in refused.stderr
+        shown = app.run_command("state", "show", **setting)
+        assert shown.returncode == 1, setting
+        assert "would be refused" in shown.stdout
 
 
 async def test_state_of_a_newer_format_is_refused_not_misread(broker: Broker, topic_name: str, tmp_path: Path) -> None:
