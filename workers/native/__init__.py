@@ -4,7 +4,7 @@ Its rules are those of `workers.core`, where they are explained; ``native/src`` 
 
 - `choose`: which lane a partition gets: the native one where it can be used, else the reference
 - `lane`: the lane itself: batches in, effects out, and what native code leaves to Python
-- `probe`: whether native code and the libraries beside it write alike
+- `probe`: what of native code is there, and whether it and the libraries beside it write alike
 - `spec`: what native code is told of a lane's spec
 - `zones`: what native code is told of a time zone
 """

@@ -1,14 +1,21 @@
-"""Whether native code and the libraries beside it write alike."""
+"""What of native code is there, and whether it and the libraries beside it write alike."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import orjson
 
-from workers import _native
+try:
+    from workers import _native
+except ImportError:  # it was not built
+    _native = None  # type: ignore[assignment]
 
-__all__ = ["writes_as_orjson"]
+__all__ = ["checksum", "writes_as_orjson"]
+
+checksum: Final[Callable[[bytes], int] | None] = _native.crc32c if _native is not None else None
+"""CRC-32C, where native code is there."""
 
 _FLOATS: Final = (1e22, 1e-7, 123456789.125, 0.1 + 0.2, 1e16, 1e15, 0.00001, 5e-324, -0.0, 100.25, 1.5e300, 1e-5, 1e21)
 

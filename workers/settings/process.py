@@ -36,6 +36,12 @@ class LaneSettings(Section):
         le=100_000_000,
         description="Most records processed in one step; bounds how long the event loop is blocked.",
     )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1_024,
+        description="Threads for native lanes, which compute different partitions side by side; 0: one a core.",
+    )
 
 
 class BackpressureSettings(Section):

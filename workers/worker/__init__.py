@@ -7,6 +7,7 @@
   reflect
 - `life`: the life of an owned partition, as a table: in which phase which event leads where, and what is to be done
   then
+- `lane_threads`: lanes of several partitions side by side, in threads
 - `main`: one worker, run; and its health and gauges, looked up when somebody asks: they cost nothing in between
 - `opening`: opening a partition: its state restored, and where to read on, on which state and group must agree
 - `partition`: one partition while this process owns it: events in, actions out

@@ -129,11 +129,19 @@ class Partition:
 
     def process(self, portion: Fetched) -> Effects:
         """Have the lane process a portion. Raises `CallbackError` where a user's function raised."""
+        return self.take(self.compute(portion))
+
+    def compute(self, portion: Fetched) -> Effects:
+        """What the lane makes of a portion, for `take`: the one part of a step that another thread may do, while nobody
+        else touches the lane. Raises as `process` does."""
         assert self.lane is not None
         # Batches are fetched only where the lanes take them.
-        effects = self._take(self.lane.process(portion.items))  # type: ignore[arg-type]
+        return self.lane.process(portion.items)  # type: ignore[arg-type]
+
+    def take(self, effects: Effects) -> Effects:
+        """Have the committer take what the lane made of a portion."""
         self.committer.note_progress()
-        return effects
+        return self._take(effects)
 
     def processed(self, records: int, took_s: float) -> Actions:
         """After a portion: fit the next one to what it cost; resume at the low watermark."""

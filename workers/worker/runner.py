@@ -190,16 +190,17 @@ class PartitionRunner:
             self._begin(actions)
             self._report.paused()
 
-    def step(self) -> bool:
-        """Process the next records of the backlog. False: nothing to do."""
+    def next_portion(self) -> Fetched | None:
+        """The next records of the backlog, for the lane to `PartitionRunner.state.compute`; None: nothing to do."""
         portion = self.state.next_portion()
-        if portion is not None:
-            began_s = time.perf_counter()
-            self._report.processed(self.state.process(portion))
-            took_s = self._context.report.note_step("process", began_s)
-            self._begin(self.state.processed(portion.records, took_s))
         self._wake()
-        return portion is not None
+        return portion
+
+    def processed(self, portion: Fetched, effects: Effects, took_s: float) -> None:
+        """Take what the lane made of a portion, in so many seconds."""
+        self._report.processed(self.state.take(effects))
+        self._begin(self.state.processed(portion.records, took_s))
+        self._wake()
 
     async def show_overdue(self, now_ns: int) -> None:
         """Where the partition was read to its end, let the silence since bring windows out."""

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -37,6 +38,7 @@ from workers.settings import Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
+from workers.worker.lane_threads import LaneThreads
 from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin
 from workers.worker.partition import PartitionRules
@@ -77,6 +79,7 @@ class Worker:
         self._kafka = kafka if kafka is not None else Cluster(settings, self._report.note_step)
         self._rules = _partition_rules(settings)
         self._is_native = False
+        self._threads = LaneThreads(1)
         self._context: Context | None = None
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
@@ -94,6 +97,7 @@ class Worker:
         self._failure = asyncio.get_running_loop().create_future()
         await self._kafka.prepare()  # first, as it says within seconds what is wrong with the cluster or the settings
         self._is_native = self._choose_lane()
+        self._threads = LaneThreads(self.settings.lane.threads if self._is_native else 1)
         consumer = self._kafka.consumer(
             on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=self._is_native
         )
@@ -111,6 +115,7 @@ class Worker:
                 await self._loop(consumer, stop)
         finally:
             await self._shut_down(consumer)
+            self._threads.close()
 
     def _choose_lane(self) -> bool:
         """Whether lanes are native; what is missing for them to be is said."""
@@ -196,16 +201,28 @@ class Worker:
         return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high_records)
 
     async def _process(self) -> None:
-        """One step of each lane."""
+        """One step of each lane, as many side by side as there are threads."""
         stepped = False
-        for runner in list(self.partitions.values()):
-            if runner.step():
+        runners = list(self.partitions.values())
+        for begin in range(0, len(runners), self._threads.count):
+            if self._step(runners[begin : begin + self._threads.count]):
                 stepped = True
                 await asyncio.sleep(0)  # commits and heartbeats get their turn between lanes
         if not stepped and self._has_backlog():
             # All lanes wait for results to be acknowledged, and a fetch that need not wait never yields: without
             # this the commits that they wait for would never run.
             await asyncio.sleep(STALL_S)
+
+    def _step(self, runners: Sequence[PartitionRunner]) -> bool:
+        """A step of these lanes; false where none has anything to do."""
+        began_s = time.perf_counter()
+        portions = [(runner, portion) for runner in runners if (portion := runner.next_portion()) is not None]
+        made = self._threads.run([partial(runner.state.compute, portion) for runner, portion in portions])
+        if portions:
+            self._report.note_step("process", began_s)
+        for (runner, portion), (effects, took_s) in zip(portions, made, strict=True):
+            runner.processed(portion, effects, took_s)
+        return bool(portions)
 
     async def _show_overdue(self) -> None:
         now_ns = time.monotonic_ns()

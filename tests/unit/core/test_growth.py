@@ -262,7 +262,7 @@ def test_the_longest_step_is_exported_and_slow_steps_get_smaller(monkeypatch: py
 
     monkeypatch.setattr(lane, "process", slow)
     runner.state.accept(Fetched([tick(number, 0) for number in range(8_000)]), 0)
-    while runner.step():
+    while working._step([runner]):
         pass
     assert taken[0] == partition.FIRST_RECORDS
     assert all(records == pytest.approx(partition.STEP_TARGET_S / 100e-6, abs=1) for records in taken[1:-1])
