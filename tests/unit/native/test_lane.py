@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import orjson
 import pytest
@@ -140,6 +141,45 @@ def _market(ticks: int, symbols: int, seed: int, *, disorder_ms: int = 1500, ste
         value = orjson.dumps(fields)
         records.append(KafkaRecord(offset, ts + 1_000, symbol.encode(), value))
     return records
+
+
+HOUR_NS = 3_600 * 10**9
+OVER_A_YEAR = {
+    "New York, 1 h": TumblingWindows(HOUR_NS, time_zone="America/New_York"),
+    "Lord Howe, 3 h": TumblingWindows(3 * HOUR_NS, 1_800 * 10**9, "Australia/Lord_Howe"),
+    "Apia, 1 d": TumblingWindows(24 * HOUR_NS, 9 * HOUR_NS, "Pacific/Apia"),
+    "Casablanca, filled": TumblingWindows(6 * HOUR_NS, time_zone="Africa/Casablanca", fill_gaps_ns=200 * HOUR_NS),
+    "XNYS": CalendarWindows("XNYS"),
+    "XHKG, full": CalendarWindows("XHKG", "full", 10**9),
+}
+
+
+@pytest.mark.parametrize("scope", ["key", "partition"])
+@pytest.mark.parametrize("name", OVER_A_YEAR)
+@pytest.mark.parametrize("seed", range(2))
+def test_years_by_wall_clocks_and_calendars_agree(name: str, scope: Literal["key", "partition"], seed: int) -> None:
+    """Through all changes of clocks and holidays of three years (Samoa skipped a day), with jumps of decades."""
+    draw = random.Random(f"{name} {seed}")
+    spec = LaneSpec(
+        window=OVER_A_YEAR[name], scope=scope, lag_ns=2 * HOUR_NS, lateness_ns=30 * HOUR_NS, idle_after_ns=HOUR_NS
+    )
+    records, now_ms = [], 1_290_000_000_000
+    for offset in range(6_000):
+        now_ms += draw.randrange(28_800_000)
+        far_ms = draw.choice((-1, 1)) * 10**12 * (draw.randrange(500) == 0)
+        symbol = draw.choice("ABC")
+        ts = now_ms - draw.randrange(90_000_000) * (draw.randrange(3) == 0) + (far_ms if symbol == "C" else 0)
+        value = orjson.dumps({"symbol": symbol, "ts": ts, "price": draw.randrange(900) / 8, "size": draw.randrange(9)})
+        records.append(KafkaRecord(offset, -1, symbol.encode(), value))
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
+    changelog: list[OutRecord] = []
+    for begin in range(0, len(records), 1_500):
+        some = records[begin : begin + 1_500]
+        assert_same(reference, fast, reference.process(some), fast.process(list(batches(some, [400, 900]))))
+        changelog += _same_changes(reference, fast)
+        reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
+        entries = entries_of(changelog)
+        assert reference.restore(entries, where="test") == fast.restore(entries, where="test")
 
 
 @pytest.mark.parametrize("emit", ["eager", "final"])
