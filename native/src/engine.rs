@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 
 use crate::assign::{Assigner, Span};
 use crate::changes::Changes;
+use crate::due::Due;
 use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
 use crate::slab::{Slab, NONE};
@@ -68,8 +69,6 @@ pub struct Lateness {
 const STALE_EXPIRIES: usize = 1_000;
 const BYTES_OF_CHANGE: usize = 2_048;
 
-type Due = Reverse<(i64, u64, u32, i64)>;
-
 pub struct Engine {
     pub rules: Rules,
     pub assigner: Assigner,
@@ -83,7 +82,7 @@ pub struct Engine {
     pub next_order: u64,
     tie: u64,
     /// (watermark that acts, tie, key, start), for one clock of all.
-    due: BinaryHeap<Due>,
+    due: BinaryHeap<Reverse<(i64, u64, u32, i64)>>,
     /// (end, tie, window): open windows until they are overdue.
     idle: BinaryHeap<Reverse<(i64, u64, u32)>>,
     idle_changed: Vec<(u32, u64)>,
@@ -312,11 +311,7 @@ impl Engine {
             let tie = self.next_tie();
             self.due.push(Reverse((due, tie, key, start)));
         } else {
-            let heap = &mut self.keys[key].due;
-            if heap.capacity() == 0 {
-                heap.reserve_exact(1);
-            }
-            heap.push(Reverse((due, start)));
+            self.keys[key].due.push((due, start));
         }
     }
 
@@ -345,7 +340,7 @@ impl Engine {
 
     #[inline]
     pub(crate) fn close_key(&mut self, key: u32, watermark: i64) {
-        while let Some(Reverse((due, start))) = self.keys[key].due.peek().copied() {
+        while let Some((due, start)) = self.keys[key].due.least() {
             if due > watermark {
                 return;
             }
@@ -461,7 +456,7 @@ impl Engine {
         state.is_known = false;
         state.max = LONG_AGO;
         state.newest = LONG_AGO;
-        state.due.clear();
+        state.due = Due::default();
         self.known -= 1;
         self.release(key);
     }
@@ -649,7 +644,7 @@ impl Engine {
     /// Emits what waits of a key, moves its clock, and drops the windows that nothing needs any more.
     fn end_key(&mut self, key: u32) {
         let rows = self.keys[key].windows.rows();
-        self.keys[key].due.clear();
+        self.keys[key].due = Due::default();
         let watermark = if self.rules.by_partition {
             self.partition_max.saturating_sub(self.rules.lag)
         } else {

@@ -1,12 +1,12 @@
 //! The keys of a partition by name. The table is in parts, which grow one at a time, so that no tick waits for all.
 
-use std::collections::BinaryHeap;
 use std::hash::BuildHasher;
 
 use compact_str::CompactString;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
+use crate::due::Due;
 use crate::json::same;
 use crate::order::Order;
 use crate::partitioning::partition_for;
@@ -58,7 +58,7 @@ impl Keys {
             hash,
             max: LONG_AGO,
             windows: Order::default(),
-            due: BinaryHeap::new(),
+            due: Due::default(),
             serial: self.serial,
             newest: LONG_AGO,
             recent: NONE,
@@ -79,7 +79,7 @@ impl Keys {
             entry.remove();
             let key = &mut self.rows[row];
             key.name = CompactString::default();
-            key.due = BinaryHeap::new();
+            key.due = Due::default();
             key.windows = Order::default();
             self.rows.free(row);
             self.named -= 1;

@@ -4,6 +4,7 @@
 pub mod assign;
 pub mod changes;
 pub mod decompress;
+pub mod due;
 pub mod engine;
 pub mod frames;
 pub mod gaps;

@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 
 const FEW: usize = 48;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Order {
+    #[default]
+    Nothing,
+    One(i64, u32),
     Few(Vec<(i64, u32)>),
     Many(BTreeMap<i64, u32>),
-}
-
-impl Default for Order {
-    fn default() -> Self {
-        Self::Few(Vec::new())
-    }
 }
 
 impl Order {
     #[inline]
     pub fn is_empty(&self) -> bool {
         match self {
+            Self::Nothing => true,
+            Self::One(..) => false,
             Self::Few(list) => list.is_empty(),
             Self::Many(tree) => tree.is_empty(),
         }
@@ -28,6 +27,8 @@ impl Order {
 
     pub fn len(&self) -> usize {
         match self {
+            Self::Nothing => 0,
+            Self::One(..) => 1,
             Self::Few(list) => list.len(),
             Self::Many(tree) => tree.len(),
         }
@@ -37,6 +38,8 @@ impl Order {
     #[inline]
     pub fn get(&self, start: i64) -> Option<u32> {
         match self {
+            Self::Nothing => None,
+            Self::One(only, row) => (*only == start).then_some(*row),
             // From the newest on: that is where ticks go.
             Self::Few(list) => list.iter().rev().find(|entry| entry.0 <= start).filter(|e| e.0 == start).map(|e| e.1),
             Self::Many(tree) => tree.get(&start).copied(),
@@ -45,15 +48,18 @@ impl Order {
 
     pub fn insert(&mut self, start: i64, row: u32) {
         match self {
+            Self::Nothing => *self = Self::One(start, row),
+            Self::One(only, other) => {
+                let mut list = vec![(*only, *other), (start, row)];
+                list.sort_unstable();
+                *self = Self::Few(list);
+            }
             Self::Few(list) => {
                 if list.len() == FEW {
                     let mut tree: BTreeMap<i64, u32> = list.drain(..).collect();
                     tree.insert(start, row);
                     *self = Self::Many(tree);
                     return;
-                }
-                if list.capacity() == 0 {
-                    list.reserve_exact(1); // most keys of many have one window
                 }
                 let at = list.iter().rposition(|entry| entry.0 < start).map_or(0, |found| found + 1);
                 list.insert(at, (start, row));
@@ -66,6 +72,12 @@ impl Order {
 
     pub fn remove(&mut self, start: i64) {
         match self {
+            Self::Nothing => {}
+            Self::One(only, _) => {
+                if *only == start {
+                    *self = Self::Nothing;
+                }
+            }
             Self::Few(list) => {
                 if let Some(at) = list.iter().position(|entry| entry.0 == start) {
                     list.remove(at);
@@ -82,6 +94,8 @@ impl Order {
 
     pub fn newest(&self) -> Option<(i64, u32)> {
         match self {
+            Self::Nothing => None,
+            Self::One(only, row) => Some((*only, *row)),
             Self::Few(list) => list.last().copied(),
             Self::Many(tree) => tree.last_key_value().map(|(start, row)| (*start, *row)),
         }
@@ -90,6 +104,8 @@ impl Order {
     /// The rows, by start.
     pub fn rows(&self) -> Vec<u32> {
         match self {
+            Self::Nothing => Vec::new(),
+            Self::One(_, row) => vec![*row],
             Self::Few(list) => list.iter().map(|entry| entry.1).collect(),
             Self::Many(tree) => tree.values().copied().collect(),
         }
@@ -98,6 +114,12 @@ impl Order {
     /// The windows that begin before `before`, the newest first, for as long as `wanted` says so.
     pub fn back_from(&self, before: i64, mut wanted: impl FnMut(u32) -> bool) {
         match self {
+            Self::Nothing => {}
+            Self::One(only, row) => {
+                if *only < before {
+                    wanted(*row);
+                }
+            }
             Self::Few(list) => {
                 for (start, row) in list.iter().rev() {
                     if *start < before && !wanted(*row) {

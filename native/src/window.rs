@@ -1,10 +1,8 @@
 //! What is kept of a window and of its key.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use compact_str::CompactString;
 
+use crate::due::Due;
 use crate::order::Order;
 use crate::sums::{Amount, Sum};
 
@@ -128,7 +126,7 @@ pub struct Key {
     pub max: i64,
     pub windows: Order,
     /// (watermark that acts, start), for a clock of its own.
-    pub due: BinaryHeap<Reverse<(i64, i64)>>,
+    pub due: Due,
     /// Tells it from others that had its row before.
     pub serial: u64,
     /// Of its newest window, where gaps are filled.

@@ -32,7 +32,7 @@ from workers.native.zones import Zone
 
 __all__ = ["NativeLane"]
 
-SETTLE_AT_LEAST: Final = 20_000  # windows looked at in one step, so that none holds the process for long: some 10 ms
+SETTLE_AT_LEAST: Final = 6_000  # windows looked at in one step, so that none holds the process for long: some 5 ms
 RECORDS_AT_ONCE: Final = 10_000  # in a step of restoring
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
 

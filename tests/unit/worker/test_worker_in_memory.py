@@ -184,7 +184,9 @@ async def test_members_that_join_and_leave_under_load_write_what_one_would() -> 
 async def test_a_lane_is_paused_at_its_high_watermark_and_goes_on_at_its_low_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("WORKERS_NATIVE", "0")  # the memory has no batches, of which a native lane is given a few at once
+    monkeypatch.setenv(
+        "WORKERS_NATIVE", "0"
+    )  # the memory has no batches, of which a native lane is given a few at once
     lane = SETTINGS.lane.model_copy(update={"capacity": 200, "batch_size": 40})
     settings = SETTINGS.model_copy(update={"lane": lane})
     kafka, driver = FailingKafka(), TestDriver(SETTINGS)
