@@ -14,6 +14,7 @@
 - `acls`: what a cluster with authorization must allow: the one list of it
 - `clients`: opening and closing what talks to the cluster: the admin client, and producers outside transactions
 - `cluster`: the cluster of an application, as `workers.kafka.ports.Kafka` has it: topics, consumer, sinks, changelog
+- `backoff`: rests between attempts
 - `errors`: the Kafka client's errors that the rest of this package knows, under its own names, and sorted by what to
   do
 - `fit`: what is done about records that their topics would refuse as too large

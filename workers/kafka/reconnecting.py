@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final
 
 from workers.errors import BrokerError
+from workers.kafka.backoff import Backoff
 from workers.kafka.errors import OUTAGE
 
 __all__ = ["ReconnectingTask"]
@@ -51,7 +52,7 @@ class ReconnectingTask:
             await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
 
     async def _run(self) -> None:
-        rest_s = FIRST_REST_S
+        backoff = Backoff(FIRST_REST_S, self._longest_rest_s)
         while True:
             began_s = time.monotonic()
             try:
@@ -64,6 +65,5 @@ class ReconnectingTask:
                     raise
                 self._failed(BrokerError("the Kafka client ended a request"))  # its own cancellation leaked out
             if time.monotonic() - began_s > self._longest_rest_s:
-                rest_s = FIRST_REST_S
-            await asyncio.sleep(rest_s)
-            rest_s = min(2 * rest_s, self._longest_rest_s)
+                backoff.reset()
+            await asyncio.sleep(backoff.grow())

@@ -16,6 +16,7 @@ from typing import Final
 from workers.core.effects import Effects
 from workers.core.lane import Lane
 from workers.errors import BrokerError, FencedError, TopicError, WorkersError
+from workers.kafka.backoff import Backoff
 from workers.kafka.errors import PASSING, REFUSED
 from workers.kafka.ports import CommitSink, Fetched, GroupConsumer, Kafka, OversizedError
 from workers.worker.life import Action, Actions, LifeEvent, Phase
@@ -140,7 +141,7 @@ class PartitionRunner:
             self._start(self._open_until_done())
 
     async def _open_until_done(self) -> None:
-        backoff_s, looks = 0.1, 0
+        backoff, looks = Backoff(0.1, MAX_BACKOFF_S), 0
         while self.state.phase is Phase.OPENING:
             if not self._consumer.owns(self.number):
                 await asyncio.sleep(OWNED_LOOK_S)  # a rebalance is under way, whose end decides
@@ -159,9 +160,8 @@ class PartitionRunner:
             except (*PASSING, FencedError, BrokerError) as error:
                 failure = error
             await self.finish(self.tell(LifeEvent.OPENING_FAILED))
-            self._report.opening_failed(failure, backoff_s)
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+            self._report.opening_failed(failure, backoff.rest_s)
+            await asyncio.sleep(backoff.grow())
 
     async def _open_once(self) -> None:
         context, number, began_s = self._context, self.number, time.monotonic()

@@ -45,6 +45,7 @@ from workers.backpressure.levels import Level, LevelGauge
 from workers.core.records import Record
 from workers.core.ticks import is_end_of_input
 from workers.errors import DataLossError, StateMismatchError
+from workers.kafka.backoff import Backoff
 from workers.kafka.clients import admin_client
 from workers.kafka.connection import connecting
 from workers.kafka.consumer import KafkaGroupConsumer
@@ -156,15 +157,14 @@ class StoreWriter:
 
     async def _open_store(self, stopped: asyncio.Future[bool]) -> bool:
         """Open the database, however long that takes; False where ``stopped`` came first."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not stopped.done():
             try:
                 async with self.database.turn():
                     await self.store.open()
                 return True
             except StoreUnavailableError:
-                await asyncio.wait({stopped}, timeout=backoff_s)
-                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                await asyncio.wait({stopped}, timeout=backoff.grow())
         return False
 
     async def _prepare_topics(self) -> None:
@@ -249,7 +249,7 @@ class StoreWriter:
 
     async def _open_partitions(self, partitions: Sequence[StoredPartition]) -> None:
         """Read on where the database says; repeated until that works or the partitions are lost."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while partitions := [each for each in partitions if self._owned(each) and not each.reading]:
             try:
                 async with self.database.turn():
@@ -261,9 +261,8 @@ class StoreWriter:
             except StoreUnavailableError:
                 pass  # it was logged when that began
             except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff_s)
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff.rest_s)
+            await asyncio.sleep(backoff.grow())
 
     async def _open_partition(self, partition: StoredPartition, stored: int | None) -> None:
         begin, end = await self.source.log_bounds(partition.number)
@@ -388,7 +387,7 @@ class StoreWriter:
 
     async def _store_chunks(self, chunks: Sequence[Chunk[StoredPartition]]) -> None:
         """Store what was taken from the queue, in a transaction; partitions that are lost meanwhile are left out."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         items: dict[StoredPartition, list[Item]] = {}
         ends: dict[StoredPartition, int] = {}
         for chunk in chunks:
@@ -406,8 +405,7 @@ class StoreWriter:
                 log.warning("another store has advanced the offsets; reading them again", reason=str(error))
                 self._reopen(error.partitions)
             except StoreUnavailableError:
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                await asyncio.sleep(backoff.grow())
 
     async def _store(self, items: dict[StoredPartition, list[Item]], ends: dict[StoredPartition, int]) -> None:
         """One transaction; where the database refuses a value, ever smaller ones, until the record is found."""
