@@ -2,7 +2,9 @@
 //!
 //! It mirrors `workers/core`, where the rules are written and explained; what stands here is only faster.
 pub mod assign;
+pub mod batches;
 pub mod changes;
+pub mod compress;
 pub mod decompress;
 pub mod due;
 pub mod engine;
@@ -13,13 +15,17 @@ pub mod keys;
 pub mod lane;
 pub mod ledger;
 pub mod order;
+pub mod packed;
 pub mod partitioning;
 #[cfg(feature = "extension-module")]
 pub mod python;
+#[cfg(feature = "extension-module")]
+pub mod python_records;
 pub mod records;
 pub mod sessions;
 pub mod slab;
 pub mod snapshot;
 pub mod sums;
 pub mod ticks;
+pub mod varint;
 pub mod window;

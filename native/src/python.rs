@@ -5,7 +5,6 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::PyBytes;
 
 use crate::assign::{Assigner, Zoned};
 use crate::decompress::{unpack, Codec};
@@ -14,6 +13,7 @@ use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
 use crate::lane::{Lane, Stop};
 use crate::ledger::Source;
+use crate::python_records::{PyBatch, PyRecords};
 use crate::records::{whole_record, BatchHead, OwnRecord};
 use crate::snapshot::Restore;
 use crate::ticks::{Decoder, TickFormat};
@@ -40,9 +40,6 @@ impl Payload {
         }
     }
 }
-
-/// Records end to end: keys and values, where each ends, and the time of each in ms.
-type Timed<'py> = (Bound<'py, PyBytes>, Vec<(usize, usize)>, Vec<i64>);
 
 /// What is asked of a lane; times and durations in nanoseconds. Its fields are those of `LaneSpec` and of its parts.
 #[derive(FromPyObject)]
@@ -291,7 +288,7 @@ impl PyLane {
 
     /// The frames since the last call, and how many of each status and trigger.
     #[allow(clippy::type_complexity)]
-    fn take_frames<'py>(&mut self, py: Python<'py>) -> Option<(Timed<'py>, Vec<(&'static str, &'static str, u64)>)> {
+    fn take_frames(&mut self) -> Option<(PyRecords, Vec<(&'static str, &'static str, u64)>)> {
         if self.lane.engine.frames.cuts.is_empty() {
             return None;
         }
@@ -305,27 +302,28 @@ impl PyLane {
                 }
             }
         }
-        Some(((PyBytes::new(py, &frames.text), frames.cuts, frames.timestamps), emitted))
+        Some((PyRecords(frames.into()), emitted))
     }
 
-    /// The late records since the last call: keys and values end to end, where each ends, and the reason of each.
-    #[allow(clippy::type_complexity)]
-    fn take_late<'py>(
-        &mut self,
-        py: Python<'py>,
-    ) -> Option<(Bound<'py, PyBytes>, Vec<(usize, usize)>, Vec<&'static str>)> {
+    /// The late records since the last call, and how many for each reason.
+    fn take_late(&mut self) -> Option<(PyRecords, Vec<(&'static str, u64)>)> {
         if self.lane.late.cuts.is_empty() {
             return None;
         }
         let late = std::mem::take(&mut self.lane.late);
-        Some((PyBytes::new(py, &late.text), late.cuts, late.reasons))
+        let mut counts: Vec<(&'static str, u64)> = Vec::new();
+        for reason in &late.reasons {
+            match counts.iter_mut().find(|(counted, _)| counted == reason) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((reason, 1)),
+            }
+        }
+        Some((PyRecords(late.into()), counts))
     }
 
-    /// The changelog's records of what changed: keys and values end to end, and where each ends.
-    #[allow(clippy::type_complexity)]
-    fn take_changes<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, Vec<(usize, Option<usize>)>)> {
-        let written = self.run(py, |this| this.lane.engine.take_changes())?;
-        Ok((PyBytes::new(py, &written.text), written.cuts))
+    /// The changelog's records of what changed.
+    fn take_changes(&mut self, py: Python<'_>) -> PyResult<PyRecords> {
+        Ok(PyRecords(self.run(py, |this| this.lane.engine.take_changes())?.into()))
     }
 
     /// Takes stored records over, some at a time; false where one is not what is written here.
@@ -377,6 +375,8 @@ fn float_text(value: f64) -> String {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BatchError", module.py().get_type::<BatchError>())?;
     module.add_class::<PyLane>()?;
+    module.add_class::<PyRecords>()?;
+    module.add_class::<PyBatch>()?;
     module.add_function(wrap_pyfunction!(hash, module)?)?;
     module.add_function(wrap_pyfunction!(checksum, module)?)?;
     module.add_function(wrap_pyfunction!(float_text, module)?)
