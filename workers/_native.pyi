@@ -1,9 +1,45 @@
 """What `native/src/python.rs` exports; where it was not built, importing it fails with an ImportError."""
 
+from collections.abc import Iterable, Iterator
+from typing import Self, overload
+
+from workers.core.frames import OutRecord
 from workers.native.spec import NativeSpec
 
 class BatchError(ValueError):
     """A record batch is not what Kafka's format v2 says."""
+
+class Records:
+    """As `workers.core.packed.PackedRecords`."""
+
+    def __new__(cls, records: Iterable[OutRecord] = ..., /) -> Self: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[OutRecord]: ...
+    @overload
+    def __getitem__(self, index: int, /) -> OutRecord: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Self: ...
+    def __iadd__(self, more: Iterable[OutRecord], /) -> Self: ...
+    def append(self, record: OutRecord, /) -> None: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def largest_bytes(self) -> int: ...
+    @property
+    def oldest_ms(self) -> int | None: ...
+    def portions(self, size_bytes: int, /) -> list[Self]: ...
+    def batches(
+        self, *, partitions: int, partition: int | None, keyless: int, limit_bytes: int, now_ms: int, codec: int
+    ) -> list[tuple[int, Batch]]: ...
+
+class Batch:
+    """As `workers.core.packed.PackedBatch`."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def build(self, producer_id: int, producer_epoch: int, base_sequence: int, is_transactional: bool, /) -> bytes: ...
 
 class Lane:
     """One partition's state: record batches in, frames, late records and changes out. Times in nanoseconds.
@@ -83,15 +119,14 @@ class Lane:
     def take_counts(self) -> tuple[int, int]:
         """Records and accepted ticks since the last call."""
 
-    def take_frames(self) -> tuple[tuple[bytes, list[tuple[int, int]], list[int]], list[tuple[str, str, int]]] | None:
-        """The frames since the last call: keys and values end to end, where each key and value ends, the time (ms) of
-        each; and how many there are of each status and trigger."""
+    def take_frames(self) -> tuple[Records, list[tuple[str, str, int]]] | None:
+        """The frames since the last call, and how many there are of each status and trigger."""
 
-    def take_late(self) -> tuple[bytes, list[tuple[int, int]], list[str]] | None:
-        """The late records since the last call, as frames are given, and the reason of each."""
+    def take_late(self) -> tuple[Records, list[tuple[str, int]]] | None:
+        """The late records since the last call, and how many there are for each reason."""
 
-    def take_changes(self) -> tuple[bytes, list[tuple[int, int | None]]]:
-        """The changelog's records of what changed, as frames are given; without a value, the key is deleted."""
+    def take_changes(self) -> Records:
+        """The changelog's records of what changed; those without a value delete their keys."""
 
     def restore(self, entries: list[tuple[bytes, bytes]]) -> bool:
         """Take stored records over, some at a time; false where one is not what is written here."""

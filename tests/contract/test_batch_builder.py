@@ -9,6 +9,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from workers.apps.broker import Broker
 from workers.core.frames import OutRecord
+from workers.core.packed import PackedRecords
 from workers.core.partitioning import partition_for
 from workers.kafka.commit import pack
 
@@ -24,13 +25,22 @@ def test_the_c_builder_takes_records_and_says_none_when_full() -> None:
     assert builder.closed()
 
 
+def native_records(records: list[OutRecord]) -> PackedRecords:
+    """The same, packed."""
+    return pytest.importorskip("workers._native").Records(records)  # type: ignore[no-any-return]
+
+
 @pytest.mark.broker
 @pytest.mark.parametrize("limit_bytes", [200, 1_000_000])
+@pytest.mark.parametrize(
+    ("is_native", "codec"),
+    [(False, "lz4"), (True, "lz4"), (True, "gzip"), (True, "snappy"), (True, "zstd"), (True, None)],
+)
 async def test_packed_records_arrive_whole_in_order_and_where_murmur2_puts_them(
-    broker: Broker, topic_name: str, limit_bytes: int
+    broker: Broker, topic_name: str, limit_bytes: int, is_native: bool, codec: str | None
 ) -> None:
     producer = AIOKafkaProducer(
-        bootstrap_servers=broker.bootstrap_servers, compression_type="lz4", transactional_id=topic_name
+        bootstrap_servers=broker.bootstrap_servers, compression_type=codec, transactional_id=topic_name
     )
     from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -46,7 +56,8 @@ async def test_packed_records_arrive_whole_in_order_and_where_murmur2_puts_them(
     await producer.start()
     try:
         async with producer.transaction():
-            packed = pack(records, producer, limit_bytes=limit_bytes, partitions=3, partition=None, keyless=2)
+            written = native_records(records) if is_native else records
+            packed = pack(written, producer, limit_bytes=limit_bytes, partitions=3, partition=None, keyless=2)
             assert (len(packed) > 3) is (limit_bytes == 200)
             for future in [await producer.send_batch(batch, topic_name, partition=to) for to, batch in packed]:
                 await future

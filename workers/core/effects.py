@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from workers.core.failures import Failure
 from workers.core.frames import OutRecord
+from workers.core.packed import OutRecords, joined
 from workers.core.reasons import Reason
 
 __all__ = ["Counts", "Effects", "SequenceGap"]
@@ -37,8 +38,8 @@ class SequenceGap:
 class Effects:
     """What a step of a lane wants written, in order, and what it has to report."""
 
-    frames: list[OutRecord] = field(default_factory=list)
-    late: list[OutRecord] = field(default_factory=list)
+    frames: OutRecords = field(default_factory=list)
+    late: OutRecords = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
     routed: dict[str, list[OutRecord]] = field(default_factory=dict)  # topic -> records, as they came
     emitted: dict[tuple[str, str], int] = field(default_factory=dict)  # (status, trigger) -> frames
@@ -56,8 +57,8 @@ class Effects:
 
     def extend(self, other: Effects) -> None:
         """Append what came later."""
-        self.frames += other.frames
-        self.late += other.late
+        self.frames = joined(self.frames, other.frames)
+        self.late = joined(self.late, other.late)
         self.dead_letters += other.dead_letters
         _add_up(self.emitted, other.emitted)
         _add_up(self.rejected, other.rejected)

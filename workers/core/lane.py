@@ -25,6 +25,7 @@ from workers.core.formats.frames import bar_decoder
 from workers.core.formats.json import tick_decoder
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.core.ledger import dead_letter, late_record, uncorrectable_record
+from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Pipeline
 from workers.core.pipeline.stage import Passage
@@ -269,7 +270,7 @@ class Lane:
         held = self._quarantine.changes_waiting if self._quarantine is not None else 0
         return self._engine.changes_waiting + of_pipeline + held
 
-    def take_changes(self) -> list[OutRecord]:
+    def take_changes(self) -> OutRecords:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""
         dump = self._aggregation.dump if self._aggregation is not None else None
         records = write_windows(self._engine.take_changes(), dump)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.core.frames import OutRecord
 from workers.core.ledger import oversized_routed, shrink_dead_letter, shrink_frame, shrink_late
+from workers.core.packed import OutRecords
 from workers.kafka.ports import Commit, OutTopics
 
 __all__ = ["fit", "size_in_batch"]
@@ -18,18 +19,15 @@ def fit(work: Commit, out: OutTopics) -> int:
     a dead letter the end of the original value.
     """
     replaced = 0
-    kept: list[OutRecord] = []
-    # Frames have no headers, so the largest value and the longest key tell whether all fit: the usual case, made cheap.
-    largest = max((len(frame.value or b"") for frame in work.frames), default=0)
-    longest = max((len(frame.key or b"") for frame in work.frames), default=0)
-    all_fit = RECORD_OVERHEAD_BYTES + largest + longest <= out.frames.max_record_bytes
-    for frame in () if all_fit else work.frames:
-        if size_in_batch(frame) <= out.frames.max_record_bytes:
-            kept.append(frame)
-            continue
-        work.dead_letters.append(shrink_frame(frame, out.frames.max_record_bytes))
-        replaced += 1
-    if not all_fit:
+    limit = out.frames.max_record_bytes
+    if not _fit_all(work.frames, limit):
+        kept: list[OutRecord] = []
+        for frame in work.frames:
+            if size_in_batch(frame) <= limit:
+                kept.append(frame)
+                continue
+            work.dead_letters.append(shrink_frame(frame, limit))
+            replaced += 1
         work.frames = kept
     for name, records in work.routed.items():
         limit = out.routed[name].max_record_bytes
@@ -38,13 +36,21 @@ def fit(work: Commit, out: OutTopics) -> int:
         ]
         work.routed[name] = [record for record in records if size_in_batch(record) <= limit]
     limit = out.late.max_record_bytes
-    work.late = [record if size_in_batch(record) <= limit else shrink_late(record, limit) for record in work.late]
+    if not _fit_all(work.late, limit):
+        work.late = [record if size_in_batch(record) <= limit else shrink_late(record, limit) for record in work.late]
     limit = out.dead_letters.max_record_bytes
     work.dead_letters = [
         record if size_in_batch(record) <= limit else shrink_dead_letter(record, size_in_batch(record) - limit)
         for record in work.dead_letters
     ]
     return replaced
+
+
+def _fit_all(records: OutRecords, limit_bytes: int) -> bool:
+    """Whether the topic takes all of them, which is the usual case, and made cheap: packed records stay so."""
+    if not isinstance(records, list):
+        return RECORD_OVERHEAD_BYTES + records.largest_bytes <= limit_bytes
+    return all(size_in_batch(record) <= limit_bytes for record in records)
 
 
 def size_in_batch(record: OutRecord) -> int:

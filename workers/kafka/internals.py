@@ -15,9 +15,13 @@ from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.commit import OffsetFetchRequest
 
+from workers.core.packed import PackedBatch
+
 __all__ = [
+    "ClosedBatch",
     "add_to_transaction",
     "close_batch",
+    "codec_of",
     "committed_offset",
     "confirm_heartbeat",
     "failed_tasks",
@@ -88,9 +92,7 @@ def new_batch(producer: AIOKafkaProducer, limit_bytes: int) -> tuple[BatchBuilde
     That takes the number of records in the batch, a timestamp in ms, key, value and headers, and returns None where
     the batch is full; an empty one takes any record.
     """
-    accumulator = producer._message_accumulator
-    transactional = producer._txn_manager is not None and producer._txn_manager.transactional_id is not None
-    builder = BatchBuilder(limit_bytes, accumulator._compression_type, is_transactional=transactional)
+    builder = BatchBuilder(limit_bytes, codec_of(producer), is_transactional=_is_transactional(producer))
     return builder, builder._builder.append
 
 
@@ -99,6 +101,49 @@ def close_batch(builder: BatchBuilder, records: int) -> BatchBuilder:
     builder._relative_offset = records
     builder.close()
     return builder
+
+
+class ClosedBatch:
+    """A packed batch where the producer's ``send_batch`` takes a closed `BatchBuilder`: it calls what is here."""
+
+    def __init__(self, batch: PackedBatch, producer: AIOKafkaProducer) -> None:
+        self._batch = batch
+        self._is_transactional = _is_transactional(producer)
+        self._producer_state = (-1, -1, 0)  # as of a producer that is not idempotent
+        self._buffer: bytes | None = None
+
+    def record_count(self) -> int:
+        """Records in the batch."""
+        return self._batch.count
+
+    def size(self) -> int:
+        """Bytes of the batch."""
+        return self._batch.size_bytes
+
+    def closed(self) -> bool:
+        """It takes no more records."""
+        return True
+
+    def close(self) -> None:
+        """It is closed."""
+
+    def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
+        self._producer_state = (producer_id, producer_epoch, base_sequence)
+
+    def _build(self) -> bytes:
+        """The bytes to be sent, again and again the same: a batch that is sent again must be known by its sequence."""
+        if self._buffer is None:
+            self._buffer = self._batch.build(*self._producer_state, self._is_transactional)
+        return self._buffer
+
+
+def codec_of(producer: AIOKafkaProducer) -> int:
+    """Kafka's number of the compression that the producer's batches have."""
+    return int(producer._message_accumulator._compression_type)
+
+
+def _is_transactional(producer: AIOKafkaProducer) -> bool:
+    return producer._txn_manager is not None and producer._txn_manager.transactional_id is not None
 
 
 async def add_to_transaction(producer: AIOKafkaProducer, partitions: Iterable[TopicPartition], group_id: str) -> None:

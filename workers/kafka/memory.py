@@ -148,8 +148,8 @@ class MemoryKafka:
 
     def publish(self, work: Commit) -> None:
         """Make the results visible, without the state they come from: at least once, a crash leaves this behind."""
-        self.frames += work.frames
-        self.late += work.late
+        self.frames.extend(work.frames)
+        self.late.extend(work.late)
         self.dead_letters += work.dead_letters
         for name, records in work.routed.items():
             self.routed.setdefault(name, []).extend(records)

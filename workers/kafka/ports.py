@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from workers.core.frames import OutRecord
+from workers.core.packed import OutRecords
 from workers.core.records import RawBatch, Record
 from workers.errors import BrokerError
 
@@ -99,11 +100,11 @@ class Commit:
     """All that becomes visible together: results, state, and the input offset that they reflect."""
 
     offset: int
-    frames: list[OutRecord] = field(default_factory=list)
-    late: list[OutRecord] = field(default_factory=list)
+    frames: OutRecords = field(default_factory=list)
+    late: OutRecords = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
     routed: dict[str, list[OutRecord]] = field(default_factory=dict)
-    changes: list[OutRecord] = field(default_factory=list)
+    changes: OutRecords = field(default_factory=list)
     settings: str = ""  # the lane's `settings_digest`, noted with the offset
 
 

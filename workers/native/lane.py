@@ -18,9 +18,8 @@ from typing import Final
 
 from workers import _native
 from workers.core.effects import Effects
-from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
-from workers.core.ledger import REASON_HEADER
+from workers.core.packed import OutRecords, joined
 from workers.core.records import RawBatch, RawRecord, Record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.spec import LaneSpec
@@ -31,6 +30,8 @@ from workers.native.spec import native_spec
 from workers.native.zones import Zone
 
 __all__ = ["NativeLane"]
+
+Sequence.register(_native.Records)
 
 SETTLE_AT_LEAST: Final = 6_000  # windows looked at in one step, so that none holds the process for long: some 5 ms
 RECORDS_AT_ONCE: Final = 10_000  # in a step of restoring
@@ -160,21 +161,14 @@ class NativeLane(Lane):
         self.counts.aggregated += aggregated
         late = self._native.take_late()
         if late is not None:
-            text, cuts, reasons = late
-            begin = 0
-            for (middle, end), reason in zip(cuts, reasons, strict=True):
-                headers = ((REASON_HEADER, reason.encode()),)
-                effects.late.append(OutRecord(text[begin:middle], text[middle:end], None, headers))
-                effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + 1
-                begin = end
-            self.counts.late += len(cuts)
+            dropped, reasons = late
+            effects.late = joined(effects.late, dropped)
+            for reason, number in reasons:
+                effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + number
+            self.counts.late += len(dropped)
         frames = self._native.take_frames()
         if frames is not None:
-            (text, cuts, timestamps), emitted = frames
-            begin = 0
-            for (middle, end), timestamp_ms in zip(cuts, timestamps, strict=True):
-                effects.frames.append(OutRecord(text[begin:middle], text[middle:end], timestamp_ms))
-                begin = end
+            effects.frames, emitted = joined(effects.frames, frames[0]), frames[1]
             for status, trigger, number in emitted:
                 effects.emitted[status, trigger] = effects.emitted.get((status, trigger), 0) + number
         return effects
@@ -202,18 +196,9 @@ class NativeLane(Lane):
         """How many windows `take_changes` would write: a commit in time keeps it from taking long."""
         return self._native.changes_waiting
 
-    def take_changes(self) -> list[OutRecord]:
+    def take_changes(self) -> OutRecords:
         """As `Lane.take_changes`, the same bytes in the same order."""
-        text, cuts = self._native.take_changes()
-        records: list[OutRecord] = []
-        begin = 0
-        for middle, end in cuts:
-            if end is None:
-                records.append(OutRecord(text[begin:middle], None))
-                begin = middle
-            else:
-                records.append(OutRecord(text[begin:middle], text[middle:end]))
-                begin = end
+        records = self._native.take_changes()
         records.append(
             write_meta(LaneMeta(self.position, self._native.partition_max_ns, self._fingerprint, self.counts))
         )

@@ -13,6 +13,7 @@ from typing import Final
 
 from workers.core.effects import Effects
 from workers.core.lane import Lane
+from workers.core.packed import size_of
 from workers.kafka.fit import fit
 from workers.kafka.ports import Commit, OutTopics
 
@@ -154,4 +155,4 @@ def wait_too_many(committers: Iterable[Committer], limits: WaitingLimits) -> boo
 def _size_of(effects: Effects) -> int:
     """Bytes of the results: of keys, values and headers."""
     lists = (effects.frames, effects.late, effects.dead_letters, *effects.routed.values())
-    return sum(record.size for records in lists for record in records)
+    return sum(map(size_of, lists))

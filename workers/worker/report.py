@@ -11,6 +11,7 @@ import structlog
 
 from workers.core.effects import Effects, SequenceGap
 from workers.core.lane import Lane
+from workers.core.packed import oldest_ms
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
@@ -56,14 +57,14 @@ class WorkerReport:
         """Say once that the frames topic deletes frames this old: it goes by their timestamps, the windows' ends."""
         if self._warned_of_retention or keeps_ms is None or keeps_ms < 0 or not effects.frames:
             return
-        oldest_ms = min(frame.timestamp_ms or 0 for frame in effects.frames)
-        if oldest_ms < time.time() * 1000 - keeps_ms:
+        end_ms = oldest_ms(effects.frames) or 0
+        if end_ms < time.time() * 1000 - keeps_ms:
             self._warned_of_retention = True
             log.warning(
                 "the frames topic's retention deletes frames as old as these; set its retention.ms to -1",
                 topic=self._frames,
                 retention_ms=keeps_ms,
-                window_end_ms=oldest_ms,
+                window_end_ms=end_ms,
             )
 
 

@@ -20,6 +20,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from workers.core.effects import SequenceGap
 from workers.core.frames import OutRecord
 from workers.core.ledger import dropped_record
+from workers.core.packed import OutRecords
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.ticks import Tick
@@ -52,7 +53,7 @@ class Passage:
 class Departures(Protocol):
     """Where stages account for what does not go on, and what they noticed; `workers.core.effects.Effects` is one."""
 
-    late: list[OutRecord]
+    late: OutRecords
     routed: dict[str, list[OutRecord]]
     taken_out: dict[tuple[Reason, str], int]  # (reason, stage) -> ticks
     noticed: dict[tuple[str, str], int]  # (what, stage) -> times
