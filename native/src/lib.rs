@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod order;
 pub mod packed;
 pub mod partitioning;
+pub mod pipeline;
 #[cfg(feature = "extension-module")]
 pub mod python;
 #[cfg(feature = "extension-module")]

@@ -377,6 +377,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyLane>()?;
     module.add_class::<PyRecords>()?;
     module.add_class::<PyBatch>()?;
+    module.add_class::<crate::pipeline::probe::PipelineProbe>()?;
     module.add_function(wrap_pyfunction!(hash, module)?)?;
     module.add_function(wrap_pyfunction!(checksum, module)?)?;
     module.add_function(wrap_pyfunction!(float_text, module)?)

@@ -39,11 +39,34 @@ enum Field {
     Other,
 }
 
+/// Who wants to know where the values of more members stand than those of the four fields. A decoder must always be
+/// given the same one.
+pub trait Watch {
+    /// The place of a member of that name; `None` where nobody wants it.
+    fn place(&self, name: &[u8]) -> Option<usize>;
+    /// Where its value stands; `None` where the plain decoder must look.
+    fn note(&mut self, place: usize, begin: usize, end: usize) -> Option<()>;
+}
+
+/// Nobody.
+impl Watch for () {
+    #[inline(always)]
+    fn place(&self, _: &[u8]) -> Option<usize> {
+        None
+    }
+
+    #[inline(always)]
+    fn note(&mut self, _: usize, _: usize, _: usize) -> Option<()> {
+        Some(())
+    }
+}
+
 /// A member's name, as it stood: from the comma or brace before it to where its value begins.
 #[derive(Debug)]
 struct Member {
     text: Vec<u8>,
     field: Field,
+    watched: Option<usize>,
 }
 
 const MEMBERS_REMEMBERED: usize = 24;
@@ -64,12 +87,25 @@ impl Decoder {
     /// none.
     #[inline]
     pub fn decode(&mut self, key: &[u8], value: &[u8], timestamp_ms: i64) -> Option<Tick> {
+        self.decode_watched(key, value, timestamp_ms, &mut ())
+    }
+
+    /// `decode`, for a `watch` that is told where more values stand.
+    #[inline]
+    pub fn decode_watched<W: Watch>(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        timestamp_ms: i64,
+        watch: &mut W,
+    ) -> Option<Tick> {
         let mut cursor = Cursor::new(value);
         let (mut ts, mut price, mut size) = (None, None, None);
         let mut seen = 0u8;
         let mut number = 0;
         loop {
-            let field = self.member(&mut cursor, number)?;
+            let (field, watched) = self.member(&mut cursor, number, watch)?;
+            let begin = cursor.at;
             if field != Field::Other {
                 let bit = 1 << field as u8;
                 if seen & bit != 0 {
@@ -89,6 +125,9 @@ impl Decoder {
                 Field::Price => price = Some(numeric(&mut cursor)?),
                 Field::Size => size = Some(numeric(&mut cursor)?),
                 Field::Other => cursor.skip_value(1)?,
+            }
+            if let Some(place) = watched {
+                watch.note(place, begin, cursor.at)?;
             }
             number += 1;
             match cursor.peek()? {
@@ -133,17 +172,17 @@ impl Decoder {
 
     /// Passes the `number`-th member's name, to where its value begins.
     #[inline(always)]
-    fn member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Field> {
+    fn member(&mut self, cursor: &mut Cursor, number: usize, watch: &impl Watch) -> Option<(Field, Option<usize>)> {
         if let Some(member) = self.members.get(number) {
             if cursor.take(&member.text) {
-                return Some(member.field);
+                return Some((member.field, member.watched));
             }
         }
-        self.new_member(cursor, number)
+        self.new_member(cursor, number, watch)
     }
 
     #[cold]
-    fn new_member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Field> {
+    fn new_member(&mut self, cursor: &mut Cursor, number: usize, watch: &impl Watch) -> Option<(Field, Option<usize>)> {
         let begin = cursor.at;
         cursor.skip_space();
         cursor.expect(if number == 0 { b'{' } else { b',' })?;
@@ -166,13 +205,14 @@ impl Decoder {
         cursor.expect(b':')?;
         cursor.skip_space();
         let text = cursor.data[begin..cursor.at].to_vec();
-        let member = Member { text, field };
+        let watched = watch.place(name);
+        let member = Member { text, field, watched };
         if number < self.members.len() {
             self.members[number] = member;
         } else if number < MEMBERS_REMEMBERED {
             self.members.push(member);
         }
-        Some(field)
+        Some((field, watched))
     }
 }
 

@@ -38,7 +38,7 @@ from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.steps import Portion
 from workers.core.ticks import Tick
 
-__all__ = ["Deduplicate", "Deduplicator"]
+__all__ = ["Deduplicate", "Deduplicator", "identity_of", "sequence_number"]
 
 DUPLICATE: Final = Reason.DUPLICATE  # once: a member of an enum is slow to look up
 WITHOUT_ID: Final = "without_id"
@@ -125,7 +125,7 @@ class Deduplicator(Stage):
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
         tick, ttl_ns = passage.tick, self._spec.ttl_ns
-        identity = self._identity(tick)
+        identity = identity_of(tick, self._spec.fields)
         memory = self._memories.observe(tick.symbol, tick.ts_ns)
         self._bury()
         for _ in range(FORGOTTEN_AT_ONCE):  # a tick far ahead must not hold up the others; the next ones go on
@@ -150,18 +150,8 @@ class Deduplicator(Stage):
             self._look_for_gap(memory, tick, departures)
         return (passage,)
 
-    def _identity(self, tick: Tick) -> bytes | None:
-        names = self._spec.fields
-        values = [_value(tick, name) for name in names]
-        if None in values:
-            return None
-        identity = b",".join(value for value in values if value is not None)
-        if len(identity) <= LONGEST_IDENTITY_BYTES:
-            return identity
-        return b"#" + hashlib.blake2b(identity, digest_size=24).digest()
-
     def _look_for_gap(self, memory: _Memory, tick: Tick, departures: Departures) -> None:
-        number = _integer(tick.fields.get(self._spec.fields[0]))
+        number = sequence_number(tick.fields.get(self._spec.fields[0]))
         if number is None:
             self._notice(WITHOUT_ID, departures)
             return
@@ -253,6 +243,17 @@ def _restore_part(memory: _Memory, number: int, value: bytes) -> None:
     memory.stored_to = memory.end
 
 
+def identity_of(tick: Tick, names: Sequence[str]) -> bytes | None:
+    """A tick's id, as it is remembered: the fields as JSON writes them; None where one of them is absent or null."""
+    values = [_value(tick, name) for name in names]
+    if None in values:
+        return None
+    identity = b",".join(value for value in values if value is not None)
+    if len(identity) <= LONGEST_IDENTITY_BYTES:
+        return identity
+    return b"#" + hashlib.blake2b(identity, digest_size=24).digest()
+
+
 def _value(tick: Tick, name: str) -> bytes | None:
     """A field as JSON writes it; None where it is absent or null."""
     value = tick.fields.get(name)
@@ -294,7 +295,7 @@ def _exact_number(text: bytes) -> bytes:
     return b"%s%se%d" % (sign, kept or b"0", exponent)
 
 
-def _integer(value: object) -> int | None:
+def sequence_number(value: object) -> int | None:
     """A sequence number: an integer, or a string that is one, as exchanges send them."""
     if type(value) is int:
         return value if abs(value) < 2**63 else None

@@ -53,6 +53,7 @@ __all__ = [
     "Throttle",
     "describe",
     "load_function",
+    "matcher",
 ]
 
 FILTERED: Final = Reason.FILTERED  # once: a member of an enum is slow to look up
@@ -222,7 +223,7 @@ class _RouterStage(Stage):
     def __init__(self, spec: Router, context: StageContext) -> None:
         super().__init__("router", context)
         self._default = spec.default
-        self._routes = [(_matcher(route), route.to) for route in spec.routes]
+        self._routes = [(matcher(route), route.to) for route in spec.routes]
 
     def take(self, passage: Passage, departures: Departures) -> Sequence[Passage]:
         to = next((to for matches, to in self._routes if matches(passage.tick)), self._default)
@@ -233,7 +234,8 @@ class _RouterStage(Stage):
         return ()
 
 
-def _matcher(route: Route) -> Callable[[Tick], bool]:
+def matcher(route: Route) -> Callable[[Tick], bool]:
+    """Whether a route applies to a tick."""
     pattern = re.compile(fnmatch.translate(route.symbol)) if route.symbol is not None else None
     name, wanted = route.field, route.equals
     is_bool = isinstance(wanted, bool)
