@@ -388,6 +388,13 @@ def test_symbols_that_come_and_go(setting: Setting, count: int, seed: int) -> No
         assert other.changes() == plain.changes()
 
 
+def test_the_number_of_a_symbol_that_is_gone_brings_no_pattern_with_it() -> None:
+    setting = Setting((Router((Route("one", "*A"),)),), None)
+    log: list[Step | End] = [Step(f"{number}{'AB'[number % 2]}", 1, 0, (), (), -1) for number in range(15_000)]
+    records = records_of(log)
+    assert Native(setting).take(records) == Plain(setting).take(records)
+
+
 pattern_text = st.text("-!]ac^\\*?[b\n.Z", max_size=10)
 
 
