@@ -1,9 +1,10 @@
 """What `native/src/python.rs` exports; where it was not built, importing it fails with an ImportError."""
 
-from collections.abc import Iterable, Iterator
-from typing import Self, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TypedDict, overload
 
 from workers.core.frames import OutRecord
+from workers.core.pipeline.pipeline import OperatorSpec
 from workers.native.spec import NativeSpec
 
 class BatchError(ValueError):
@@ -41,6 +42,18 @@ class Batch:
     def size_bytes(self) -> int: ...
     def build(self, producer_id: int, producer_epoch: int, base_sequence: int, is_transactional: bool, /) -> bytes: ...
 
+class Departures(TypedDict):
+    """What the stages of a pipeline have to report."""
+
+    taken_out: list[tuple[str, str, int]]
+    """Reason, stage, ticks."""
+    noticed: list[tuple[str, str, int]]
+    """What, stage, times."""
+    gaps: list[tuple[str, str, int, int, int]]
+    """Stage, symbol, first and last of the ids that were skipped, offset."""
+    routed: list[tuple[str, Records]]
+    held: int
+
 class Lane:
     """One partition's state: record batches in, frames, late records and changes out. Times in nanoseconds.
 
@@ -50,7 +63,8 @@ class Lane:
     position: int
     """The next input offset."""
 
-    def __init__(self, spec: NativeSpec) -> None: ...
+    def __init__(self, spec: NativeSpec, stages: Sequence[OperatorSpec]) -> None:
+        """Raises ``ValueError`` for what is not native."""
     @property
     def key_count(self) -> int:
         """Keys with a clock."""
@@ -89,8 +103,19 @@ class Lane:
         """Take records until one is to be decoded by Python, and give that one: offset, timestamp in ms, key, value,
         headers. None at the end of the batch. Raises `BatchError`."""
 
-    def take(self, symbol: str, ts_ns: int, price: float, size: float, offset: int, value: bytes) -> None:
-        """Place a tick that Python decoded."""
+    def take(
+        self,
+        symbol: str,
+        ts_ns: int,
+        price: float,
+        size: float,
+        offset: int,
+        timestamp: int,
+        value: bytes,
+        facts: bytes,
+    ) -> None:
+        """Take a tick that Python decoded, with what the stages of the pipeline need to know of it
+        (`workers.native.facts`). Raises ``ValueError`` where these are no facts."""
 
     def is_misplaced(self, symbol: str) -> bool:
         """Whether a symbol has no state yet and belongs on another partition."""
@@ -101,8 +126,8 @@ class Lane:
     def learn(self, pieces: list[tuple[int, int, int]]) -> None:
         """Take over a stretch of the time zone, none of which is known: begin, end, offset from UTC, side by side."""
 
-    def count(self, offset: int) -> None:
-        """Count a record that did not come in a batch."""
+    def count(self, offset: int, headers: list[tuple[str, bytes | None]]) -> None:
+        """Count a record that did not come in a batch, and that `take` may follow."""
 
     def end_input(self) -> None:
         """The input has ended: windows that wait come out."""
@@ -134,6 +159,21 @@ class Lane:
     def end_restore(self, partition_max_ns: int) -> bool:
         """After the last of the stored records; false where something is missing."""
 
+    def restore_stages(self) -> tuple[bool, bool]:
+        """Take over some of the stages' stored state: whether there is more, and whether it could be read."""
+
+    def doubtful(self) -> tuple[bytes, int] | None:
+        """The value of a held tick that was restored, and the first of the stages that are to be told what it is."""
+
+    def settle_doubt(self, facts: bytes) -> bool:
+        """Say what the stages need to know of the tick that is `doubtful`; false where these are no facts."""
+
+    def held_times(self) -> list[int]:
+        """The times of the ticks that stages hold back."""
+
+    def take_departures(self) -> Departures | None:
+        """What the stages have to report since the last call; None where there is no pipeline."""
+
 def murmur2(data: bytes) -> int:
     """Kafka's hash of a key, unsigned: its lower 31 bits, modulo a topic's partitions, are the key's partition."""
 
@@ -142,3 +182,11 @@ def crc32c(data: bytes) -> int:
 
 def float_text(value: float) -> str:
     """The text of a float in frames."""
+
+class PipelineProbe:
+    """The stages of a pipeline as tests drive them."""
+
+    def __init__(
+        self, specs: Sequence[OperatorSpec], unit_ns: int, key_ttl_ns: int | None, topic: str, partition: int
+    ) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...

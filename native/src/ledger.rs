@@ -6,6 +6,8 @@ use crate::json::{put_integer, put_string};
 const NS_PER_MS: i64 = 1_000_000;
 
 impl LateReason {
+    pub const ALL: [Self; 3] = [Self::Watermark, Self::Expired, Self::OutsideSession];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Watermark => "watermark",

@@ -5,14 +5,20 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::PyBytes;
 
 use crate::assign::{Assigner, Zoned};
 use crate::decompress::{unpack, Codec};
-use crate::engine::{Engine, Rules};
+use crate::engine::{Engine, LateReason, Rules};
 use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
 use crate::lane::{Lane, Stop};
 use crate::ledger::Source;
+use crate::packed::Records;
+use crate::pipeline::effects::Notice;
+use crate::pipeline::python::stages_from;
+use crate::pipeline::stage::Spec as StagesSpec;
+use crate::pipeline::{headers, Pipeline};
 use crate::python_records::{PyBatch, PyRecords};
 use crate::records::{whole_record, BatchHead, OwnRecord};
 use crate::snapshot::Restore;
@@ -74,6 +80,17 @@ struct Spec {
     sessions: (Vec<i64>, Vec<i64>),
 }
 
+/// What the stages of a pipeline have to report: (reason, stage, ticks), (what, stage, times), gaps as (stage, symbol,
+/// first, last, offset), records by topic, and how many ticks are held back.
+#[derive(Default, IntoPyObject)]
+struct Departures {
+    taken_out: Vec<(&'static str, String, u64)>,
+    noticed: Vec<(&'static str, String, u64)>,
+    gaps: Vec<(String, String, i64, i64, i64)>,
+    routed: Vec<(String, PyRecords)>,
+    held: usize,
+}
+
 #[pyclass(name = "Lane", module = "workers._native")]
 struct PyLane {
     lane: Lane,
@@ -102,7 +119,8 @@ impl PyLane {
 #[pymethods]
 impl PyLane {
     #[new]
-    fn new(spec: Spec) -> PyResult<Self> {
+    fn new(spec: Spec, stages: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let stages = stages_from(stages)?;
         let assigner = match spec.kind.as_str() {
             "tumbling" => Assigner::Tumbling { size: spec.size_ns, offset: spec.offset_ns },
             "zoned" => Assigner::Zoned(Zoned::new(spec.size_ns, spec.offset_ns, spec.margin_ns)),
@@ -140,7 +158,14 @@ impl PyLane {
         let keys = Keys::new(spec.partition, spec.partitions);
         let engine = Engine::new(rules, assigner, keys, Frames::new(spec.unit_ns));
         let source = Source { topic: spec.topic, partition: spec.partition };
-        let lane = Lane::new(engine, decoder, source, spec.unit_ns);
+        let pipeline = if stages.is_empty() {
+            None
+        } else {
+            let (unit_ns, key_ttl_ns) = (spec.unit_ns, spec.key_ttl_ns);
+            let (topic, partition) = (source.topic.clone(), source.partition);
+            Some(Pipeline::new(&StagesSpec { stages, unit_ns, key_ttl_ns, topic, partition }))
+        };
+        let lane = Lane::new(engine, decoder, pipeline, source, spec.unit_ns);
         Ok(Self { lane, batch: None, room: Vec::new(), restore: None })
     }
 
@@ -174,7 +199,7 @@ impl PyLane {
 
     #[getter]
     fn changes_waiting(&self) -> usize {
-        self.lane.engine.changes_waiting()
+        self.lane.changes_waiting()
     }
 
     /// Begins with a batch. `codec` is that of its attributes.
@@ -226,7 +251,7 @@ impl PyLane {
         }
     }
 
-    /// Places a tick that Python decoded.
+    /// Takes a tick that Python decoded; where there is a pipeline, with what its stages need to know of it.
     #[allow(clippy::too_many_arguments)] // a tick has as many parts
     fn take(
         &mut self,
@@ -236,9 +261,15 @@ impl PyLane {
         price: f64,
         size: f64,
         offset: i64,
+        timestamp: i64,
         value: PyBackedBytes,
+        facts: PyBackedBytes,
     ) -> PyResult<()> {
-        self.run(py, |this| this.lane.take(&symbol, ts_ns, price, size, offset, &value))
+        let lane = |this: &mut Self| this.lane.take(&symbol, ts_ns, price, size, offset, timestamp, &value, &facts);
+        if self.run(py, lane)? {
+            return Ok(());
+        }
+        Err(PyValueError::new_err("these are no facts of this pipeline"))
     }
 
     /// Whether a symbol has no state yet and belongs on another partition.
@@ -259,13 +290,13 @@ impl PyLane {
     }
 
     /// Counts a record that was read elsewhere.
-    fn count(&mut self, offset: i64) {
-        self.lane.position = offset + 1;
-        self.lane.records += 1;
+    fn count(&mut self, offset: i64, headers: Vec<(PyBackedStr, Option<PyBackedBytes>)>) {
+        let headers = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_deref()));
+        self.lane.count(offset, headers::packed(headers));
     }
 
     fn end_input(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.run(py, |this| this.lane.engine.end_of_input())
+        self.run(py, |this| this.lane.end_of_input())
     }
 
     /// Emits what is overdue, looking at `most` windows; whether there may be more.
@@ -305,14 +336,16 @@ impl PyLane {
         Some((PyRecords(frames.into()), emitted))
     }
 
-    /// The late records since the last call, and how many for each reason.
+    /// The late topic's records since the last call, and how many of them no window took, for each reason.
     fn take_late(&mut self) -> Option<(PyRecords, Vec<(&'static str, u64)>)> {
-        if self.lane.late.cuts.is_empty() {
+        if self.lane.departures.late.cuts.is_empty() {
             return None;
         }
-        let late = std::mem::take(&mut self.lane.late);
+        let late = std::mem::take(&mut self.lane.departures.late);
+        let of_windows =
+            late.reasons.iter().filter(|reason| LateReason::ALL.iter().any(|late| late.name() == **reason));
         let mut counts: Vec<(&'static str, u64)> = Vec::new();
-        for reason in &late.reasons {
+        for reason in of_windows {
             match counts.iter_mut().find(|(counted, _)| counted == reason) {
                 Some((_, count)) => *count += 1,
                 None => counts.push((reason, 1)),
@@ -321,17 +354,80 @@ impl PyLane {
         Some((PyRecords(late.into()), counts))
     }
 
+    /// What the stages of the pipeline have to report since the last call.
+    fn take_departures(&mut self) -> Option<Departures> {
+        let pipeline = self.lane.pipeline.as_ref()?;
+        let mut found = Departures { held: pipeline.held(), ..Departures::default() };
+        let departures = &mut self.lane.departures;
+        for (number, name) in pipeline.names().iter().enumerate() {
+            let taken = departures.taken_out.get_mut(number).map_or(0, std::mem::take);
+            if taken > 0 {
+                found.taken_out.push((pipeline.reason(number).map_or("", |reason| reason.name()), name.clone(), taken));
+            }
+            let noticed = departures.noticed.get_mut(number).map_or([0; 4], std::mem::take);
+            for (what, times) in Notice::ALL.iter().zip(noticed).filter(|(_, times)| *times > 0) {
+                found.noticed.push((what.name(), name.clone(), times));
+            }
+        }
+        for gap in departures.gaps.drain(..) {
+            let name = pipeline.names()[gap.stage].clone();
+            found.gaps.push((name, gap.symbol.into_string(), gap.first, gap.last, gap.offset));
+        }
+        let routed = std::mem::take(&mut departures.routed);
+        let mut topics: Vec<Option<Records>> = vec![None; pipeline.topics().len()];
+        let mut begin = 0;
+        for (topic, [key_end, value_end, end]) in routed.cuts {
+            let headers = headers::unpacked(&routed.text[value_end..end]);
+            let (key, value) = (&routed.text[begin..key_end], &routed.text[key_end..value_end]);
+            topics[topic].get_or_insert_default().push(Some(key), Some(value), None, &headers);
+            begin = end;
+        }
+        for (topic, records) in pipeline.topics().iter().zip(topics) {
+            found.routed.extend(records.map(|records| (topic.clone(), PyRecords(records))));
+        }
+        Some(found)
+    }
+
     /// The changelog's records of what changed.
     fn take_changes(&mut self, py: Python<'_>) -> PyResult<PyRecords> {
-        Ok(PyRecords(self.run(py, |this| this.lane.engine.take_changes())?.into()))
+        Ok(PyRecords(self.run(py, |this| this.lane.take_changes())?.into()))
     }
 
     /// Takes stored records over, some at a time; false where one is not what is written here.
     fn restore(&mut self, py: Python<'_>, entries: Vec<(PyBackedBytes, PyBackedBytes)>) -> PyResult<bool> {
         self.run(py, |this| {
             let restore = this.restore.get_or_insert_default();
-            entries.iter().all(|(key, value)| restore.take(&mut this.lane.engine, key, value).is_some())
+            entries.iter().all(|(key, value)| {
+                let of_stage = this.lane.pipeline.as_mut().is_none_or(|pipeline| pipeline.restore(key, value).is_ok());
+                of_stage && restore.take(&mut this.lane.engine, key, value).is_some()
+            })
         })
+    }
+
+    /// Takes over some of the stages' stored state; whether there is more, and false, too, where it can't be read.
+    fn restore_stages(&mut self, py: Python<'_>) -> PyResult<(bool, bool)> {
+        self.run(py, |this| match this.lane.pipeline.as_mut().map(Pipeline::restore_step) {
+            None | Some(Ok(false)) => (false, true),
+            Some(Ok(true)) => (true, true),
+            Some(Err(_)) => (false, false),
+        })
+    }
+
+    /// The value of a held tick that was restored, and the first of the stages that it has still to pass, of which
+    /// Python must say what they need to know.
+    fn doubtful<'py>(&mut self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, usize)> {
+        let (value, first) = self.lane.pipeline.as_mut()?.doubtful()?;
+        Some((PyBytes::new(py, value), first))
+    }
+
+    /// Says what the stages need to know of the tick that is `doubtful`; false where these are no facts.
+    fn settle_doubt(&mut self, facts: &[u8]) -> bool {
+        self.lane.pipeline.as_mut().is_some_and(|pipeline| pipeline.settle(facts))
+    }
+
+    /// The times of the ticks that stages hold back.
+    fn held_times(&self) -> Vec<i64> {
+        self.lane.pipeline.as_ref().map_or_else(Vec::new, Pipeline::held_times)
     }
 
     /// How many windows were restored so far.
@@ -344,6 +440,9 @@ impl PyLane {
     fn end_restore(&mut self, py: Python<'_>, partition_max_ns: i64) -> PyResult<bool> {
         self.run(py, |this| {
             let restore = this.restore.take().unwrap_or_default();
+            if let Some(pipeline) = this.lane.pipeline.as_mut() {
+                pipeline.sort_parts();
+            }
             restore.finish(&mut this.lane.engine, partition_max_ns).is_some()
         })
     }

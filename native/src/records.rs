@@ -24,6 +24,8 @@ pub struct Record<'a> {
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
+    /// Packed, from their number on.
+    pub headers: &'a [u8],
     /// Where it begins in the payload.
     pub position: usize,
 }
@@ -117,6 +119,7 @@ fn read_record<'a>(payload: &'a [u8], begin: usize, head: &BatchHead) -> Option<
     let (offset_delta, position) = varint(body, position)?;
     let (key, position) = bytes(body, position)?;
     let (value, position) = bytes(body, position)?;
+    let headers_begin = position;
     let (headers, mut position) = varint(body, position)?;
     if headers != 0 {
         for _ in 0..headers {
@@ -132,7 +135,8 @@ fn read_record<'a>(payload: &'a [u8], begin: usize, head: &BatchHead) -> Option<
         None => head.first_timestamp.wrapping_add(delta_ms), // as 64-bit arithmetic has it
     };
     let offset = head.base_offset.wrapping_add(offset_delta);
-    Some((Record { offset, timestamp, key, value, position: begin }, end))
+    let headers = &body[headers_begin..];
+    Some((Record { offset, timestamp, key, value, headers, position: begin }, end))
 }
 
 /// A zigzag varint of at most ten bytes, and the position after it.

@@ -29,6 +29,20 @@ pub struct Written {
 }
 
 impl Written {
+    /// Appends a record.
+    pub fn put(&mut self, key: impl FnOnce(&mut Vec<u8>), value: impl FnOnce(&mut Vec<u8>)) {
+        key(&mut self.text);
+        let key_end = self.text.len();
+        value(&mut self.text);
+        self.end(key_end);
+    }
+
+    /// Appends a record that deletes.
+    pub fn put_deletion(&mut self, key: impl FnOnce(&mut Vec<u8>)) {
+        key(&mut self.text);
+        self.cuts.push((self.text.len(), None));
+    }
+
     fn key(&mut self, kind: u8, start: i64, segment: Option<u32>, name: &str) -> usize {
         self.text.push(kind);
         self.text.extend(start.to_be_bytes());
@@ -57,8 +71,7 @@ impl Written {
 
 impl Engine {
     /// The records of the windows that changed; what they hold counts as stored.
-    pub fn take_changes(&mut self) -> Written {
-        let mut out = Written::default();
+    pub fn take_changes(&mut self, out: &mut Written) {
         self.fresh_bytes = 0;
         for row in self.changes.take() {
             let window = &mut self.windows[row];
@@ -73,10 +86,9 @@ impl Engine {
                 self.free_window(row);
                 continue;
             }
-            write_window(window, name, self.rules.folds, self.rules.is_session, &mut out);
+            write_window(window, name, self.rules.folds, self.rules.is_session, out);
             window.flags |= STORED;
         }
-        out
     }
 }
 

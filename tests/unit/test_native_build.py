@@ -36,8 +36,9 @@ def test_hashes_are_those_of_python(native: ModuleType, data: bytes) -> None:
 
 
 def test_the_types_name_what_is_there(native: ModuleType) -> None:
+    """All but the shape of a dictionary, which has no class there."""
     stub = ast.parse((ROOT / "workers" / "_native.pyi").read_text())
-    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} - {"Departures"}
     assert named == {name for name in vars(native) if not name.startswith("_")}
 
 

@@ -9,6 +9,7 @@ them, `ledger` keeps what is in no frame, and `snapshot` is state as bytes.
 - `encoding`: JSON as bytes that can be kept
 - `failures`: what raised on the way of one record: it becomes a dead letter
 - `jumps`: ticks far ahead of all before them: held until the next one of their key tells whether to believe them
+- `packed`: records to be written that are no objects
 - `partitioning`: murmur2 for Kafka partitions, murmur3 for lanes inside a process
 - `quarantine`: jumps at work in a lane: with records, dead letters and stored state
 - `records`: a record batch as fetched, its records still packed

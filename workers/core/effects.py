@@ -41,7 +41,7 @@ class Effects:
     frames: OutRecords = field(default_factory=list)
     late: OutRecords = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
-    routed: dict[str, list[OutRecord]] = field(default_factory=dict)  # topic -> records, as they came
+    routed: dict[str, OutRecords] = field(default_factory=dict)  # topic -> records, as they came
     emitted: dict[tuple[str, str], int] = field(default_factory=dict)  # (status, trigger) -> frames
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> records
     late_by_reason: dict[str, int] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Effects:
         self.misrouted_keys += other.misrouted_keys
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
         for topic, records in other.routed.items():
-            self.routed.setdefault(topic, []).extend(records)
+            self.routed[topic] = joined(self.routed.get(topic, []), records)
         _add_up(self.taken_out, other.taken_out)
         _add_up(self.noticed, other.noticed)
         self.gaps += other.gaps

@@ -103,7 +103,7 @@ class Commit:
     frames: OutRecords = field(default_factory=list)
     late: OutRecords = field(default_factory=list)
     dead_letters: list[OutRecord] = field(default_factory=list)
-    routed: dict[str, list[OutRecord]] = field(default_factory=dict)
+    routed: dict[str, OutRecords] = field(default_factory=dict)
     changes: OutRecords = field(default_factory=list)
     settings: str = ""  # the lane's `settings_digest`, noted with the offset
 

@@ -3,6 +3,7 @@
 Its rules are those of `workers.core`, where they are explained; ``native/src`` mirrors that room file by file.
 
 - `choose`: which lane a partition gets: the native one where it can be used, else the reference
+- `facts`: what native code needs to know of a tick's JSON, where it is not sure itself
 - `lane`: the lane itself: batches in, effects out, and what native code leaves to Python
 - `probe`: what of native code is there, and whether it and the libraries beside it write alike
 - `spec`: what native code is told of a lane's spec

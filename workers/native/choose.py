@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import astuple
 from functools import cache
 from importlib.util import find_spec
 
 from workers.core.lane import Input, Lane
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import OperatorSpec, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.spec import LaneSpec
 from workers.core.windows.kinds import SessionWindows, TumblingWindows, Windows
 
@@ -18,7 +22,7 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 
 
 def supports(spec: LaneSpec) -> bool:
-    """Whether the native lane computes what the spec asks for: everything but pipelines, aggregations of one's own,
+    """Whether the native lane computes what the spec asks for: everything but functions and aggregations of one's own,
     corrections, frames as input, and ticks held for being ahead of their time."""
     form = spec.tick
     names = (form.symbol, form.ts, form.price, form.size)
@@ -26,12 +30,20 @@ def supports(spec: LaneSpec) -> bool:
     return (
         spec.aggregation == "ohlcv"
         and len(set(names)) == len(names)
-        and not spec.pipeline
+        and all(map(_is_native, spec.pipeline))
         and spec.format == "json"
         and spec.corrections is None
         and spec.max_jump_ns == 0
         and max(*durations, *_lengths(spec.window)) <= LONGEST_NS
     )
+
+
+def _is_native(operator: OperatorSpec) -> bool:
+    if isinstance(operator, Router):
+        return True
+    if not isinstance(operator, Deduplicate | Throttle | Conflate):
+        return False
+    return all(value < 2**62 for value in astuple(operator) if isinstance(value, int))
 
 
 def _lengths(window: Windows) -> tuple[int, ...]:
@@ -77,8 +89,8 @@ def takes_batches(spec: LaneSpec, native: bool | None = None) -> bool:
         return supports(spec) and is_available()
     if native and not supports(spec):
         raise ValueError(
-            'a native lane needs the aggregation "ohlcv", no pipeline, four distinct fields, and ticks that are never '
-            "corrected, nor held"
+            'a native lane needs the aggregation "ohlcv", no function in the pipeline, four distinct fields, and ticks '
+            "that are never corrected, nor held"
         )
     if native and not _is_usable():
         raise ValueError("a native lane needs workers._native, which is built where there is a Rust compiler")

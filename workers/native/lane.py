@@ -1,9 +1,9 @@
 """The lane over record batches: what `workers.core.lane.Lane` gives, from native code, at a fraction of its cost.
 
-    RawBatch ─▶ payload ─▶ _native.Lane.advance ─▶ frames, late records, changes
-                               │ unsure
-                               ▼
-                        core's own decoder ─▶ _native.Lane.take
+    RawBatch ─▶ _native.Lane.advance ─▶ frames, late records, changes
+                    │ unsure
+                    ▼
+             core's own decoder ─▶ _native.Lane.take
 
 Whatever is not plainly a tick is decoded by the reference's own decoder and handed back before the next record is
 looked at, so it takes effect at its place in the log. A lane restored from what the other kind of lane stored goes on
@@ -17,15 +17,18 @@ from itertools import islice
 from typing import Final
 
 from workers import _native
-from workers.core.effects import Effects
+from workers.core.effects import Effects, SequenceGap
+from workers.core.encoding import json_object
 from workers.core.lane import Input, Lane
 from workers.core.packed import OutRecords, joined
+from workers.core.reasons import Reason
 from workers.core.records import RawBatch, RawRecord, Record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.window import LONG_AGO
 from workers.errors import BrokerError, StateFormatError
+from workers.native.facts import FactTeller
 from workers.native.spec import native_spec
 from workers.native.zones import Zone
 
@@ -35,6 +38,7 @@ Sequence.register(_native.Records)
 
 SETTLE_AT_LEAST: Final = 6_000  # windows looked at in one step, so that none holds the process for long: some 5 ms
 RECORDS_AT_ONCE: Final = 10_000  # in a step of restoring
+_DROPS: Final = {reason.value: reason for reason in (Reason.DUPLICATE, Reason.THROTTLED)}
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
 
 
@@ -48,7 +52,8 @@ class NativeLane(Lane):
         self._core: _native.Lane | None = None
         super().__init__(spec, source)
         told = native_spec(spec, self._rules, source)
-        self._native = self._core = _native.Lane(told)
+        self._native = self._core = _native.Lane(told, spec.pipeline)
+        self._tell = FactTeller(spec.pipeline)
         self._zone = Zone.of(self._rules.assigner, self._native, told.margin_ns)
 
     @property
@@ -74,7 +79,7 @@ class NativeLane(Lane):
                 self._take_batch(item, effects)
             else:
                 assert item.offset >= self.position, f"offset {item.offset} after position {self.position}"
-                self._native.count(item.offset)
+                self._native.count(item.offset, list(item.headers))
                 self._take_record(item, effects)
         self._native.settle(0, max(SETTLE_AT_LEAST, 2 * sum(map(_length, records))))
         return self._collect(effects)
@@ -107,7 +112,7 @@ class NativeLane(Lane):
             if isinstance(decoded, Tick) and self._native.is_misplaced(decoded.symbol):
                 decoded = self._check_route(decoded, record, effects)
             if isinstance(decoded, Tick):
-                self._take_tick(decoded)
+                self._take_tick(decoded, record.timestamp)
                 return
         except Exception as error:
             decoded = self._failed(record, error, effects)
@@ -117,10 +122,11 @@ class NativeLane(Lane):
             assert isinstance(decoded, Rejection), "native lanes know no corrections"
             self._reject(decoded, effects)
 
-    def _take_tick(self, tick: Tick) -> None:
+    def _take_tick(self, tick: Tick, timestamp: int) -> None:
         if self._zone is not None:
             self._zone.reach(tick.ts_ns)
-        self._native.take(tick.symbol, tick.ts_ns, tick.price, tick.size, tick.offset, tick.value)
+        parts = (tick.symbol, tick.ts_ns, tick.price, tick.size, tick.offset, timestamp, tick.value)
+        self._native.take(*parts, self._tell(tick))
 
     def end_input(self, effects: Effects) -> None:
         """As `Lane.end_input`."""
@@ -165,13 +171,29 @@ class NativeLane(Lane):
             effects.late = joined(effects.late, dropped)
             for reason, number in reasons:
                 effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + number
-            self.counts.late += len(dropped)
+                self.counts.late += number
+        departures = self._native.take_departures()
+        if departures is not None:
+            self._depart(departures, effects)
         frames = self._native.take_frames()
         if frames is not None:
             effects.frames, emitted = joined(effects.frames, frames[0]), frames[1]
             for status, trigger, number in emitted:
                 effects.emitted[status, trigger] = effects.emitted.get((status, trigger), 0) + number
         return effects
+
+    def _depart(self, departures: _native.Departures, effects: Effects) -> None:
+        """Take over what the stages of the pipeline have to report."""
+        for reason, stage, number in departures["taken_out"]:
+            place = (_DROPS[reason], stage)
+            effects.taken_out[place] = effects.taken_out.get(place, 0) + number
+        for what, stage, number in departures["noticed"]:
+            effects.noticed[what, stage] = effects.noticed.get((what, stage), 0) + number
+        effects.gaps += [SequenceGap(*gap) for gap in departures["gaps"]]
+        for topic, records in departures["routed"]:
+            effects.routed[topic] = joined(effects.routed.get(topic, []), records)
+        self._count_operators(effects)
+        self.counts.held = departures["held"]
 
     @property
     def key_count(self) -> int:
@@ -216,12 +238,32 @@ class NativeLane(Lane):
             yield
         if meta is None and not self._native.restored and good:
             return None
-        if meta is None or not good or not self._native.end_restore(meta.partition_max_ns):
+        good = good and meta is not None and self._native.end_restore(meta.partition_max_ns)
+        more = good
+        while more:
+            more, good = self._native.restore_stages()
+            if more:
+                yield
+        if meta is None or not good or not self._settle_doubts():
             self.peek(entries, where=where)  # says what can't be read
-            raise StateFormatError(f"the changelog {where} holds windows of another form than its settings say")
+            if self._pipeline is not None:
+                yield from self._pipeline.restore_in_steps(entries, where=where)  # so does this
+            raise StateFormatError(f"the changelog {where} holds state of another form than its settings say")
         self.position = meta.offset
         self.counts = meta.counts
         return meta
+
+    def _settle_doubts(self) -> bool:
+        """Say of held ticks that were restored what native code is not sure of; false where one is no JSON object."""
+        while (found := self._native.doubtful()) is not None:
+            value, first = found
+            fields = json_object(value)
+            if not fields or not self._native.settle_doubt(self._tell(Tick("", 0, 0.0, 0.0, 0, value, fields), first)):
+                return False
+        if self._zone is not None:
+            for ts_ns in self._native.held_times():
+                self._zone.reach(ts_ns)
+        return True
 
 
 def _length(item: Record | RawBatch | RawRecord) -> int:

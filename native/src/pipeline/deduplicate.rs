@@ -323,7 +323,7 @@ impl Deduplicator {
             let symbol = symbols.name(slot.symbol);
             let memory = &mut slot.state;
             while let Some((number, _)) = memory.parts.front().filter(|(_, end)| *end <= memory.ids.first) {
-                out.delete(|key| keys.put_part(symbol, *number, key));
+                out.put_deletion(|key| keys.put_part(symbol, *number, key));
                 memory.parts.pop_front();
             }
             let end = memory.ids.end();

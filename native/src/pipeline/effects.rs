@@ -2,38 +2,9 @@
 
 use compact_str::CompactString;
 
+pub use crate::ledger::Late;
 use crate::pipeline::stage::Held;
-
-/// Records of the late topic: keys and values end to end, where each ends, and why: the reason is also the value of the
-/// record's one header.
-#[derive(Debug, Default)]
-pub struct Late {
-    pub text: Vec<u8>,
-    pub cuts: Vec<(usize, usize)>,
-    pub reasons: Vec<&'static str>,
-}
-
-/// Records of the changelog, end to end: each a key and a value, or none, which deletes.
-#[derive(Debug, Default)]
-pub struct Written {
-    pub text: Vec<u8>,
-    /// Where a key ends and where its value does.
-    pub cuts: Vec<(usize, Option<usize>)>,
-}
-
-impl Written {
-    pub fn put(&mut self, key: impl FnOnce(&mut Vec<u8>), value: impl FnOnce(&mut Vec<u8>)) {
-        key(&mut self.text);
-        let key_end = self.text.len();
-        value(&mut self.text);
-        self.cuts.push((key_end, Some(self.text.len())));
-    }
-
-    pub fn delete(&mut self, key: impl FnOnce(&mut Vec<u8>)) {
-        key(&mut self.text);
-        self.cuts.push((self.text.len(), None));
-    }
-}
+pub use crate::snapshot::Written;
 
 /// Records that go to other topics: keys, values and headers end to end.
 #[derive(Debug, Default)]
@@ -110,9 +81,7 @@ pub struct Effects {
 impl Effects {
     pub fn clear(&mut self) {
         self.going.clear();
-        self.late.text.clear();
-        self.late.cuts.clear();
-        self.late.reasons.clear();
+        self.late = Late::default();
         self.routed.text.clear();
         self.routed.cuts.clear();
         self.taken_out.fill(0);

@@ -50,6 +50,28 @@ fn readable(name: &[u8]) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
+/// Packs headers.
+pub fn packed<'a>(headers: impl ExactSizeIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Vec<u8> {
+    let mut packed = Vec::new();
+    put_varint(&mut packed, headers.len() as i64);
+    for (name, value) in headers {
+        put_field(&mut packed, Some(name));
+        put_field(&mut packed, value);
+    }
+    packed
+}
+
+/// Headers as they may be written: names and values.
+pub fn unpacked(packed: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
+    let mut headers = Vec::new();
+    if packed.len() > 1
+        && walk(packed, |name, value| headers.push((name.into_owned(), value.map(Into::into)))).is_none()
+    {
+        headers.clear();
+    }
+    headers
+}
+
 /// Appends headers, packed, as they may be written. What is no headers becomes none.
 pub fn put_packed(out: &mut Vec<u8>, packed: &[u8]) {
     if packed.len() <= 1 {

@@ -20,7 +20,7 @@ pub mod effects;
 pub mod facts;
 mod glob;
 mod hash;
-mod headers;
+pub mod headers;
 mod msgpack;
 #[cfg(feature = "extension-module")]
 pub mod probe;
@@ -32,7 +32,7 @@ pub mod symbols;
 pub mod throttle;
 
 use crate::pipeline::deduplicate::Deduplicator;
-use crate::pipeline::effects::{Effects, Written};
+use crate::pipeline::effects::{Effects, Reason, Written};
 use crate::pipeline::facts::FactReader;
 use crate::pipeline::route::Router;
 use crate::pipeline::stage::{stage_name, stage_of, Damage, Held, Passing, Spec, StageContext, StageSpec, StateKeys};
@@ -121,6 +121,15 @@ impl Pipeline {
         &self.names
     }
 
+    /// Why a stage drops ticks; `None` for one that drops none.
+    pub fn reason(&self, stage: usize) -> Option<Reason> {
+        match self.stages[stage] {
+            Stage::Deduplicate(_) => Some(Reason::Duplicate),
+            Stage::Throttle(_) | Stage::Conflate(_) => Some(Reason::Throttled),
+            Stage::Router(_) => None,
+        }
+    }
+
     /// The topics that are routed to, by their numbers in `Effects::routed`.
     pub fn topics(&self) -> &[String] {
         &self.topics
@@ -129,6 +138,12 @@ impl Pipeline {
     /// Ticks that are held back at the moment.
     pub fn held(&self) -> usize {
         self.stages.iter().map(|stage| if let Stage::Conflate(stage) = stage { stage.held() } else { 0 }).sum()
+    }
+
+    /// The times of all ticks that are held back.
+    pub fn held_times(&self) -> Vec<i64> {
+        let of = |stage: &Stage| if let Stage::Conflate(stage) = stage { stage.held_times() } else { Vec::new() };
+        self.stages.iter().flat_map(of).collect()
     }
 
     /// Sends a tick through the stages. Whether it reaches the windows now; before it do those appended to

@@ -326,7 +326,7 @@ impl Deletions {
 
     pub fn take(&mut self, out: &mut Written) {
         for key in self.keys.drain(..) {
-            out.delete(|text| text.extend_from_slice(&key));
+            out.put_deletion(|text| text.extend_from_slice(&key));
         }
     }
 }

@@ -170,6 +170,11 @@ impl<S: Default> SymbolStates<S> {
         &mut self.slots[number]
     }
 
+    /// What is in a slot that was given out at some time.
+    pub fn state_of(&self, number: u32) -> &S {
+        &self.slots[number].state
+    }
+
     #[inline(always)]
     pub fn of(&self, symbol: SymbolId) -> Option<u32> {
         self.of_symbol.get(symbol.index()).copied().filter(|slot| *slot != NONE)

@@ -186,6 +186,12 @@ impl Conflator {
         self.held
     }
 
+    /// The times of the ticks that are held back.
+    pub fn held_times(&self) -> Vec<i64> {
+        let held = |slot: u32| self.latest.state_of(slot).held.as_ref().map(|held| held.ts_ns);
+        self.due.iter().filter_map(|entry| held(entry.0 .1)).collect()
+    }
+
     /// Whether the tick goes on; before it go the ticks that are appended to `released`.
     #[inline]
     pub fn take(

@@ -527,7 +527,8 @@ def test_the_strategies_reach_every_reason_and_every_kind_of_frame() -> None:
             seen.update(f"{frame['status']} {frame['trigger']}" for frame in frames)
             seen.update("rev>1" for frame in frames if frame["rev"] not in (0, 1))
 
-    for number in range(30):  # seeded: what is rare is drawn by one of them, and always by the same
+    # Seeded: what is rare is drawn by one of them, and always by the same. The first is one that draws revisions.
+    for number in (26, *range(26)):
         if expected <= seen.keys():
             break
         seed(number)(look)()

@@ -26,6 +26,9 @@ from workers.core.effects import Effects
 from workers.core.formats.json import tick_decoder
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
+from workers.core.pipeline.deduplicate import Deduplicate
+from workers.core.pipeline.pipeline import OperatorSpec, Route, Router
+from workers.core.pipeline.throttle import Conflate, Throttle
 from workers.core.records import RawBatch, RawRecord, Record, count_of, end_of, records_of
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Rejection, TickFormat
@@ -67,6 +70,22 @@ def windows(config: Config) -> st.SearchStrategy[Windows]:
     return tumbling | hopping | sessions | st.just(CALENDAR)
 
 
+def pipelines(config: Config) -> st.SearchStrategy[tuple[OperatorSpec, ...]]:
+    """None, mostly; else up to three operators, on the fields that a log has."""
+    _, ts, price, size = config.fields
+    spans = st.integers(1, 4 * config.size_ns)
+    fields = st.sampled_from([(ts,), (price, size), (size,), ("nowhere",)])
+    deduplicates = st.builds(Deduplicate, fields, spans, gaps=st.booleans(), ledger=st.booleans())
+    routes = st.sampled_from(
+        [Route("a", "A*"), Route("window", "B"), Route("b", field=price, equals=1), Route("b", "*", size, "1")]
+    )
+    routers = st.lists(routes, min_size=1, max_size=3).map(lambda found: Router(tuple(found)))
+    operators = (
+        deduplicates | st.builds(Throttle, spans, st.integers(1, 3)) | st.builds(Conflate, spans, spans) | routers
+    )
+    return st.just(()) | st.lists(operators, max_size=3).map(tuple)
+
+
 def lanes(spec: LaneSpec, config: Config) -> tuple[Lane, NativeLane]:
     source = Input(TOPIC, 0, config.partitions or 1)
     return Lane(spec, source), NativeLane(spec, source)
@@ -85,6 +104,7 @@ def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None
     """Any log in any batches, with silences, flushes, commits, and crashes after which either lane goes on."""
     spec = spec_of(case.config, emit_partial=data.draw(st.booleans(), "emit_partial"))
     spec = replace(spec, window=data.draw(windows(case.config), "window"))
+    spec = replace(spec, pipeline=data.draw(pipelines(case.config), "pipeline"))
     if spec.window == CALENDAR:
         spec = replace(spec, key_ttl_ns=None)  # a session is longer than the others' times to live
     reference, fast = lanes(spec, case.config)

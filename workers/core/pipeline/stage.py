@@ -54,7 +54,7 @@ class Departures(Protocol):
     """Where stages account for what does not go on, and what they noticed; `workers.core.effects.Effects` is one."""
 
     late: OutRecords
-    routed: dict[str, list[OutRecord]]
+    routed: dict[str, OutRecords]
     taken_out: dict[tuple[Reason, str], int]  # (reason, stage) -> ticks
     noticed: dict[tuple[str, str], int]  # (what, stage) -> times
     gaps: list[SequenceGap]
