@@ -33,6 +33,8 @@ FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin workers && mkdir -p /app
 COPY --from=build /opt/workers /opt/workers
 ENV PATH=/opt/workers/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The base image comes without the bytecode of the standard library, which every start would compile again.
+RUN PYTHONDONTWRITEBYTECODE= workers --help && PYTHONDONTWRITEBYTECODE= python -c 'import asyncio, workers.worker.main'
 USER 10001
 WORKDIR /app
 EXPOSE 9404

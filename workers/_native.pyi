@@ -174,6 +174,12 @@ class Lane:
     def take_departures(self) -> Departures | None:
         """What the stages have to report since the last call; None where there is no pipeline."""
 
+def put_entries(
+    entries: dict[bytes, bytes], packed: bytes, codec: int, base_offset: int, count: int, start_offset: int
+) -> None:
+    """Put a batch of a compacted topic into ``entries``: the last value of each key, without keys that were deleted.
+    Raises `BatchError`; records before the bad one are in it then."""
+
 def murmur2(data: bytes) -> int:
     """Kafka's hash of a key, unsigned: its lower 31 bits, modulo a topic's partitions, are the key's partition."""
 

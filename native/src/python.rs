@@ -5,7 +5,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
 use crate::assign::{Assigner, Zoned};
 use crate::decompress::{unpack, Codec};
@@ -20,7 +20,7 @@ use crate::pipeline::python::stages_from;
 use crate::pipeline::stage::Spec as StagesSpec;
 use crate::pipeline::{headers, Pipeline};
 use crate::python_records::{PyBatch, PyRecords};
-use crate::records::{whole_record, BatchHead, OwnRecord};
+use crate::records::{whole_record, BatchHead, OwnRecord, Records as BatchRecords};
 use crate::snapshot::Restore;
 use crate::ticks::{Decoder, TickFormat};
 
@@ -448,6 +448,40 @@ impl PyLane {
     }
 }
 
+/// Puts a batch of a compacted topic into `entries`: the last value of each key, without keys that were deleted.
+#[pyfunction]
+fn put_entries(
+    entries: &Bound<'_, PyDict>,
+    packed: PyBackedBytes,
+    codec: u16,
+    base_offset: i64,
+    count: u32,
+    start_offset: i64,
+) -> PyResult<()> {
+    let py = entries.py();
+    let codec = Codec::from_attributes(codec).ok_or_else(|| BatchError::new_err(format!("unknown codec {codec}")))?;
+    let payload = if codec == Codec::None {
+        Payload::Plain(packed)
+    } else {
+        let mut room = Vec::new();
+        let unpacked = py.detach(|| unpack(codec, &packed, MOST_UNPACKED, &mut room));
+        unpacked.map_err(|error| BatchError::new_err(error.to_string()))?;
+        Payload::Unpacked(room)
+    };
+    let head = BatchHead { base_offset, count, first_timestamp: 0, fixed_timestamp: None, start_offset };
+    for record in BatchRecords::new(payload.bytes(), head) {
+        let record = record.map_err(|_| BatchError::new_err("its records are not in Kafka's format v2"))?;
+        let Some(key) = record.key.filter(|_| record.offset >= start_offset) else { continue };
+        let key = PyBytes::new(py, key);
+        match record.value {
+            Some(value) => entries.set_item(key, PyBytes::new(py, value))?,
+            None if entries.contains(&key)? => entries.del_item(key)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
 /// Kafka's hash of a key.
 #[pyfunction]
 #[pyo3(name = "murmur2")]
@@ -477,6 +511,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyRecords>()?;
     module.add_class::<PyBatch>()?;
     module.add_class::<crate::pipeline::probe::PipelineProbe>()?;
+    module.add_function(wrap_pyfunction!(put_entries, module)?)?;
     module.add_function(wrap_pyfunction!(hash, module)?)?;
     module.add_function(wrap_pyfunction!(checksum, module)?)?;
     module.add_function(wrap_pyfunction!(float_text, module)?)

@@ -268,6 +268,23 @@ class TestKafka:
             with pytest.raises(DataLossError):
                 await reader.read(1)
 
+    @pytest.mark.parametrize("native", ["1", "0"])
+    async def test_a_changelog_is_read_the_same_with_native_code_and_without(
+        self, place: Place, native: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORKERS_NATIVE", native)
+        async with opened(place.kafka) as sink:
+            for first in range(0, 300, 100):
+                numbers = range(first, first + 100)
+                changes = [(b"k%d" % (number % 150), b"%d" % number if number % 7 else None) for number in numbers]
+                await sink.commit(work(first + 1, changes=changes))
+        held = {}
+        for number in range(300):
+            held[b"k%d" % (number % 150)] = b"%d" % number if number % 7 else None
+        async with opened(place.kafka):
+            found = await place.kafka.read_changelog(0, lambda records: None)
+        assert found == {key: value for key, value in held.items() if value is not None}
+
     async def test_a_commit_makes_results_state_and_offset_visible(self, place: Place) -> None:
         async with member(place.kafka) as reader:
             assert await reader.consumer.committed(0) is None

@@ -69,6 +69,21 @@ async def test_missing_topics_are_made_as_they_must_be(admin: AIOKafkaAdminClien
     assert (await ensure_topics(admin, settings, create=False)).created == ()
 
 
+async def test_topics_that_are_all_there_are_looked_at_once(
+    admin: AIOKafkaAdminClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = await ensure_topics(admin, settings, create=True)
+    look, looks = admin.describe_topics, []
+
+    async def counted(names: None) -> object:
+        looks.append(names)
+        return await look(names)
+
+    monkeypatch.setattr(admin, "describe_topics", counted)
+    assert await ensure_topics(admin, settings, create=True) == layout
+    assert len(looks) == 1
+
+
 async def test_the_changelog_follows_a_ticks_topic_that_exists(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     await admin.create_topics([NewTopic(settings.topics.ticks, 5, 1)])
     layout = await ensure_topics(admin, settings, create=True)

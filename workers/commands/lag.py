@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +28,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from workers.kafka.group_offsets import GroupLag
     from workers.settings import Settings
 
@@ -79,6 +80,8 @@ def lag(
 
 async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, interval_s: float | None) -> bool:
     """Whether there is such a group, as far as that was asked once."""
+    import asyncio
+
     from workers.kafka.clients import admin_client
     from workers.kafka.group_offsets import LagReader, lost_records_problem, no_group_problem
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +16,14 @@ from workers.commands.common import (
     Debug,
     SetOption,
     app,
+    building,
     load,
     run_async,
     say,
 )
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__: list[str] = []
 
@@ -32,8 +35,7 @@ def calm_collector() -> None:
     of a tick, looking again and again at what is gone a moment later, and a full look at a large state holds
     everything up.
     """
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # the little garbage of loading, too: to look for it would take as long as to load half of it
     gc.set_threshold(100_000, 50, 100)
 
 
@@ -65,14 +67,14 @@ def run(
 
       workers run -b broker-1:9092,broker-2:9092 --application-id bars-1m --set window.size=1m
     """
-    from workers.telemetry.logs import configure_logging
-    from workers.worker.main import run_worker
-
     create = False if no_create_topics else None
-    settings = load(config, sets, bootstrap_servers, application_id, topics__create=create)
-    configure_logging(settings.logging, debug=debug)
+    with building():
+        settings = load(config, sets, bootstrap_servers, application_id, topics__create=create)
+        from workers.telemetry.logs import configure_logging
+        from workers.worker.main import run_worker
 
-    calm_collector()
+        configure_logging(settings.logging, debug=debug)
+        calm_collector()  # while it rests: it would begin with all that has come about meanwhile
 
     async def main(stop: asyncio.Event) -> None:
         await run_worker(settings, stop=stop)

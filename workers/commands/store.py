@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import sys
@@ -30,6 +29,7 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping, Sequence
 
     from workers.apps.store.base import FrameRow, Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +25,8 @@ from workers.commands.common import (
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from workers.kafka.topics import TopicLayout, TopicPlan, TopicState
     from workers.settings import Settings
 

@@ -27,7 +27,7 @@ from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.errors import FencedError
 from workers.kafka.hanging import finish, last_decision
-from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch
+from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.repairs import abandon
 
@@ -89,7 +89,7 @@ class PartitionSink:
             async with asyncio.timeout(self._spec.commit_timeout_s):
                 await producer.client.bootstrap()
                 decision = await last_decision(producer.client, transactional_id)
-                await producer.start()
+                await start_sending(producer)
                 changelog = TopicPartition(self._spec.changelog.name, self._partition)
                 await finish(producer, decision, changelog, self._result_partitions(), self._spec.group_id)
         except BaseException:

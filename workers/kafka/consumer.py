@@ -12,6 +12,7 @@ what is done about it here:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 
 import structlog
@@ -169,8 +170,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""
         tp = self._tp(partition)
-        begin = await self._consumer.beginning_offsets([tp])
-        end = await self._consumer.end_offsets([tp])
+        begin, end = await asyncio.gather(self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
         return begin[tp], end[tp]
 
     async def at_end(self, partition: int) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "learn_topic",
     "new_batch",
     "raise_coordinator_errors",
+    "start_sending",
 ]
 
 _NO_OFFSET: Final = -1
@@ -84,6 +85,14 @@ async def committed_offset(consumer: AIOKafkaConsumer, topic: str, partition: in
 
 
 # -- producers --------------------------------------------------------------------------------------------------------
+
+
+async def start_sending(producer: AIOKafkaProducer) -> None:
+    """The rest of the producer's ``start``, where its client is connected already: its ids are initialised.
+
+    Raises ``KafkaError``.
+    """
+    await producer._sender.start()
 
 
 def new_batch(producer: AIOKafkaProducer, limit_bytes: int) -> tuple[BatchBuilder, Callable[..., Any]]:

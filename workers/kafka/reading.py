@@ -13,6 +13,7 @@ from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
 from workers.kafka.internals import learn_topic
 from workers.kafka.options import client_options
+from workers.kafka.ports import Fetched
 from workers.kafka.repairs import stop_consumer
 
 if TYPE_CHECKING:
@@ -45,14 +46,20 @@ class TopicReader:
 
     After `start`, `turn_to` a topic and `assign` its partitions. Methods that ask the cluster raise ``KafkaError``.
     Headers may have any names, unless ``any_headers`` is false, which is a fifth quicker: then one whose name is not
-    UTF-8 is an error.
+    UTF-8 is an error. With ``batches``, whole record batches are handed out by `poll_batches`, and no records.
     """
 
     def __init__(
-        self, options: Mapping[str, object], *, any_headers: bool = True, **fetching: Unpack[Fetching]
+        self,
+        options: Mapping[str, object],
+        *,
+        any_headers: bool = True,
+        batches: bool = False,
+        **fetching: Unpack[Fetching],
     ) -> None:
         self._topic = ""
         self._any_headers = any_headers
+        self._batches = batches
         self._consumer = AIOKafkaConsumer(
             **{
                 **options,
@@ -64,11 +71,16 @@ class TopicReader:
             }
         )
 
+    @property
+    def topic(self) -> str:
+        """What it was turned to."""
+        return self._topic
+
     async def start(self) -> None:
         """Connect. Whatever comes of it, `stop` is to be called."""
         await self._consumer.start()
-        if self._any_headers:
-            install(self._consumer, records=True)
+        if self._any_headers or self._batches:
+            install(self._consumer, records=not self._batches)
 
     async def stop(self) -> None:
         """Close, within a few seconds. Raises nothing."""
@@ -115,6 +127,12 @@ class TopicReader:
         tps = self._tps(partitions)
         found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
         return {tp.partition: records for tp, records in found.items() if records}
+
+    async def poll_batches(self, partition: int, *, timeout_ms: int, most: int) -> Fetched | None:
+        """The next record batches of a partition, ``most`` of them; waits ``timeout_ms`` for the first. None: nothing
+        came. Records in formats before v2 come one by one, without a batch."""
+        found = await self._consumer.getmany(self._tp(partition), timeout_ms=timeout_ms, max_records=most)
+        return next((Fetched(items) for items in found.values() if items), None)
 
     async def position(self, partition: int) -> int:
         """The offset behind all that was handed out."""

@@ -145,7 +145,8 @@ async def ensure_topics(
             raise _missing_error(missing, settings)
         if missing:
             await _create_missing(admin, settings, plans, missing)
-        found = await _until_ready(admin, plans)
+        if _waiting_for(plans, found):
+            found = await _until_ready(admin, plans)
         configs = await _configs(admin, [plan.name for plan in plans])
     except KafkaError as error:
         raise explain_connection_error(error, settings) from error
@@ -214,12 +215,16 @@ async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replicatio
             raise TopicError(f"topic {name} can't be created: {message or error.description or error.__name__}")
 
 
+def _waiting_for(plans: list[TopicPlan], found: Mapping[str, TopicState]) -> list[str]:
+    return [plan.name for plan in plans if plan.name not in found or not found[plan.name].ready]
+
+
 async def _until_ready(admin: AIOKafkaAdminClient, plans: list[TopicPlan]) -> dict[str, TopicState]:
     """The topics once each has a leader for every partition; creation is answered before metadata shows it."""
     deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
     while True:
         found = await describe_topics(admin)
-        waiting = [plan.name for plan in plans if plan.name not in found or not found[plan.name].ready]
+        waiting = _waiting_for(plans, found)
         if not waiting:
             return found
         if time.monotonic() > deadline_s:

@@ -21,6 +21,7 @@ from workers.core.effects import Effects, SequenceGap
 from workers.core.encoding import json_object
 from workers.core.lane import Input, Lane
 from workers.core.packed import OutRecords, joined
+from workers.core.quarantine import SUSPECT
 from workers.core.reasons import Reason
 from workers.core.records import RawBatch, RawRecord, Record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
@@ -231,11 +232,13 @@ class NativeLane(Lane):
         meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
         if meta is not None:
             self.check(meta, where=where)
-            self._check_held(entries, where=where)
-        items, good = iter(entries.items()), True
+        items, good, held = iter(entries.items()), True, 0
         while good and (some := list(islice(items, RECORDS_AT_ONCE))):
             good = self._native.restore(some)
+            held += sum(1 for key, _ in some if key.startswith(SUSPECT))
             yield
+        if meta is not None:
+            self._refuse_held(held, where=where)
         if meta is None and not self._native.restored and good:
             return None
         good = good and meta is not None and self._native.end_restore(meta.partition_max_ns)

@@ -10,9 +10,12 @@ __all__ = ["Section", "given"]
 
 
 class Section(BaseModel):
-    """Frozen, strict (a quoted number in TOML is a mistake), closed; never repeats an input, which may be a secret."""
+    """Frozen, strict (a quoted number in TOML is a mistake), closed; never repeats an input, which may be a secret.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    Its validator is made when it is first used: most sections are only used as parts of ``Settings``, which has one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True)
 
 
 def given(section: object) -> Mapping[str, object]:

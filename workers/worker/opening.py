@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from workers.core.lane import Lane
 from workers.core.snapshot import LaneMeta
 from workers.errors import DataLossError, StateMismatchError
 
-__all__ = ["OffsetsDisagreeError", "Origin", "agreed_offset", "restore"]
+__all__ = ["OffsetsDisagreeError", "Origin", "agreed_offset", "restore", "side_by_side"]
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 class OffsetsDisagreeError(StateMismatchError):
@@ -65,6 +71,19 @@ def agreed_offset(
             f"recreated. Start over with `workers state reset`"
         )
     return stored
+
+
+async def side_by_side(first: Awaitable[A], second: Awaitable[B], third: Awaitable[C]) -> tuple[A, B, C]:
+    """What three questions to the cluster give, asked at once. Where one fails, the others have ended, too, when its
+    error is raised: whoever tries again is alone."""
+    tasks = (asyncio.ensure_future(first), asyncio.ensure_future(second), asyncio.ensure_future(third))
+    try:
+        one, two, three = await asyncio.gather(*tasks)
+        return one, two, three
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def restore(

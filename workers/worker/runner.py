@@ -20,7 +20,7 @@ from workers.kafka.backoff import Backoff
 from workers.kafka.errors import PASSING, REFUSED
 from workers.kafka.ports import CommitSink, Fetched, GroupConsumer, Kafka, OversizedError
 from workers.worker.life import Action, Actions, LifeEvent, Phase
-from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, restore
+from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, restore, side_by_side
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
 
@@ -43,6 +43,7 @@ class Context:
     origin: Origin
     make_lane: Callable[[int], Lane]
     restoring: Callable[[], AbstractAsyncContextManager[None]]  # a place among the restores that run side by side
+    opened: asyncio.Event  # to be set when a partition can be read
     is_full: Callable[[], bool]  # whether results of all partitions wait in such numbers that lanes have to
     fail: Callable[[BaseException], None]  # ends the worker
 
@@ -170,15 +171,18 @@ class PartitionRunner:
         self._sink = sink = context.kafka.sink(number)
         await sink.open()  # fences the previous owner, so what is read next is the last that was committed
         lane = context.make_lane(number)
-        entries = await context.kafka.read_changelog(number, self._report.restored)
+        entries, committed, bounds = await side_by_side(
+            context.kafka.read_changelog(number, self._report.restored),
+            self._consumer.committed(number),
+            self._consumer.log_bounds(number),
+        )
         meta = await restore(lane, entries, f"{context.origin.changelog}[{number}]", context.report.note_step)
-        committed = await self._consumer.committed(number)
-        bounds = await self._consumer.log_bounds(number)
         stored = meta.offset if meta is not None else None
         lane.position = agreed_offset(context.origin, number, stored, committed, bounds)
         owned = self._consumer.owns(number)
         left = self._begin(self.state.opened(lane, time.monotonic_ns(), owned=owned))
         self._report.opened(lane, time.monotonic() - began_s)
+        context.opened.set()
         await self.finish(left)
 
     # -- records ------------------------------------------------------------------------------------------------------

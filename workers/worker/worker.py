@@ -81,6 +81,7 @@ class Worker:
         self._is_native = False
         self._threads = LaneThreads(1)
         self._context: Context | None = None
+        self._opened = asyncio.Event()
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
@@ -142,6 +143,7 @@ class Worker:
             ),
             make_lane=self._make_lane,
             restoring=self._restoring,
+            opened=self._opened,
             is_full=self.is_full,
             fail=self.fail,
         )
@@ -171,6 +173,7 @@ class Worker:
             for runner in self.partitions.values():
                 runner.state.hear(now_ns)  # nothing came because nothing was asked for: that is no silence
             return
+        self._opened.clear()  # before it is looked which are
         ready = [
             number for number, runner in self.partitions.items() if runner.state.is_running and not runner.state.paused
         ]
@@ -179,7 +182,7 @@ class Worker:
             consumer.check()
             if not ready:
                 await consumer.stay()
-                await asyncio.sleep(max(timeout_ms / 1000, STALL_S))
+                await self._until_opened(max(timeout_ms / 1000, STALL_S))
                 return
             fetched = await consumer.poll(ready, timeout_ms=timeout_ms, max_records=self._fetch_at_once())
         except REFUSED:
@@ -192,6 +195,11 @@ class Worker:
             reading = self.partitions.get(number)
             if reading is not None and reading.state.is_running:
                 reading.accept(found)
+
+    async def _until_opened(self, limit_s: float) -> None:
+        """Wait until a partition can be read, or for as long as that."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._opened.wait(), limit_s)
 
     def _fetch_at_once(self) -> int:
         """Records, or batches of them. The client hands out all it has of one partition before the next one's: with no

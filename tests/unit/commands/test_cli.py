@@ -59,18 +59,6 @@ def test_help_names_the_commands_and_every_command_shows_examples() -> None:
         assert f"workers {' '.join(arguments)}" in result.output
 
 
-def test_help_does_not_wait_for_the_kafka_client(tmp_path: Path) -> None:
-    code = (
-        "import sys; from workers.commands.cli import app\n"
-        "heavy = {'aiokafka', 'pydantic', 'rich.progress', 'numba', 'structlog'} & set(sys.modules)\n"
-        "sys.exit(f'imported at start: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_colours_are_off_when_nobody_is_looking(tmp_path: Path) -> None:
     assert "\x1b[" not in command("--help", cwd=tmp_path).stdout
     assert "\x1b[" not in command("produce", "--nope", cwd=tmp_path).stderr

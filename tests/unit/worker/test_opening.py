@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from workers.errors import DataLossError, StateMismatchError
-from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset
+from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, side_by_side
 
 EARLIEST = Origin("app", "ticks", "app-changelog", from_latest=False)
 LATEST = Origin("app", "ticks", "app-changelog", from_latest=True)
@@ -44,3 +46,50 @@ def test_what_does_not_agree_is_refused(
     with pytest.raises(error, match=message) as raised:
         agreed_offset(EARLIEST, 7, stored, committed, bounds)
     assert type(raised.value) is error
+
+
+async def test_questions_are_asked_at_once() -> None:
+    asked = asyncio.Barrier(3)
+
+    async def answer(text: str) -> str:
+        async with asyncio.timeout(10):
+            await asked.wait()  # passed when all three are under way
+        return text
+
+    assert await side_by_side(answer("a"), answer("b"), answer("c")) == ("a", "b", "c")
+
+
+async def test_when_a_question_fails_the_others_have_ended() -> None:
+    ended = []
+
+    async def unanswered(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # as what lets go of a connection
+            ended.append(name)
+
+    async def refused() -> None:
+        await asyncio.sleep(0)
+        raise OffsetsDisagreeError("no")
+
+    with pytest.raises(OffsetsDisagreeError):
+        await side_by_side(unanswered("first"), refused(), unanswered("third"))
+    assert sorted(ended) == ["first", "third"]
+
+
+async def test_whoever_is_cancelled_leaves_no_question_behind() -> None:
+    ended = []
+
+    async def unanswered(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    asking = asyncio.ensure_future(side_by_side(unanswered("a"), unanswered("b"), unanswered("c")))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert sorted(ended) == ["a", "b", "c"]

@@ -109,6 +109,16 @@ def read_through(kafka: MemoryKafka) -> Callable[[], bool]:
     return lambda: all(kafka.offsets[number] == kafka.bounds(number)[1] for number in range(PARTITIONS))
 
 
+async def test_a_partition_is_read_as_soon_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.worker.POLL_TIMEOUT_MS", 10 * LIMIT_S * 1000)  # nobody looks by himself
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    async with working(kafka):
+        await until(read_through(kafka), "reading what was there")
+        monkeypatch.undo()
+        send(kafka, driver, 60, 61)  # ends the wait for more
+
+
 def final(frames: list[dict[str, object]]) -> list[dict[str, object]]:
     found = [frame for frame in frames if frame["status"] != "provisional"]
     return sorted(found, key=lambda frame: (frame["key"], frame["start"], frame["rev"]))
