@@ -26,20 +26,14 @@ class LaneThreads:
         self.count = count or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane") if self.count > 1 else None
 
-    def run(self, works: Sequence[Work]) -> list[tuple[Effects, float]]:
-        """What each gives and the seconds that it took, in their order. Raises what the first of them raises, when all
-        have ended."""
+    def run(self, works: Sequence[Work]) -> list[tuple[Effects, float] | Exception]:
+        """What each gives and the seconds that it took, or what it raises, in order, when all have ended: what one lane
+        made must not be lost by another that raises."""
         if self._pool is None or len(works) < 2:
             return [_timed(work) for work in works]
         others = [self._pool.submit(_timed, work) for work in works[1:]]
-        try:
-            first = _timed(works[0])  # the loop's own thread would only wait
-        finally:
-            outcomes = [(other.exception(), other) for other in others]
-        for error, _ in outcomes:
-            if error is not None:
-                raise error
-        return [first, *(other.result() for _, other in outcomes)]
+        first = _timed(works[0])  # the loop's own thread would only wait
+        return [first, *(other.result() for other in others)]
 
     def close(self) -> None:
         """End the threads; nothing is at work any more."""
@@ -47,7 +41,10 @@ class LaneThreads:
             self._pool.shutdown()
 
 
-def _timed(work: Work) -> tuple[Effects, float]:
+def _timed(work: Work) -> tuple[Effects, float] | Exception:
     began_s = time.perf_counter()
-    effects = work()
+    try:
+        effects = work()
+    except Exception as error:
+        return error
     return effects, time.perf_counter() - began_s

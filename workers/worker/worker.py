@@ -222,14 +222,23 @@ class Worker:
             await asyncio.sleep(STALL_S)
 
     def _step(self, runners: Sequence[PartitionRunner]) -> bool:
-        """A step of these lanes; false where none has anything to do."""
+        """A step of these lanes; false where none has anything to do. Raises what a lane raises, when what the others
+        have made is taken: a lane that raised has moved on, and what came of that is lost, so nothing of it may be
+        committed."""
         began_s = time.perf_counter()
         portions = [(runner, portion) for runner in runners if (portion := runner.next_portion()) is not None]
         made = self._threads.run([partial(runner.state.compute, portion) for runner, portion in portions])
         if portions:
             self._report.note_step("process", began_s)
-        for (runner, portion), (effects, took_s) in zip(portions, made, strict=True):
-            runner.processed(portion, effects, took_s)
+        failures: list[Exception] = []
+        for (runner, portion), outcome in zip(portions, made, strict=True):
+            if isinstance(outcome, Exception):
+                runner.state.discard()
+                failures.append(outcome)
+            else:
+                runner.processed(portion, *outcome)
+        if failures:
+            raise failures[0]
         return bool(portions)
 
     async def _show_overdue(self) -> None:

@@ -28,8 +28,7 @@ def test_several_lanes_at_once_give_what_each_gives_alone() -> None:
     threads = LaneThreads(3)
     found = threads.run([partial(lane.process, [build_batch(records)]) for lane in lanes(native=True)])
     threads.close()
-    assert [effects for effects, _ in found] == expected
-    assert all(took_s > 0 for _, took_s in found)
+    assert [each[0] for each in found if not isinstance(each, Exception)] == expected
 
 
 def test_they_are_at_work_at_the_same_time() -> None:
@@ -44,21 +43,20 @@ def test_they_are_at_work_at_the_same_time() -> None:
     threads.close()
 
 
-@pytest.mark.parametrize("who", [0, 1, 2])
-def test_an_error_comes_when_nobody_is_at_work_any_more(who: int) -> None:
-    ended: list[int] = []
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_the_others_made_is_there_though_one_raises(threads: int) -> None:
+    made = [Effects(), Effects()]
 
-    def work(number: int) -> Effects:
-        if number == who:
-            raise ValueError(f"number {number}")
-        ended.append(number)
-        return Effects()
+    def fail() -> Effects:
+        raise ValueError("number 1")
 
-    threads = LaneThreads(3)
-    with pytest.raises(ValueError, match=f"number {who}"):
-        threads.run([partial(work, number) for number in range(3)])
-    assert sorted(ended) == sorted({0, 1, 2} - {who})
-    threads.close()
+    lanes = LaneThreads(threads)
+    first, failed, last = lanes.run([lambda: made[0], fail, lambda: made[1]])
+    lanes.close()
+    assert isinstance(failed, ValueError)
+    assert not isinstance(first, Exception)
+    assert not isinstance(last, Exception)
+    assert (first[0], last[0]) == (made[0], made[1])
 
 
 def test_one_thread_is_the_callers_own() -> None:

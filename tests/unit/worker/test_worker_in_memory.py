@@ -6,13 +6,16 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
 import pytest
 
+from workers.core.effects import Effects
+from workers.core.lane import Lane
 from workers.core.partitioning import partition_for
+from workers.core.records import Record
 from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
 from workers.kafka.memory import MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
@@ -36,7 +39,7 @@ SETTINGS = Settings.model_validate(
 
 @pytest.fixture(autouse=True)
 def _plain_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKERS_COMPILED", "0")
+    monkeypatch.setenv("WORKERS_NATIVE", "0")
 
 
 class FailingSink(MemorySink):
@@ -187,6 +190,42 @@ async def test_members_that_join_and_leave_under_load_write_what_one_would() -> 
                 send(kafka, driver, 800, 1_200)
         await until(lambda: len(first.partitions) == PARTITIONS, "all of them again")
         send(kafka, driver, 1_200, 1_500)
+        await until(read_through(kafka), "read through")
+    same(kafka, driver)
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+async def test_nothing_is_committed_of_a_lane_that_raised_and_all_of_the_others(
+    native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that raises has moved on: its step's frames are lost, so what it would commit is, too."""
+    monkeypatch.setenv("WORKERS_NATIVE", native)
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 900)
+    lane = SETTINGS.lane.model_copy(update={"capacity": 200, "batch_size": 40})
+    worker = Worker(SETTINGS.model_copy(update={"lane": lane}), kafka=kafka)
+    make, steps = worker._make_lane, 0
+
+    def failing(number: int) -> Lane:
+        lane = make(number)
+        process = lane.process
+
+        def raises(records: Sequence[Record]) -> Effects:
+            nonlocal steps
+            effects = process(records)
+            steps += number == 1
+            if steps == 3:
+                raise BrokerError("the batch is broken")
+            return effects
+
+        lane.process = raises  # type: ignore[method-assign,assignment]
+        return lane
+
+    worker._make_lane = failing  # type: ignore[method-assign]
+    with pytest.raises(BrokerError, match="the batch is broken"):
+        await asyncio.wait_for(worker.run(asyncio.Event()), LIMIT_S)
+    assert steps == 3
+    async with working(kafka):
         await until(read_through(kafka), "read through")
     same(kafka, driver)
 
