@@ -1,5 +1,5 @@
-"""Bare consumption by confluent-kafka, which is librdkafka with a Python object per message: what a hand-written loop in
-Python can't go below.
+"""Bare consumption by confluent-kafka, which is librdkafka with a Python object per message: what a loop in Python
+can't go below.
 
 usage: python -m benchmarks.bare_rdkafka BOOTSTRAP TOPIC COUNT
 """

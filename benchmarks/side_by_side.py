@@ -116,8 +116,8 @@ def table(rows: list[dict[str, float | str]]) -> str:
     """A markdown table, with ratios to the same job done by hand in Rust, where that took part."""
     base = next((float(row["cpu_us_per_tick"]) for row in rows if "on librdkafka" in str(row["name"])), None)
     lines = [
-        "| | CPU-µs per tick | × Rust on librdkafka | ticks/s | start to last frame, s | CPU-s | peak RSS, MiB | frames "
-        "|",
+        "| | CPU-µs per tick | × Rust on librdkafka | ticks/s | start to last frame, s | CPU-s | peak RSS, MiB "
+        "| frames |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

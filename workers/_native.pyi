@@ -7,6 +7,9 @@ from workers.core.frames import OutRecord
 from workers.core.pipeline.pipeline import OperatorSpec
 from workers.native.spec import NativeSpec
 
+INTERFACE: int
+"""What Python and this module agree on; `workers.native.probe` has the same number."""
+
 class BatchError(ValueError):
     """A record batch is not what Kafka's format v2 says."""
 
@@ -57,7 +60,9 @@ class Departures(TypedDict):
 class Lane:
     """One partition's state: record batches in, frames, late records and changes out. Times in nanoseconds.
 
-    A panic in there is a ``RuntimeError`` that names topic, partition and offset; the lane must then be discarded.
+    Of a batch: `begin`, then `advance` until it gives None. Each record that it gives is decoded by Python, and taken
+    with `take` where it is a tick, before `advance` is asked again. After any error the lane must be discarded. A panic
+    in there is a `LaneError` that names topic, partition and offset.
     """
 
     position: int
@@ -81,15 +86,12 @@ class Lane:
     def changes_waiting(self) -> int:
         """How many windows `take_changes` would write, and as many more as their new items would take time."""
 
-    @property
-    def restored(self) -> int:
-        """How many windows were restored so far."""
-
     def begin(
         self,
         packed: bytes,
         codec: int,
         base_offset: int,
+        next_offset: int,
         count: int,
         first_timestamp: int,
         fixed_timestamp: int | None,

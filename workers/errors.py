@@ -73,5 +73,9 @@ class ChannelClosed(WorkersError):
     """The channel is closed: for ``get``, also drained; for ``put``, nothing was added."""
 
 
+class LaneError(WorkersError):
+    """A native lane failed, for a fault of this program; it was discarded, and nothing of what it did was committed."""
+
+
 class CallbackError(WorkersError):
     """A callable supplied by the user raised; the original exception is the ``__cause__``."""

@@ -80,6 +80,8 @@ pub struct Engine {
     pub known: usize,
     pub fresh_bytes: usize,
     pub next_order: u64,
+    /// Windows that began to wait to be overdue since `settle` last looked.
+    waiting_since: usize,
     tie: u64,
     /// (watermark that acts, tie, key, start), for one clock of all.
     due: BinaryHeap<Reverse<(i64, u64, u32, i64)>>,
@@ -104,6 +106,7 @@ impl Engine {
             known: 0,
             fresh_bytes: 0,
             next_order: 0,
+            waiting_since: 0,
             tie: 0,
             due: BinaryHeap::new(),
             idle: BinaryHeap::new(),
@@ -318,6 +321,7 @@ impl Engine {
     pub(crate) fn wait_idle(&mut self, row: u32) {
         if !self.rules.is_final {
             let tie = self.next_tie();
+            self.waiting_since += 1;
             self.idle.push(Reverse((self.windows[row].end, tie, row)));
         }
     }
@@ -407,7 +411,7 @@ impl Engine {
             return (until > watermark).then_some(until);
         }
         let holds_clock = window.clock == state.max && !self.rules.by_partition;
-        holds_clock.then_some(watermark + 1) // until the clock moves
+        holds_clock.then_some(watermark.saturating_add(1)) // until the clock moves
     }
 
     /// Takes a window out of its key. Its row stays for as long as what is stored of it is to be deleted.
@@ -534,14 +538,15 @@ impl Engine {
         }
     }
 
-    /// Emits provisionally what partition time, `silence` included, has made overdue: `most` windows at a time. Whether
-    /// there may be more.
+    /// Emits provisionally what partition time, `silence` included, has made overdue: `most` windows at a time, or twice as
+    /// many as began to wait since, so that what waits can't grow for ever. Whether there may be more.
     pub fn settle(&mut self, silence: i64, most: usize) -> bool {
         if self.rules.is_final {
             return false;
         }
         let by_events = self.partition_max.saturating_sub(self.rules.lag).saturating_sub(self.rules.idle_after);
         let reached = by_events.saturating_add(silence);
+        let most = most.max(2 * std::mem::take(&mut self.waiting_since));
         let (mut looked, mut more) = (0, false);
         while let Some(Reverse((end, tie, row))) = self.idle.peek().copied() {
             if end > reached {
@@ -551,12 +556,12 @@ impl Engine {
                 more = true;
                 break;
             }
-            looked += 1;
             self.idle.pop();
             let window = &mut self.windows[row];
             if window.serial > tie || window.is(DROPPED) {
-                continue;
+                continue; // it is gone: nothing to look at
             }
+            looked += 1;
             if window.end > end {
                 self.wait_idle(row); // it grew
                 continue;
@@ -687,7 +692,7 @@ impl Engine {
 
     /// The least clock by which all times before `last_end`, and no others, are late.
     fn clock_after(&self, last_end: i64) -> i64 {
-        last_end - 1 + self.rules.lateness + self.rules.lag
+        (last_end - 1).saturating_add(self.rules.lateness).saturating_add(self.rules.lag)
     }
 
     /// Takes over a stored window, of a key that `keys` has entered.

@@ -76,6 +76,9 @@ impl Lane {
         let mut records = Records::resume(payload, *head, position, left);
         while let Some(record) = records.next() {
             let record = record?;
+            if record.offset >= head.next_offset {
+                return Err(Corrupt);
+            }
             if record.offset < self.position {
                 if record.offset >= head.start_offset.max(head.base_offset) || record.offset < head.base_offset {
                     return Err(Corrupt); // offsets rise
@@ -153,7 +156,7 @@ impl Lane {
             facts: &self.facts,
         };
         let goes_on = pipeline.push(&passing, &mut self.departures);
-        self.place_held();
+        let row = if self.place_held() { self.engine.keys.enter(name) } else { row }; // the row may have been freed
         if goes_on {
             let entry = Entry { ts: tick.ts_ns, price: tick.price, size: tick.size, value };
             self.place(row, name, &entry, record.offset);
@@ -163,11 +166,11 @@ impl Lane {
         Some(())
     }
 
-    /// Places the ticks that stages held back and let go.
+    /// Places the ticks that stages held back and let go; whether there were any.
     #[inline(always)]
-    fn place_held(&mut self) {
+    fn place_held(&mut self) -> bool {
         if self.departures.going.is_empty() {
-            return;
+            return false;
         }
         let mut going = std::mem::take(&mut self.departures.going);
         for held in going.drain(..) {
@@ -177,6 +180,7 @@ impl Lane {
             self.place(row, tick.symbol, &Entry { ts: tick.ts_ns, price, size, value: tick.value }, tick.offset);
         }
         self.departures.going = going;
+        true
     }
 
     /// Takes a tick that was decoded elsewhere, with its facts where there is a pipeline; false where these are none.

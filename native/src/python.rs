@@ -2,7 +2,7 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict};
@@ -24,7 +24,12 @@ use crate::records::{whole_record, BatchHead, OwnRecord, Records as BatchRecords
 use crate::snapshot::Restore;
 use crate::ticks::{Decoder, TickFormat};
 
+pyo3::import_exception!(workers.errors, LaneError);
 pyo3::create_exception!(_native, BatchError, PyValueError, "A record batch is not what Kafka's format v2 says.");
+
+/// What Python and this module agree on: to be raised here and in `workers.native.probe` with every change of it, so that
+/// an extension that was built before is not used.
+const INTERFACE: u32 = 1;
 
 /// More is not unpacked of one batch.
 const MOST_UNPACKED: usize = 1 << 28;
@@ -98,17 +103,23 @@ struct PyLane {
     /// The last batch's room, for the next one.
     room: Vec<u8>,
     restore: Option<Restore>,
+    has_failed: bool,
 }
 
 impl PyLane {
-    /// Runs native code without Python's lock; a panic becomes an error that says where.
+    /// Runs native code without Python's lock. A panic becomes an error that says where, and so does whatever is asked of
+    /// the lane after it: what is in there is of no use any more.
     fn run<T: Send>(&mut self, py: Python<'_>, work: impl FnOnce(&mut Self) -> T + Send) -> PyResult<T> {
+        if self.has_failed {
+            return Err(LaneError::new_err("the native lane has failed before, and must be discarded"));
+        }
         let found = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(self))));
+        self.has_failed = found.is_err();
         found.map_err(|panic| {
             let said = panic.downcast_ref::<String>().map(String::as_str);
             let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             let source = &self.lane.source;
-            PyRuntimeError::new_err(format!(
+            LaneError::new_err(format!(
                 "{}[{}]: the native lane failed before offset {}: {said}",
                 source.topic, source.partition, self.lane.position
             ))
@@ -166,7 +177,7 @@ impl PyLane {
             Some(Pipeline::new(&StagesSpec { stages, unit_ns, key_ttl_ns, topic, partition }))
         };
         let lane = Lane::new(engine, decoder, pipeline, source, spec.unit_ns);
-        Ok(Self { lane, batch: None, room: Vec::new(), restore: None })
+        Ok(Self { lane, batch: None, room: Vec::new(), restore: None, has_failed: false })
     }
 
     /// The next input offset.
@@ -210,12 +221,13 @@ impl PyLane {
         packed: PyBackedBytes,
         codec: u16,
         base_offset: i64,
+        next_offset: i64,
         count: u32,
         first_timestamp: i64,
         fixed_timestamp: Option<i64>,
         start_offset: i64,
     ) -> PyResult<()> {
-        let head = BatchHead { base_offset, count, first_timestamp, fixed_timestamp, start_offset };
+        let head = BatchHead { base_offset, next_offset, count, first_timestamp, fixed_timestamp, start_offset };
         self.lane.begin(&head);
         let codec =
             Codec::from_attributes(codec).ok_or_else(|| BatchError::new_err(format!("unknown codec {codec}")))?;
@@ -273,8 +285,8 @@ impl PyLane {
     }
 
     /// Whether a symbol has no state yet and belongs on another partition.
-    fn is_misplaced(&mut self, symbol: &str) -> bool {
-        self.lane.is_misplaced(symbol)
+    fn is_misplaced(&mut self, py: Python<'_>, symbol: PyBackedStr) -> PyResult<bool> {
+        self.run(py, |this| this.lane.is_misplaced(&symbol))
     }
 
     /// Whether windows can be found for a time: those of a time zone must be `learn`ed.
@@ -430,12 +442,6 @@ impl PyLane {
         self.lane.pipeline.as_ref().map_or_else(Vec::new, Pipeline::held_times)
     }
 
-    /// How many windows were restored so far.
-    #[getter]
-    fn restored(&self) -> usize {
-        self.restore.as_ref().map_or(0, Restore::windows)
-    }
-
     /// After the last of the stored records; false where something is missing.
     fn end_restore(&mut self, py: Python<'_>, partition_max_ns: i64) -> PyResult<bool> {
         self.run(py, |this| {
@@ -468,7 +474,7 @@ fn put_entries(
         unpacked.map_err(|error| BatchError::new_err(error.to_string()))?;
         Payload::Unpacked(room)
     };
-    let head = BatchHead { base_offset, count, first_timestamp: 0, fixed_timestamp: None, start_offset };
+    let head = BatchHead { base_offset, next_offset: i64::MAX, count, first_timestamp: 0, fixed_timestamp: None, start_offset };
     for record in BatchRecords::new(payload.bytes(), head) {
         let record = record.map_err(|_| BatchError::new_err("its records are not in Kafka's format v2"))?;
         let Some(key) = record.key.filter(|_| record.offset >= start_offset) else { continue };
@@ -506,6 +512,7 @@ fn float_text(value: f64) -> String {
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("INTERFACE", INTERFACE)?;
     module.add("BatchError", module.py().get_type::<BatchError>())?;
     module.add_class::<PyLane>()?;
     module.add_class::<PyRecords>()?;

@@ -7,6 +7,8 @@
 #[derive(Clone, Copy, Debug)]
 pub struct BatchHead {
     pub base_offset: i64,
+    /// Behind its last record's.
+    pub next_offset: i64,
     pub count: u32,
     /// Milliseconds since the epoch.
     pub first_timestamp: i64,
@@ -244,6 +246,7 @@ mod tests {
     fn head(count: usize) -> BatchHead {
         BatchHead {
             base_offset: 1_000,
+            next_offset: 1_000 + count as i64,
             count: count as u32,
             first_timestamp: 1_700_000_000_000,
             fixed_timestamp: None,

@@ -279,7 +279,6 @@ impl<'a> Reader<'a> {
 #[derive(Debug, Default)]
 pub struct Restore {
     keys: Vec<u32>,
-    seen: usize,
     windows: Vec<(Window, u32, bool)>,
     segments: HashMap<Vec<u8>, Vec<u8>>,
 }
@@ -291,7 +290,6 @@ impl Restore {
             b'w' => {
                 let (window, segments, ordered) = read_window(engine, key, value)?;
                 self.note_key(engine, window.key);
-                self.seen += 1;
                 if engine.rules.keeps {
                     self.windows.push((window, segments, ordered));
                 } else if segments == 0 {
@@ -309,9 +307,6 @@ impl Restore {
         Some(())
     }
 
-    pub fn windows(&self) -> usize {
-        self.seen
-    }
 
     fn note_key(&mut self, engine: &mut Engine, key: u32) {
         let state = &mut engine.keys[key];

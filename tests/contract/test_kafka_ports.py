@@ -348,7 +348,7 @@ class TestKafka:
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The whole worker: one reads a part, another joins it, the first leaves, and a third reads the rest."""
-        monkeypatch.setenv("WORKERS_COMPILED", "0")
+        monkeypatch.setenv("WORKERS_NATIVE", "0")
         driver = TestDriver(place.settings)
         parts = [[ticks(number) for number in range(begin, begin + 40)] for begin in (0, 40, 80)]
         ends = [0] * PARTITIONS

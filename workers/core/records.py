@@ -91,8 +91,8 @@ class RawBatch:
         position, lowest = 0, self.base_offset
         for _ in range(self.count):
             record, position = read_record(payload, position, self)
-            if record.offset < lowest:
-                raise BrokerError(f"the offsets of the batch at offset {self.base_offset} do not rise")
+            if not lowest <= record.offset < self.next_offset:
+                raise BrokerError(f"the offsets of the batch at offset {self.base_offset} do not rise, or leave it")
             lowest = record.offset + 1
             if record.offset >= self.start_offset:
                 yield record

@@ -64,14 +64,15 @@ def _is_usable() -> bool:
     try:
         if find_spec("workers._native") is None:
             return False
-        from workers.native.lane import NativeLane  # noqa: F401
-        from workers.native.probe import writes_as_orjson
+        from workers.native.probe import fits, writes_as_orjson
     except Exception as error:  # whatever a broken extension raises, the reference lane still works
         problem = f"{type(error).__name__}: {error}"
     else:
-        if writes_as_orjson():
+        if fits() and writes_as_orjson():
             return True
         problem = "the installed orjson writes floats differently"
+        if not fits():
+            problem = "workers._native was built of other sources; install again"
     warnings.warn(
         f"native lanes can't be used ({problem}); the same is computed by plain Python, some 40 times slower",
         RuntimeWarning,

@@ -82,7 +82,7 @@ class NativeLane(Lane):
                 assert item.offset >= self.position, f"offset {item.offset} after position {self.position}"
                 self._native.count(item.offset, list(item.headers))
                 self._take_record(item, effects)
-        self._native.settle(0, max(SETTLE_AT_LEAST, 2 * sum(map(_length, records))))
+        self._native.settle(0, SETTLE_AT_LEAST)
         return self._collect(effects)
 
     def _take_batch(self, batch: RawBatch, effects: Effects) -> None:
@@ -93,6 +93,7 @@ class NativeLane(Lane):
                 bytes(batch.packed),
                 batch.codec,
                 batch.base_offset,
+                batch.next_offset,
                 batch.count,
                 batch.first_timestamp,
                 fixed,
@@ -232,22 +233,22 @@ class NativeLane(Lane):
         meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
         if meta is not None:
             self.check(meta, where=where)
+        else:
+            self.peek(entries, where=where)  # there may be no windows either
+            return None
         items, good, held = iter(entries.items()), True, 0
         while good and (some := list(islice(items, RECORDS_AT_ONCE))):
             good = self._native.restore(some)
             held += sum(1 for key, _ in some if key.startswith(SUSPECT))
             yield
-        if meta is not None:
-            self._refuse_held(held, where=where)
-        if meta is None and not self._native.restored and good:
-            return None
-        good = good and meta is not None and self._native.end_restore(meta.partition_max_ns)
+        self._refuse_held(held, where=where)
+        good = good and self._native.end_restore(meta.partition_max_ns)
         more = good
         while more:
             more, good = self._native.restore_stages()
             if more:
                 yield
-        if meta is None or not good or not self._settle_doubts():
+        if not good or not self._settle_doubts():
             self.peek(entries, where=where)  # says what can't be read
             if self._pipeline is not None:
                 yield from self._pipeline.restore_in_steps(entries, where=where)  # so does this
@@ -267,7 +268,3 @@ class NativeLane(Lane):
             for ts_ns in self._native.held_times():
                 self._zone.reach(ts_ns)
         return True
-
-
-def _length(item: Record | RawBatch | RawRecord) -> int:
-    return len(item) if isinstance(item, RawBatch) else 1

@@ -12,14 +12,23 @@ try:
 except ImportError:  # it was not built
     _native = None  # type: ignore[assignment]
 
-__all__ = ["checksum", "writes_as_orjson"]
+__all__ = ["checksum", "fits", "writes_as_orjson"]
 
-checksum: Final[Callable[[bytes], int] | None] = _native.crc32c if _native is not None else None
-"""CRC-32C, where native code is there."""
+INTERFACE: Final = 1
+"""What native code and this package agree on: to be raised here and in ``native/src/python.rs`` with each change."""
 
 _FLOATS: Final = (1e22, 1e-7, 123456789.125, 0.1 + 0.2, 1e16, 1e15, 0.00001, 5e-324, -0.0, 100.25, 1.5e300, 1e-5, 1e21)
+
+
+def fits() -> bool:
+    """Whether the native code that is there was built of these sources, as far as they call each other."""
+    return getattr(_native, "INTERFACE", None) == INTERFACE
 
 
 def writes_as_orjson() -> bool:
     """Whether native code writes floats as the installed orjson does; its format has changed between versions."""
     return all(_native.float_text(value) == orjson.dumps(value).decode() for value in _FLOATS)
+
+
+checksum: Final[Callable[[bytes], int] | None] = _native.crc32c if fits() else None
+"""CRC-32C, where native code is there."""

@@ -10,6 +10,8 @@ from workers.core.windows.assign import Assigner, ZonedTumbling
 __all__ = ["Zone"]
 
 STRETCH_NS: Final = 256 * 86_400_000_000_000  # some milliseconds' work
+LATEST_NS: Final = 2**63 - 1  # of 64 bits; no window of a time that ticks may have is near
+EARLIEST_NS: Final = -(2**63)
 
 
 class Zone:
@@ -27,8 +29,9 @@ class Zone:
         for number in range(first, last + 1):
             if number not in self._told:
                 self._told.add(number)
-                begin_ns = number * STRETCH_NS
-                self._lane.learn(list(self._assigner.offsets(begin_ns, begin_ns + STRETCH_NS)))
+                begin_ns, end_ns = max(number * STRETCH_NS, EARLIEST_NS), min((number + 1) * STRETCH_NS, LATEST_NS)
+                if begin_ns < end_ns:
+                    self._lane.learn(list(self._assigner.offsets(begin_ns, end_ns)))
 
     @classmethod
     def of(cls, assigner: Assigner, lane: _native.Lane, margin_ns: int) -> Zone | None:

@@ -45,6 +45,7 @@ from workers.native import lane as batch_lane
 from workers.native import probe
 from workers.native.choose import make_lane, supports
 from workers.native.lane import NativeLane
+from workers.times import MAX_EVENT_TIME_NS
 
 all_configs = configs(all_late=False, min_times=True)
 cases = all_configs.flatmap(lambda config: streams(config, max_size=120).map(lambda records: Case(config, records)))
@@ -202,6 +203,16 @@ def test_years_by_wall_clocks_and_calendars_agree(name: str, scope: Literal["key
         assert reference.restore(entries, where="test") == fast.restore(entries, where="test")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_windows_of_a_year_by_a_wall_clock_are_found_where_times_end(sign: int) -> None:
+    window = TumblingWindows(366 * 24 * HOUR_NS, time_zone="Europe/Berlin")
+    spec = LaneSpec(TickFormat(unit="ns"), window=window)
+    records = [_tick(n, sign * (MAX_EVENT_TIME_NS - n * 10**9)) for n in range(3)]
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
+    assert_same(reference, fast, reference.process(records), fast.process([build_batch(records)]))
+    assert fast.counts.aggregated + fast.counts.late == 3
+
+
 @pytest.mark.parametrize("emit", ["eager", "final"])
 def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_lane, "SETTLE_AT_LEAST", 1 << 20)  # the reference shows all it has at once
@@ -251,6 +262,16 @@ def test_one_key_may_have_more_windows_than_fit_a_round() -> None:
 def _tick(offset: int, ts: int, symbol: str = "A") -> KafkaRecord:
     value = orjson.dumps({"symbol": symbol, "ts": ts, "price": 1.5, "size": 2})
     return KafkaRecord(offset, -1, symbol.encode(), value)
+
+
+def test_what_waits_to_be_overdue_does_not_pile_up() -> None:
+    """A tick that opens a hundred windows at once, again and again."""
+    spec = LaneSpec(window=HoppingWindows(100 * 10**9, 10**9), lag_ns=10**9)
+    reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
+    for begin in range(0, 1_200, 300):
+        some = [_tick(begin + n, (begin + n) * 300_000, "AB"[n % 2]) for n in range(300)]
+        assert_same(reference, fast, reference.process(some), fast.process([build_batch(some)]))
+        assert _same_changes(reference, fast)
 
 
 def test_a_long_silence_shows_very_many_windows_in_several_steps() -> None:
@@ -310,6 +331,16 @@ def test_batch_with_broken_insides_is_refused(harm: str) -> None:
     with pytest.raises(BrokerError, match=r"ticks\[0\]: the record batch of offsets 0 to 2"):
         lane.process([batch])
     with pytest.raises(BrokerError, match="batch"):
+        list(batch.records())
+
+
+def test_an_offset_beyond_its_batch_is_refused() -> None:
+    batch = build_batch([_tick(0, 1_000), _tick(2**40, 1_000)])
+    batch.next_offset = 2
+    lane = NativeLane(LaneSpec(), Input(TOPIC, 0, 1))
+    with pytest.raises(BrokerError, match="offsets 0 to 1"):
+        lane.process([batch])
+    with pytest.raises(BrokerError, match="do not rise, or leave it"):
         list(batch.records())
 
 
@@ -422,6 +453,10 @@ def test_native_code_that_cannot_be_used_leaves_the_reference(monkeypatch: pytes
             assert type(make_lane(LaneSpec(), Input(TOPIC, 0, 1))) is Lane
         with pytest.raises(ValueError, match="Rust compiler"):
             make_lane(LaneSpec(), Input(TOPIC, 0, 1), native=True)
+        monkeypatch.setattr(probe, "INTERFACE", 0)
+        lanes_module._is_usable.cache_clear()
+        with pytest.warns(RuntimeWarning, match="built of other sources; install again"):
+            assert type(make_lane(LaneSpec(), Input(TOPIC, 0, 1))) is Lane
     finally:
         lanes_module._is_usable.cache_clear()
 
