@@ -474,7 +474,14 @@ fn put_entries(
         unpacked.map_err(|error| BatchError::new_err(error.to_string()))?;
         Payload::Unpacked(room)
     };
-    let head = BatchHead { base_offset, next_offset: i64::MAX, count, first_timestamp: 0, fixed_timestamp: None, start_offset };
+    let head = BatchHead {
+        base_offset,
+        next_offset: i64::MAX,
+        count,
+        first_timestamp: 0,
+        fixed_timestamp: None,
+        start_offset,
+    };
     for record in BatchRecords::new(payload.bytes(), head) {
         let record = record.map_err(|_| BatchError::new_err("its records are not in Kafka's format v2"))?;
         let Some(key) = record.key.filter(|_| record.offset >= start_offset) else { continue };

@@ -307,7 +307,6 @@ impl Restore {
         Some(())
     }
 
-
     fn note_key(&mut self, engine: &mut Engine, key: u32) {
         let state = &mut engine.keys[key];
         if !state.is_known {
