@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypedDict, overload
 
+from workers.core.formats.frames import Child
 from workers.core.frames import OutRecord
 from workers.core.pipeline.pipeline import OperatorSpec
 from workers.native.spec import NativeSpec
@@ -115,9 +116,29 @@ class Lane:
         timestamp: int,
         value: bytes,
         facts: bytes,
+        trade_id: str | None,
     ) -> None:
         """Take a tick that Python decoded, with what the stages of the pipeline need to know of it
-        (`workers.native.facts`). Raises ``ValueError`` where these are no facts."""
+        (`workers.native.facts`), and its own id where trades are corrected. Raises ``ValueError`` where these are no
+        facts."""
+
+    def take_child(
+        self, symbol: str, child: Child, provisional: bool, is_correction: bool, offset: int, value: bytes
+    ) -> None:
+        """Place a child that Python decoded."""
+
+    def take_repeated(self) -> int:
+        """How many children changed nothing since the last call."""
+
+    def find_trade(self, symbol: str, trade_id: str) -> tuple[int, int, int | None, bytes | None] | None:
+        """The trade that a message is about: its offset, its time, the offset of what cancelled it, and its value where
+        that is kept."""
+
+    def change_trade(self, symbol: str, ts_ns: int, offset: int, change: bytes) -> list[tuple[int, int]]:
+        """Have a change follow a trade that was found; the windows that it changed, as start and end."""
+
+    def watermark_ns(self, symbol: str) -> int | None:
+        """The watermark that judges a symbol's next tick; None before its clock has seen anything."""
 
     def is_misplaced(self, symbol: str) -> bool:
         """Whether a symbol has no state yet and belongs on another partition."""

@@ -20,6 +20,15 @@ impl Changes {
         self.rows.push(row);
     }
 
+    /// Puts a window in the place of another, which must be here.
+    pub fn replace(&mut self, other: u32, row: u32, windows: &mut Slab<Window>) {
+        let place = windows[other].change;
+        self.rows[place as usize] = row;
+        let window = &mut windows[row];
+        window.flags |= IN_CHANGES;
+        window.change = place;
+    }
+
     /// Takes out a window of which nothing is stored.
     pub fn forget(&mut self, window: &mut Window) {
         window.flags &= !IN_CHANGES;

@@ -2,10 +2,13 @@
 //! What session windows and filled gaps add stands in `sessions` and `gaps`.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
+
+use foldhash::fast::RandomState;
 
 use crate::assign::{Assigner, Span};
 use crate::changes::Changes;
+use crate::corrections::Trades;
 use crate::due::Due;
 use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
@@ -36,6 +39,10 @@ pub struct Rules {
     pub folds: bool,
     /// Windows keep their ticks.
     pub keeps: bool,
+    /// Frames show them.
+    pub shows: bool,
+    /// Windows are made of bars.
+    pub children: bool,
     /// The unit of the starts by which frames name windows.
     pub name_unit: i64,
 }
@@ -54,6 +61,8 @@ pub enum LateReason {
     Watermark,
     Expired,
     OutsideSession,
+    Settled,
+    Overlaps,
 }
 
 /// Why a tick joined no window, and by how much.
@@ -82,6 +91,11 @@ pub struct Engine {
     pub next_order: u64,
     /// Windows that began to wait to be overdue since `settle` last looked.
     waiting_since: usize,
+    /// Where trades can be corrected: what is known of them.
+    pub trades: Option<Box<Trades>>,
+    /// Of bars: windows that went with nothing but provisional children, and whose names may come again before their
+    /// records are deleted; by key and start.
+    pub ghosts: HashMap<(u32, i64), u32, RandomState>,
     tie: u64,
     /// (watermark that acts, tie, key, start), for one clock of all.
     due: BinaryHeap<Reverse<(i64, u64, u32, i64)>>,
@@ -107,6 +121,8 @@ impl Engine {
             fresh_bytes: 0,
             next_order: 0,
             waiting_since: 0,
+            trades: None,
+            ghosts: HashMap::default(),
             tie: 0,
             due: BinaryHeap::new(),
             idle: BinaryHeap::new(),
@@ -189,6 +205,9 @@ impl Engine {
         }
         if self.rules.fill_gaps > 0 {
             return self.join_filled(key, span, entry, watermark);
+        }
+        if self.trades.is_some() {
+            return self.join_traded(key, span, entry, watermark);
         }
         let (mut start, mut end) = (span.start, span.end);
         for _ in 0..span.count {
@@ -279,6 +298,7 @@ impl Engine {
             count: 0,
             serial,
             items: self.rules.keeps.then(Box::default),
+            contents: None,
             key,
             rev: 0,
             change: 0,
@@ -328,7 +348,7 @@ impl Engine {
 
     /// Lets out what the watermark has reached, and moves the partition's time.
     #[inline]
-    fn advance(&mut self, key: u32, ts: i64, watermark: i64) {
+    pub(crate) fn advance(&mut self, key: u32, ts: i64, watermark: i64) {
         if self.rules.by_partition {
             self.close_partition(watermark);
         } else {
@@ -424,7 +444,13 @@ impl Engine {
         if state.recent == row {
             state.recent = NONE;
         }
-        if window.is(STORED) {
+        self.forget_trades(row);
+        let is_preview = self.rules.children && !self.is_real(row);
+        if is_preview {
+            self.ghosts.insert((key, start), row);
+        }
+        let window = &mut self.windows[row];
+        if window.is(STORED) || is_preview {
             window.items = window.items.take().map(|items| Box::new(Items { values: Vec::new(), ..*items }));
             self.note_change(row);
         } else {
@@ -462,10 +488,11 @@ impl Engine {
         state.newest = LONG_AGO;
         state.due = Due::default();
         self.known -= 1;
+        self.forget_index(key);
         self.release(key);
     }
 
-    fn new_key(&mut self, key: u32, ts: i64) {
+    pub(crate) fn new_key(&mut self, key: u32, ts: i64) {
         let state = &mut self.keys[key];
         state.is_known = true;
         state.max = ts;
@@ -483,7 +510,7 @@ impl Engine {
     }
 
     /// Observes a tick that no window is for: it moves the clocks as any tick does. A key without windows has no clock.
-    fn pass_by(&mut self, key: u32, ts: i64, watermark: i64) {
+    pub(crate) fn pass_by(&mut self, key: u32, ts: i64, watermark: i64) {
         let state = &self.keys[key];
         if !state.is_known {
             if self.rules.by_partition {
@@ -506,7 +533,7 @@ impl Engine {
         self.advance(key, ts, watermark);
     }
 
-    fn move_partition(&mut self, ts: i64) {
+    pub(crate) fn move_partition(&mut self, ts: i64) {
         if ts > self.partition_max {
             self.partition_max = ts;
             self.expire_keys();
@@ -590,8 +617,9 @@ impl Engine {
         more
     }
 
-    /// The silence after which `settle` would emit something more.
-    pub fn next_timeout(&mut self) -> Option<i64> {
+    /// The silence after which `settle` would emit something more. It may be longer than any two times are apart: bars
+    /// that are all provisional leave the partition without a time.
+    pub fn next_timeout(&mut self) -> Option<i128> {
         if self.rules.is_final {
             return None;
         }
@@ -603,7 +631,8 @@ impl Engine {
                     window.flags |= OVERDUE;
                 }
             } else if window.end == end {
-                return Some(end + self.rules.lag + self.rules.idle_after - self.partition_max);
+                let due = i128::from(end) + i128::from(self.rules.lag) + i128::from(self.rules.idle_after);
+                return Some(due - i128::from(self.partition_max));
             }
             let again = !is_gone && !window.is(OVERDUE);
             self.idle.pop();
@@ -654,7 +683,7 @@ impl Engine {
             self.partition_max.saturating_sub(self.rules.lag)
         } else {
             let mut last = NONE;
-            for row in &rows {
+            for row in rows.iter().filter(|row| self.is_real(**row)) {
                 if last == NONE || self.windows[*row].end > self.windows[last].end {
                     last = *row;
                 }
@@ -680,7 +709,7 @@ impl Engine {
         if !self.windows[row].is(CLOSED) {
             self.emit(row, Status::Final, Trigger::End);
         }
-        match self.needed_until(key, row, watermark) {
+        match self.needed_until(key, row, watermark).filter(|_| self.is_real(row)) {
             None => self.drop_window(row),
             Some(needed) => {
                 self.windows[row].flags |= CLOSED | SETTLED;
@@ -692,7 +721,8 @@ impl Engine {
 
     /// The least clock by which all times before `last_end`, and no others, are late.
     fn clock_after(&self, last_end: i64) -> i64 {
-        (last_end - 1).saturating_add(self.rules.lateness).saturating_add(self.rules.lag)
+        let last = if self.rules.children { last_end } else { last_end - 1 }; // of children it is the end that is late
+        last.saturating_add(self.rules.lateness).saturating_add(self.rules.lag)
     }
 
     /// Takes over a stored window, of a key that `keys` has entered.
@@ -728,11 +758,24 @@ impl Engine {
     pub fn loaded(&mut self, partition_max: i64, keys: &[u32]) {
         self.partition_max = partition_max;
         if self.rules.key_ttl.is_some() {
-            for key in keys {
-                let tie = self.next_tie();
-                self.keys[*key].serial = tie;
-                self.expiry.push(Reverse((self.keys[*key].max, tie, *key, tie)));
+            // Of bars, some keys may have none but provisional ones so far, and no clock: they come last.
+            let (clocked, clockless): (Vec<u32>, Vec<u32>) =
+                keys.iter().partition(|key| self.keys[**key].max != LONG_AGO);
+            for key in clocked.into_iter().chain(clockless) {
+                self.keys[key].serial = self.next_tie();
+                let last_end = || self.keys[key].windows.rows().iter().map(|row| self.windows[*row].end).max();
+                let clock = self.keys[key].max;
+                let time = if clock == LONG_AGO { last_end().unwrap_or(clock) } else { clock };
+                self.await_expiry(key, time);
             }
+        }
+    }
+
+    /// Has a key expire when the partition is more than the time to live after `time`.
+    pub(crate) fn await_expiry(&mut self, key: u32, time: i64) {
+        if self.rules.key_ttl.is_some() {
+            let (tie, serial) = (self.next_tie(), self.keys[key].serial);
+            self.expiry.push(Reverse((time, tie, key, serial)));
         }
     }
 
@@ -743,9 +786,20 @@ impl Engine {
 
     #[inline(never)]
     pub(crate) fn emit(&mut self, row: u32, status: Status, trigger: Trigger) {
+        let mut counted = None;
+        if self.windows[row].contents.is_some() {
+            counted = self.show_children(row, status);
+            if counted.is_none() {
+                return;
+            }
+        }
         let window = &mut self.windows[row];
-        self.frames.write(&self.keys[window.key].name, window, status, trigger, &self.rules);
+        let (name, traded) = (&self.keys[window.key].name, self.trades.is_some());
+        self.frames.write(name, window, status, trigger, &self.rules, traded);
         window.flags &= !CHANGED;
+        if let Some(count) = counted {
+            window.count = count; // provisional children are not of it
+        }
         if status != Status::Provisional {
             window.rev += 1;
         } else if self.rules.is_session && !window.is(SHOWN | DROPPED) {

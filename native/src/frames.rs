@@ -1,9 +1,10 @@
 //! Frames: what a window looks like on the wire, as `workers.core.frames` writes it.
 
+use crate::corrections::shown_values;
 use crate::engine::Rules;
 use crate::json::{put_float, put_integer, put_string};
 use crate::sums::average;
-use crate::window::{Bar, Items, Window};
+use crate::window::{Bar, Window, FILLED};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -34,11 +35,21 @@ pub enum Trigger {
     Timeout,
     Partial,
     Merged,
+    Correction,
 }
 
 impl Trigger {
-    pub const ALL: [Self; 8] =
-        [Self::Watermark, Self::Late, Self::Expiry, Self::End, Self::Idle, Self::Timeout, Self::Partial, Self::Merged];
+    pub const ALL: [Self; 9] = [
+        Self::Watermark,
+        Self::Late,
+        Self::Expiry,
+        Self::End,
+        Self::Idle,
+        Self::Timeout,
+        Self::Partial,
+        Self::Merged,
+        Self::Correction,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -50,6 +61,7 @@ impl Trigger {
             Self::Timeout => "timeout",
             Self::Partial => "partial",
             Self::Merged => "merged",
+            Self::Correction => "correction",
         }
     }
 }
@@ -75,7 +87,8 @@ impl Frames {
     }
 
     /// Appends the frame of a window as it is.
-    pub fn write(&mut self, key: &str, window: &Window, status: Status, trigger: Trigger, rules: &Rules) {
+    /// `traded`: its items are trades and what was done to them.
+    pub fn write(&mut self, key: &str, window: &Window, status: Status, trigger: Trigger, rules: &Rules, traded: bool) {
         self.emitted[status as usize][trigger as usize] += 1;
         let out = &mut self.text;
         out.extend_from_slice(key.as_bytes());
@@ -92,7 +105,11 @@ impl Frames {
         out.extend_from_slice(trigger.name().as_bytes());
         out.push(b'"');
         if rules.folds {
-            put_bar(out, (window.count > 0 || rules.fill_gaps > 0).then_some(&window.bar), window.count);
+            put_bar(
+                out,
+                (window.count > 0 || rules.fill_gaps > 0 || window.is(FILLED)).then_some(&window.bar),
+                window.count,
+            );
         }
         out.extend_from_slice(b",\"count\":");
         put_integer(out, window.count);
@@ -102,10 +119,14 @@ impl Frames {
         } else {
             out.extend_from_slice(b",\"first_ts\":null,\"last_ts\":null");
         }
-        if let Some(items) = &window.items {
-            put_items(out, items);
+        if let Some(items) = window.items.as_ref().filter(|_| rules.shows) {
+            if traded {
+                put_items(out, shown_values(&items.values, window.count).into_iter());
+            } else {
+                put_items(out, items.values.iter().map(|value| &**value));
+            }
         }
-        if rules.fill_gaps > 0 && window.count == 0 {
+        if window.count == 0 && (rules.fill_gaps > 0 || window.is(FILLED)) {
             out.extend_from_slice(b",\"filled\":true");
         }
         out.push(b'}');
@@ -152,9 +173,9 @@ fn put_bar(out: &mut Vec<u8>, bar: Option<&Bar>, count: u64) {
     }
 }
 
-fn put_items(out: &mut Vec<u8>, items: &Items) {
+fn put_items<'a>(out: &mut Vec<u8>, values: impl Iterator<Item = &'a [u8]>) {
     out.extend_from_slice(b",\"items\":[");
-    for (number, value) in items.values.iter().enumerate() {
+    for (number, value) in values.enumerate() {
         if number > 0 {
             out.push(b',');
         }

@@ -10,12 +10,15 @@
 //! Whatever is not plainly a tick is left to Python's lane, which is the reference, and which hands it back where it is
 //! one: it takes effect at its place in the log.
 
-use crate::engine::{Engine, Entry};
+use crate::children::{ChildBar, ChildDecoder};
+use crate::corrections::{put_trade, Arrival, Found};
+use crate::engine::{Engine, Entry, Lateness};
 use crate::ledger::{Missed, Source};
 use crate::pipeline::effects::Effects;
 use crate::pipeline::stage::Passing;
 use crate::pipeline::Pipeline;
 use crate::records::{BatchHead, Corrupt, Record, Records};
+use crate::resample::Outcome;
 use crate::snapshot::Written;
 use crate::sums::Amount;
 use crate::ticks::Decoder;
@@ -28,7 +31,20 @@ pub enum Stop {
     Unsure(usize),
 }
 
+/// What records are, and what of them windows take.
+#[derive(Debug)]
+pub enum Input {
+    Ticks,
+    /// Ticks that messages correct; `values`: windows keep theirs.
+    Trades {
+        values: bool,
+    },
+    /// Frames of another application.
+    Children(Box<ChildDecoder>),
+}
+
 pub struct Lane {
+    pub input: Input,
     pub engine: Engine,
     pub pipeline: Option<Pipeline>,
     /// What does not reach the windows: late ticks, and what stages have to report.
@@ -40,15 +56,28 @@ pub struct Lane {
     pub position: i64,
     pub records: u64,
     pub aggregated: u64,
+    /// Children that changed nothing.
+    pub repeated: u64,
     resume: (usize, u32),
     facts: Vec<u8>,
     /// Of the record that is left to Python.
     headers: Vec<u8>,
+    /// The item that is being made.
+    item: Vec<u8>,
 }
 
 impl Lane {
-    pub fn new(engine: Engine, decoder: Decoder, pipeline: Option<Pipeline>, source: Source, unit: i64) -> Self {
+    /// `pipeline`: for ticks alone.
+    pub fn new(
+        input: Input,
+        engine: Engine,
+        decoder: Decoder,
+        pipeline: Option<Pipeline>,
+        source: Source,
+        unit: i64,
+    ) -> Self {
         Self {
+            input,
             engine,
             pipeline,
             departures: Effects::default(),
@@ -58,9 +87,11 @@ impl Lane {
             position: 0,
             records: 0,
             aggregated: 0,
+            repeated: 0,
             resume: (0, 0),
             facts: Vec::new(),
             headers: Vec::new(),
+            item: Vec::new(),
         }
     }
 
@@ -91,7 +122,13 @@ impl Lane {
             }
             self.records += 1;
             let taken = match (record.key, record.value) {
-                (Some(key), Some(value)) => self.take_plain(key, value, &record),
+                (Some(key), Some(value)) => match self.input {
+                    Input::Ticks => self.take_plain(key, value, &record),
+                    Input::Children(_) => self.take_plain_child(key, value, record.offset),
+                    Input::Trades { values } => {
+                        self.take_plain_trade(key, value, record.offset, record.timestamp, values)
+                    }
+                },
                 _ => None,
             };
             if taken.is_none() {
@@ -183,18 +220,16 @@ impl Lane {
         true
     }
 
-    /// Takes a tick that was decoded elsewhere, with its facts where there is a pipeline; false where these are none.
-    #[allow(clippy::too_many_arguments)] // a tick has as many parts
+    /// Takes a tick that was decoded elsewhere, with its facts where there is a pipeline, and its own id where trades are
+    /// corrected; false where these are no facts.
     pub fn take(
         &mut self,
         name: &str,
-        ts: i64,
-        price: f64,
-        size: f64,
+        entry: &Entry,
         offset: i64,
         timestamp: i64,
-        value: &[u8],
         facts: &[u8],
+        id: Option<&str>,
     ) -> bool {
         if let Some(pipeline) = self.pipeline.as_mut() {
             if !pipeline.facts().is_valid(facts, 0) {
@@ -202,12 +237,12 @@ impl Lane {
             }
             let passing = Passing {
                 symbol: name,
-                ts_ns: ts,
-                price,
-                size,
+                ts_ns: entry.ts,
+                price: entry.price.value,
+                size: entry.size.value,
                 offset,
                 timestamp_ms: timestamp,
-                value,
+                value: entry.value,
                 original: None,
                 headers: &self.headers,
                 facts,
@@ -219,8 +254,10 @@ impl Lane {
             }
         }
         let row = self.engine.keys.enter(name);
-        let (price, size) = (Amount::of_float(price), Amount::of_float(size));
-        self.place(row, name, &Entry { ts, price, size, value }, offset);
+        match self.input {
+            Input::Ticks | Input::Children(_) => self.place(row, name, entry, offset),
+            Input::Trades { values } => self.place_trade(row, name, entry, offset, id, values),
+        }
         true
     }
 
@@ -255,6 +292,99 @@ impl Lane {
         self.engine.changes_waiting() + self.pipeline.as_ref().map_or(0, Pipeline::changes_waiting)
     }
 
+    fn take_plain_trade(&mut self, key: &[u8], value: &[u8], offset: i64, timestamp: i64, keeps: bool) -> Option<()> {
+        let name = std::str::from_utf8(key).ok()?;
+        let row = self.engine.keys.enter(name);
+        let state = &self.engine.keys[row];
+        if state.is_plain && (state.is_known || !state.is_misrouted) {
+            if let Some((tick, id)) = self.decoder.decode_trade(key, value, timestamp) {
+                if self.engine.assigner.knows(tick.ts_ns) {
+                    let entry = Entry { ts: tick.ts_ns, price: tick.price, size: tick.size, value };
+                    self.place_trade(row, name, &entry, offset, id, keeps);
+                    return Some(());
+                }
+            }
+        }
+        self.engine.release(row);
+        None
+    }
+
+    fn place_trade(&mut self, row: u32, name: &str, entry: &Entry, offset: i64, id: Option<&str>, keeps: bool) {
+        let mut item = std::mem::take(&mut self.item);
+        item.clear();
+        let (price, size) = (entry.price.value, entry.size.value);
+        put_trade(&mut item, &Arrival { offset, id, ts: entry.ts, price, size, value: keeps.then_some(entry.value) });
+        match self.engine.add(row, &Entry { value: &item, ..*entry }) {
+            None => {
+                self.aggregated += 1;
+                self.engine.note_trade(row, entry.ts, id);
+            }
+            Some(why) => self.miss(row, name, entry, offset, &why),
+        }
+        self.item = item;
+    }
+
+    fn take_plain_child(&mut self, key: &[u8], value: &[u8], offset: i64) -> Option<()> {
+        let name = std::str::from_utf8(key).ok()?;
+        let row = self.engine.keys.enter(name);
+        let state = &self.engine.keys[row];
+        if state.is_plain && (state.is_known || !state.is_misrouted) {
+            if let Input::Children(decoder) = &mut self.input {
+                if let Some(bar) = decoder.decode(key, value, &self.engine.assigner) {
+                    self.place_child(row, name, &bar, offset, value);
+                    return Some(());
+                }
+            }
+        }
+        self.engine.release(row);
+        None
+    }
+
+    /// Places a child that was decoded elsewhere.
+    pub fn take_child(&mut self, name: &str, bar: &ChildBar, offset: i64, value: &[u8]) {
+        let row = self.engine.keys.enter(name);
+        self.place_child(row, name, bar, offset, value);
+    }
+
+    fn place_child(&mut self, row: u32, name: &str, bar: &ChildBar, offset: i64, value: &[u8]) {
+        match self.engine.add_child(row, bar) {
+            Outcome::Joined => self.aggregated += 1,
+            Outcome::Repeated => {
+                self.repeated += 1;
+                self.engine.release(row);
+            }
+            Outcome::Missed(why) => {
+                let missed = Missed { key: name, ts: bar.child.start, offset, value };
+                self.departures.late.write(&missed, &why, self.unit, &self.source);
+                self.engine.release(row);
+            }
+        }
+    }
+
+    /// Finds the trade that a message is about.
+    pub fn find_trade(&mut self, name: &str, id: &str) -> Option<Found> {
+        let row = self.engine.keys.enter(name);
+        let found = self.engine.find_trade(row, id);
+        self.engine.release(row);
+        found
+    }
+
+    /// Changes a trade that was found; the windows that it changed.
+    pub fn change_trade(&mut self, name: &str, ts: i64, offset: i64, change: &[u8]) -> Vec<(i64, i64)> {
+        let row = self.engine.keys.enter(name);
+        let changed = self.engine.change_trade(row, ts, offset, change);
+        self.engine.release(row);
+        changed
+    }
+
+    /// The watermark that judges a key's next tick.
+    pub fn watermark(&mut self, name: &str) -> Option<i64> {
+        let row = self.engine.keys.enter(name);
+        let found = self.engine.watermark(row);
+        self.engine.release(row);
+        found
+    }
+
     /// Whether a key has no state yet and belongs on another partition.
     pub fn is_misplaced(&mut self, name: &str) -> bool {
         let row = self.engine.keys.enter(name);
@@ -268,11 +398,13 @@ impl Lane {
     fn place(&mut self, row: u32, name: &str, entry: &Entry, offset: i64) {
         match self.engine.add(row, entry) {
             None => self.aggregated += 1,
-            Some(why) => {
-                let missed = Missed { key: name, ts: entry.ts, offset, value: entry.value };
-                self.departures.late.write(&missed, &why, self.unit, &self.source);
-                self.engine.release(row);
-            }
+            Some(why) => self.miss(row, name, entry, offset, &why),
         }
+    }
+
+    fn miss(&mut self, row: u32, name: &str, entry: &Entry, offset: i64, why: &Lateness) {
+        let missed = Missed { key: name, ts: entry.ts, offset, value: entry.value };
+        self.departures.late.write(&missed, why, self.unit, &self.source);
+        self.engine.release(row);
     }
 }

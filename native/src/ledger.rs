@@ -6,13 +6,15 @@ use crate::json::{put_integer, put_string};
 const NS_PER_MS: i64 = 1_000_000;
 
 impl LateReason {
-    pub const ALL: [Self; 3] = [Self::Watermark, Self::Expired, Self::OutsideSession];
+    pub const ALL: [Self; 5] = [Self::Watermark, Self::Expired, Self::OutsideSession, Self::Settled, Self::Overlaps];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Watermark => "watermark",
             Self::Expired => "expired",
             Self::OutsideSession => "outside_session",
+            Self::Settled => "settled",
+            Self::Overlaps => "overlaps",
         }
     }
 }

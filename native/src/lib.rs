@@ -4,7 +4,9 @@
 pub mod assign;
 pub mod batches;
 pub mod changes;
+pub mod children;
 pub mod compress;
+pub mod corrections;
 pub mod decompress;
 pub mod due;
 pub mod engine;
@@ -14,6 +16,7 @@ pub mod json;
 pub mod keys;
 pub mod lane;
 pub mod ledger;
+pub mod msgpack;
 pub mod order;
 pub mod packed;
 pub mod partitioning;
@@ -23,6 +26,7 @@ pub mod python;
 #[cfg(feature = "extension-module")]
 pub mod python_records;
 pub mod records;
+pub mod resample;
 pub mod sessions;
 pub mod slab;
 pub mod snapshot;

@@ -8,11 +8,12 @@ use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::assign::{Assigner, Zoned};
+use crate::children::{Child, ChildBar, ChildDecoder, ChildFormat};
 use crate::decompress::{unpack, Codec};
-use crate::engine::{Engine, LateReason, Rules};
+use crate::engine::{Engine, Entry, LateReason, Rules};
 use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
-use crate::lane::{Lane, Stop};
+use crate::lane::{Input, Lane, Stop};
 use crate::ledger::Source;
 use crate::packed::Records;
 use crate::pipeline::effects::Notice;
@@ -22,7 +23,8 @@ use crate::pipeline::{headers, Pipeline};
 use crate::python_records::{PyBatch, PyRecords};
 use crate::records::{whole_record, BatchHead, OwnRecord, Records as BatchRecords};
 use crate::snapshot::Restore;
-use crate::ticks::{Decoder, TickFormat};
+use crate::sums::Amount;
+use crate::ticks::{Decoder, MessageFormat, TickFormat};
 
 pyo3::import_exception!(workers.errors, LaneError);
 pyo3::create_exception!(_native, BatchError, PyValueError, "A record batch is not what Kafka's format v2 says.");
@@ -74,6 +76,11 @@ struct Spec {
     longest_ns: i64,
     folds: bool,
     keeps: bool,
+    shows: bool,
+    /// Records are frames of another application.
+    children: bool,
+    /// The field that says what a message is, what it says of one that is no trade, and the field of a trade's id.
+    messages: Option<(String, Vec<String>, String)>,
     name_unit_ns: i64,
     kind: String,
     size_ns: i64,
@@ -83,6 +90,32 @@ struct Spec {
     margin_ns: i64,
     /// Starts and ends of a calendar's sessions.
     sessions: (Vec<i64>, Vec<i64>),
+}
+
+/// A child as Python has it.
+#[derive(FromPyObject)]
+struct PyChild {
+    start_ns: i64,
+    end_ns: i64,
+    rev: i64,
+    count: i64,
+    filled: bool,
+    open: f64,
+    high: f64,
+    low: f64,
+    close: f64,
+    volume: f64,
+    vwap: f64,
+    first_ns: i64,
+    last_ns: i64,
+}
+
+impl From<PyChild> for Child {
+    fn from(it: PyChild) -> Self {
+        let PyChild { start_ns: start, end_ns: end, first_ns: first, last_ns: last, rev, count, filled, .. } = it;
+        let PyChild { open, high, low, close, volume, vwap, .. } = it;
+        Self { start, end, rev, count, filled, open, high, low, close, volume, vwap, first, last }
+    }
 }
 
 /// What the stages of a pipeline have to report: (reason, stage, ticks), (what, stage, times), gaps as (stage, symbol,
@@ -153,21 +186,38 @@ impl PyLane {
             longest: spec.longest_ns,
             folds: spec.folds,
             keeps: spec.keeps,
+            shows: spec.shows,
+            children: spec.children,
             name_unit: spec.name_unit_ns,
         };
-        let [symbol, ts, price, size] = spec.fields.map(|name| name.into_bytes().into_boxed_slice());
+        let boxed = |name: String| name.into_bytes().into_boxed_slice();
+        let [symbol, ts, price, size] = spec.fields.map(boxed);
+        let (unit_ns, min_ns, max_ns) = (spec.unit_ns, spec.min_time_ns, spec.max_time_ns);
+        let corrects = spec.messages.is_some();
+        let input = match spec.children {
+            true => Input::Children(Box::new(ChildDecoder::new(ChildFormat { unit_ns, min_ns, max_ns }))),
+            false if corrects => Input::Trades { values: spec.shows },
+            false => Input::Ticks,
+        };
+        let messages = spec.messages.map(|(kind, kinds, id)| MessageFormat {
+            kind: boxed(kind),
+            kinds: kinds.into_iter().map(boxed).collect(),
+            id: boxed(id),
+        });
         let decoder = Decoder::new(TickFormat {
             symbol,
             ts,
             price,
             size,
-            unit_ns: spec.unit_ns,
-            min_ns: spec.min_time_ns,
-            max_ns: spec.max_time_ns,
+            unit_ns,
+            min_ns,
+            max_ns,
             max_future_skew_ns: spec.max_future_skew_ns,
+            messages,
         });
         let keys = Keys::new(spec.partition, spec.partitions);
-        let engine = Engine::new(rules, assigner, keys, Frames::new(spec.unit_ns));
+        let mut engine = Engine::new(rules, assigner, keys, Frames::new(spec.unit_ns));
+        engine.trades = corrects.then(Box::default);
         let source = Source { topic: spec.topic, partition: spec.partition };
         let pipeline = if stages.is_empty() {
             None
@@ -176,7 +226,7 @@ impl PyLane {
             let (topic, partition) = (source.topic.clone(), source.partition);
             Some(Pipeline::new(&StagesSpec { stages, unit_ns, key_ttl_ns, topic, partition }))
         };
-        let lane = Lane::new(engine, decoder, pipeline, source, spec.unit_ns);
+        let lane = Lane::new(input, engine, decoder, pipeline, source, spec.unit_ns);
         Ok(Self { lane, batch: None, room: Vec::new(), restore: None, has_failed: false })
     }
 
@@ -276,12 +326,65 @@ impl PyLane {
         timestamp: i64,
         value: PyBackedBytes,
         facts: PyBackedBytes,
+        trade_id: Option<PyBackedStr>,
     ) -> PyResult<()> {
-        let lane = |this: &mut Self| this.lane.take(&symbol, ts_ns, price, size, offset, timestamp, &value, &facts);
-        if self.run(py, lane)? {
+        let (price, size) = (Amount::of_float(price), Amount::of_float(size));
+        let entry = Entry { ts: ts_ns, price, size, value: &value };
+        let take = |this: &mut Self| this.lane.take(&symbol, &entry, offset, timestamp, &facts, trade_id.as_deref());
+        if self.run(py, take)? {
             return Ok(());
         }
         Err(PyValueError::new_err("these are no facts of this pipeline"))
+    }
+
+    /// Places a child that Python decoded.
+    #[allow(clippy::too_many_arguments)] // a child on its way has as many parts
+    fn take_child(
+        &mut self,
+        py: Python<'_>,
+        symbol: PyBackedStr,
+        child: PyChild,
+        provisional: bool,
+        is_correction: bool,
+        offset: i64,
+        value: PyBackedBytes,
+    ) -> PyResult<()> {
+        let bar = ChildBar { child: child.into(), provisional, is_correction };
+        self.run(py, |this| this.lane.take_child(&symbol, &bar, offset, &value))
+    }
+
+    /// Children that changed nothing, since the last call.
+    fn take_repeated(&mut self) -> u64 {
+        std::mem::take(&mut self.lane.repeated)
+    }
+
+    /// The trade that a message is about: its offset, its time, who cancelled it, and its value where that is kept.
+    #[allow(clippy::type_complexity)]
+    fn find_trade<'py>(
+        &mut self,
+        py: Python<'py>,
+        symbol: PyBackedStr,
+        trade_id: PyBackedStr,
+    ) -> PyResult<Option<(i64, i64, Option<i64>, Option<Bound<'py, PyBytes>>)>> {
+        let found = self.run(py, |this| this.lane.find_trade(&symbol, &trade_id))?;
+        Ok(found.map(|it| (it.offset, it.ts, it.cancelled_by, it.value.map(|value| PyBytes::new(py, &value)))))
+    }
+
+    /// Changes a trade that was found, at `offset`; the windows that it changed.
+    fn change_trade(
+        &mut self,
+        py: Python<'_>,
+        symbol: PyBackedStr,
+        ts_ns: i64,
+        offset: i64,
+        change: PyBackedBytes,
+    ) -> PyResult<Vec<(i64, i64)>> {
+        self.run(py, |this| this.lane.change_trade(&symbol, ts_ns, offset, &change))
+    }
+
+    /// The watermark that judges a symbol's next tick; `None` before its clock has seen anything.
+    fn watermark_ns(&mut self, symbol: &str) -> Option<i64> {
+        self.lane.watermark(symbol)
     }
 
     /// Whether a symbol has no state yet and belongs on another partition.
@@ -316,7 +419,7 @@ impl PyLane {
         self.run(py, |this| this.lane.engine.settle(silence_ns, most))
     }
 
-    fn next_timeout(&mut self) -> Option<i64> {
+    fn next_timeout(&mut self) -> Option<i128> {
         self.lane.engine.next_timeout()
     }
 

@@ -25,6 +25,9 @@ impl Engine {
         if touched.len() > 1 || touched.first().is_some_and(|first| *first != row) {
             self.unite(row, &touched);
         }
+        if self.trades.is_some() {
+            self.begin_anew(row, entry.ts);
+        }
         if let Some(items) = &mut self.windows[row].items {
             items.orders.push(self.next_order);
             self.next_order += 1;
@@ -68,6 +71,7 @@ impl Engine {
     /// Makes the window, the first of `touched` or a new one before them all, what they are together.
     fn unite(&mut self, row: u32, touched: &[u32]) {
         let first = touched[0];
+        let log = self.take_log(first);
         if self.rules.folds {
             let mut bar = self.windows[first].bar.clone();
             for other in &touched[1..] {
@@ -106,6 +110,9 @@ impl Engine {
                 self.withdraw(*other);
                 self.drop_window(*other);
             }
+        }
+        if self.trades.is_some() {
+            self.unite_trades(row, log, touched.len() == 1);
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
+use crate::corrections::check_trades;
 use crate::engine::Engine;
+use crate::msgpack::{put_array_head, put_bin, put_unsigned, Reader};
+use crate::resample::Contents;
 use crate::sums::{Sum, DUMP_LEN};
 use crate::window::*;
 
@@ -14,8 +17,9 @@ const HAS_CHANGED: u8 = 2;
 const HAS_OWN_CLOCK: u8 = 4;
 const HAS_SHOWN: u8 = 8;
 const HAS_ORDERS: u8 = 16;
+const HAS_CORRECTED: u8 = 32;
 const HAS_SETTLED: u8 = 64;
-const KNOWN: u8 = HAS_CLOSED | HAS_CHANGED | HAS_OWN_CLOCK | HAS_SHOWN | HAS_ORDERS | HAS_SETTLED;
+const KNOWN: u8 = HAS_CLOSED | HAS_CHANGED | HAS_OWN_CLOCK | HAS_SHOWN | HAS_ORDERS | HAS_CORRECTED | HAS_SETTLED;
 
 const FLAGS: [(u16, u8); 4] =
     [(CLOSED, HAS_CLOSED), (CHANGED, HAS_CHANGED), (SHOWN, HAS_SHOWN), (SETTLED, HAS_SETTLED)];
@@ -73,6 +77,7 @@ impl Engine {
     /// The records of the windows that changed; what they hold counts as stored.
     pub fn take_changes(&mut self, out: &mut Written) {
         self.fresh_bytes = 0;
+        self.ghosts.clear();
         for row in self.changes.take() {
             let window = &mut self.windows[row];
             window.flags &= !IN_CHANGES;
@@ -100,6 +105,7 @@ fn write_window(window: &mut Window, name: &str, folds: bool, ordered: bool, out
         write_items(items, start, name, ordered, out);
         segments = items.segments;
         flags |= if ordered { HAS_ORDERS } else { 0 };
+        flags |= if items.values.len() as u64 != window.count { HAS_CORRECTED } else { 0 };
     }
     flags |= FLAGS.iter().filter(|(ours, _)| window.is(*ours)).fold(0, |sum, (_, theirs)| sum | theirs);
     let has_own_clock = window.clock != window.last;
@@ -116,7 +122,9 @@ fn write_window(window: &mut Window, name: &str, folds: bool, ordered: bool, out
     if has_own_clock {
         text.extend(window.clock.to_le_bytes());
     }
-    if folds {
+    if let Some(contents) = &window.contents {
+        contents.dump(text);
+    } else if folds {
         let bar = &window.bar;
         text.extend(bar.open_ns.to_le_bytes());
         text.extend(bar.close_ns.to_le_bytes());
@@ -163,123 +171,14 @@ fn segment_end(values: &[Box<[u8]>], first: usize) -> usize {
     values.len()
 }
 
-// -- MessagePack, as much as segments need ---------------------------------------------------------------------------
-
-fn put_array_head(out: &mut Vec<u8>, length: usize) {
-    match length {
-        0..16 => out.push(0x90 | length as u8),
-        16..0x1_0000 => {
-            out.push(0xDC);
-            out.extend((length as u16).to_be_bytes());
-        }
-        _ => {
-            out.push(0xDD);
-            out.extend((length as u32).to_be_bytes());
-        }
-    }
-}
-
-fn put_unsigned(out: &mut Vec<u8>, value: u64) {
-    match value {
-        0..0x80 => out.push(value as u8),
-        0x80..0x100 => out.extend([0xCC, value as u8]),
-        0x100..0x1_0000 => {
-            out.push(0xCD);
-            out.extend((value as u16).to_be_bytes());
-        }
-        0x1_0000..0x1_0000_0000 => {
-            out.push(0xCE);
-            out.extend((value as u32).to_be_bytes());
-        }
-        _ => {
-            out.push(0xCF);
-            out.extend(value.to_be_bytes());
-        }
-    }
-}
-
-fn put_bin(out: &mut Vec<u8>, value: &[u8]) {
-    match value.len() {
-        0..0x100 => out.extend([0xC4, value.len() as u8]),
-        0x100..0x1_0000 => {
-            out.push(0xC5);
-            out.extend((value.len() as u16).to_be_bytes());
-        }
-        _ => {
-            out.push(0xC6);
-            out.extend((value.len() as u32).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(value);
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.array::<1>().map(|bytes| bytes[0])
-    }
-
-    fn i64(&mut self) -> Option<i64> {
-        self.array().map(i64::from_le_bytes)
-    }
-
-    fn f64(&mut self) -> Option<f64> {
-        self.array().map(f64::from_le_bytes)
-    }
-
-    fn sum(&mut self) -> Option<Sum> {
-        Sum::load(&self.array::<DUMP_LEN>()?)
-    }
-
-    fn array_len(&mut self) -> Option<usize> {
-        Some(match self.byte()? {
-            head @ 0x90..=0x9F => usize::from(head & 0x0F),
-            0xDC => u16::from_be_bytes(self.array()?).into(),
-            0xDD => u32::from_be_bytes(self.array()?) as usize,
-            _ => return None,
-        })
-    }
-
-    fn unsigned(&mut self) -> Option<u64> {
-        Some(match self.byte()? {
-            head @ 0..=0x7F => head.into(),
-            0xCC => self.byte()?.into(),
-            0xCD => u16::from_be_bytes(self.array()?).into(),
-            0xCE => u32::from_be_bytes(self.array()?).into(),
-            0xCF => u64::from_be_bytes(self.array()?),
-            _ => return None,
-        })
-    }
-
-    fn bin(&mut self) -> Option<Box<[u8]>> {
-        let length = match self.byte()? {
-            0xC4 => usize::from(self.byte()?),
-            0xC5 => u16::from_be_bytes(self.array()?).into(),
-            0xC6 => u32::from_be_bytes(self.array()?) as usize,
-            _ => return None,
-        };
-        self.take(length).map(Into::into)
-    }
-}
-
 // -- restore ----------------------------------------------------------------------------------------------------------
 
 /// What of stored state was seen so far. Windows that have items wait for them.
 #[derive(Debug, Default)]
 pub struct Restore {
     keys: Vec<u32>,
-    windows: Vec<(Window, u32, bool)>,
+    /// With the number of its segments, and its flags.
+    windows: Vec<(Window, u32, u8)>,
     segments: HashMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -288,10 +187,10 @@ impl Restore {
     pub fn take(&mut self, engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<()> {
         match key.first()? {
             b'w' => {
-                let (window, segments, ordered) = read_window(engine, key, value)?;
+                let (window, segments, flags) = read_window(engine, key, value)?;
                 self.note_key(engine, window.key);
                 if engine.rules.keeps {
-                    self.windows.push((window, segments, ordered));
+                    self.windows.push((window, segments, flags));
                 } else if segments == 0 {
                     engine.load(window);
                 } else {
@@ -318,7 +217,8 @@ impl Restore {
 
     /// After the last record.
     pub fn finish(mut self, engine: &mut Engine, partition_max: i64) -> Option<()> {
-        for (mut window, segments, ordered) in std::mem::take(&mut self.windows) {
+        for (mut window, segments, flags) in std::mem::take(&mut self.windows) {
+            let ordered = flags & HAS_ORDERS != 0;
             let name = engine.keys[window.key].name.clone();
             let mut items = Items { segments, ..Items::default() };
             for segment in 0..segments {
@@ -327,14 +227,35 @@ impl Restore {
                 read_segment(self.segments.get(&place.text)?, ordered, &mut items)?;
             }
             items.stored = items.values.len();
-            if items.values.len() as u64 != window.count || (segments > 0 && ordered != engine.rules.is_session) {
+            let is_corrected = items.values.len() as u64 != window.count;
+            if is_corrected != (flags & HAS_CORRECTED != 0) || (segments > 0 && ordered != engine.rules.is_session) {
                 return None;
+            }
+            match &engine.trades {
+                Some(_) => check_trades(&items.values, window.count)?,
+                None if is_corrected => return None,
+                None => {}
             }
             window.items = Some(Box::new(items));
             engine.load(window);
         }
         engine.loaded(partition_max, &self.keys);
         Some(())
+    }
+}
+
+/// What follows a window's head is binary, not MessagePack.
+impl Reader<'_> {
+    fn i64(&mut self) -> Option<i64> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    fn f64(&mut self) -> Option<f64> {
+        self.array().map(f64::from_le_bytes)
+    }
+
+    fn sum(&mut self) -> Option<Sum> {
+        Sum::load(&self.array::<DUMP_LEN>()?)
     }
 }
 
@@ -349,12 +270,12 @@ fn read_segment(data: &[u8], ordered: bool, items: &mut Items) -> Option<()> {
         }
     }
     for _ in 0..reader.array_len()? {
-        items.values.push(reader.bin()?);
+        items.values.push(reader.bin()?.into());
     }
     (reader.0.is_empty() && (!ordered || items.orders.len() == items.values.len())).then_some(())
 }
 
-fn read_window(engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<(Window, u32, bool)> {
+fn read_window(engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<(Window, u32, u8)> {
     let start = i64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
     let name = std::str::from_utf8(&key[9..]).ok()?;
     let mut reader = Reader(value);
@@ -370,8 +291,11 @@ fn read_window(engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<(Window,
     let (end, first, last) = (reader.i64()?, reader.i64()?, reader.i64()?);
     let segments = u32::from_le_bytes(reader.array()?);
     let clock = if flags & HAS_OWN_CLOCK != 0 { reader.i64()? } else { last };
-    let mut bar = Bar::default();
-    if engine.rules.folds {
+    let (mut bar, mut contents) = (Bar::default(), None);
+    if engine.rules.children {
+        contents = Some(Box::new(Contents::load(reader.0)?));
+        reader.0 = &[];
+    } else if engine.rules.folds {
         (bar.open_ns, bar.close_ns) = (reader.i64()?, reader.i64()?);
         (bar.open, bar.high, bar.low, bar.close) = (reader.f64()?, reader.f64()?, reader.f64()?, reader.f64()?);
         (bar.volume, bar.notional) = (reader.sum()?, reader.sum()?);
@@ -391,10 +315,11 @@ fn read_window(engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<(Window,
         count,
         serial: 0,
         items: None,
+        contents,
         key: engine.keys.enter(name),
         rev,
         change: 0,
         flags: ours,
     };
-    Some((window, segments, flags & HAS_ORDERS != 0))
+    Some((window, segments, flags))
 }

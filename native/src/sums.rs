@@ -121,6 +121,11 @@ impl Sum {
         self.plus(product, left.value * right.value);
     }
 
+    /// Adds a float that has no decimal; the sum is one from there on.
+    pub fn add_float(&mut self, value: f64) {
+        *self = Sum::Float(self.value() + value);
+    }
+
     /// Adds another sum; a float where one of them is.
     pub fn merge(&mut self, other: &Sum) {
         match *other {

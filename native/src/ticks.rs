@@ -20,6 +20,19 @@ pub struct TickFormat {
     pub max_ns: i64,
     /// How far a time may be ahead of its record's own.
     pub max_future_skew_ns: i64,
+    /// Where trades can be corrected.
+    pub messages: Option<MessageFormat>,
+}
+
+/// How messages about trades are told from trades, and trades from one another.
+#[derive(Clone, Debug)]
+pub struct MessageFormat {
+    /// The field that says what a message is.
+    pub kind: Box<[u8]>,
+    /// What it then says where it is no trade.
+    pub kinds: Vec<Box<[u8]>>,
+    /// The field of a trade's id.
+    pub id: Box<[u8]>,
 }
 
 /// A tick; its symbol is the record's key.
@@ -88,6 +101,32 @@ impl Decoder {
     #[inline]
     pub fn decode(&mut self, key: &[u8], value: &[u8], timestamp_ms: i64) -> Option<Tick> {
         self.decode_watched(key, value, timestamp_ms, &mut ())
+    }
+
+    /// The trade in `value`, and its id; `None` also for a message about a trade.
+    #[inline]
+    pub fn decode_trade<'v>(
+        &mut self,
+        key: &[u8],
+        value: &'v [u8],
+        timestamp_ms: i64,
+    ) -> Option<(Tick, Option<&'v str>)> {
+        let messages = self.format.messages.take()?; // it is asked while the decoder learns members
+        let mut telling = Telling { messages: &messages, spans: [(0, 0); 2] };
+        let tick = self.decode_watched(key, value, timestamp_ms, &mut telling);
+        let [kind, id] = telling.spans;
+        let kind = tick.and_then(|_| text_of(&value[kind.0..kind.1]));
+        let is_message =
+            kind.as_ref().and_then(Told::text).is_some_and(|kind| messages.kinds.iter().any(|each| **each == *kind));
+        self.format.messages = Some(messages);
+        if kind.is_none() || is_message {
+            return None;
+        }
+        match text_of(&value[id.0..id.1])? {
+            Told::Text(text) => Some((tick?, Some(std::str::from_utf8(text).ok()?))),
+            Told::Nothing => Some((tick?, None)),
+            Told::Other => None, // an id that is none
+        }
     }
 
     /// `decode`, for a `watch` that is told where more values stand.
@@ -216,6 +255,66 @@ impl Decoder {
     }
 }
 
+/// Who wants to know what a tick says it is, and which one: the first and second bit of a place.
+struct Telling<'m> {
+    messages: &'m MessageFormat,
+    /// Of the kind's value and of the id's; empty where nothing says.
+    spans: [(usize, usize); 2],
+}
+
+impl Watch for Telling<'_> {
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        let kind = usize::from(*name == *self.messages.kind);
+        let id = usize::from(*name == *self.messages.id) << 1;
+        Some(kind | id).filter(|bits| *bits != 0)
+    }
+
+    #[inline]
+    fn note(&mut self, place: usize, begin: usize, end: usize) -> Option<()> {
+        for (number, span) in self.spans.iter_mut().enumerate() {
+            if place & 1 << number != 0 {
+                if span.1 != 0 {
+                    return None; // twice
+                }
+                *span = (begin, end);
+            }
+        }
+        Some(())
+    }
+}
+
+/// What a field says that should be a text; integers count as their digits.
+enum Told<'v> {
+    Text(&'v [u8]),
+    /// It is null, or not there.
+    Nothing,
+    Other,
+}
+
+impl<'v> Told<'v> {
+    fn text(&self) -> Option<&'v [u8]> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// `None` where the plain decoder must look. `value` is a JSON value.
+#[inline]
+fn text_of(value: &[u8]) -> Option<Told<'_>> {
+    match value {
+        [] | b"null" => Some(Told::Nothing),
+        [b'"', text @ .., b'"'] => (!text.contains(&b'\\')).then_some(Told::Text(text)),
+        [b'0'..=b'9' | b'-', ..] => {
+            let mut cursor = Cursor::new(value);
+            cursor.short_integer()?;
+            (cursor.at == value.len()).then_some(Told::Text(value))
+        }
+        _ => Some(Told::Other),
+    }
+}
+
 /// A number, or one in quotes, as exchanges send decimals.
 #[inline(always)]
 fn numeric(cursor: &mut Cursor) -> Option<Amount> {
@@ -246,6 +345,11 @@ mod tests {
             min_ns: i64::MIN,
             max_ns: i64::MAX,
             max_future_skew_ns: 60_000_000_000,
+            messages: Some(MessageFormat {
+                kind: b"kind".as_slice().into(),
+                kinds: vec![b"X".as_slice().into(), b"8".as_slice().into()],
+                id: b"id".as_slice().into(),
+            }),
         })
     }
 
@@ -280,6 +384,42 @@ mod tests {
             "",
         ] {
             assert_eq!(decode(value), None, "{value}");
+        }
+    }
+
+    fn id_of(more: &str) -> Option<Option<String>> {
+        let value = format!(r#"{{"symbol":"A","ts":5,{more}"price":1.5,"size":2}}"#);
+        let found = decoder().decode_trade(b"A", value.as_bytes(), -1);
+        found.map(|(_, id)| id.map(Into::into))
+    }
+
+    #[test]
+    fn trades_are_told_from_messages_and_have_an_id() {
+        for (more, id) in [
+            ("", None),
+            (r#""id":"a","#, Some("a")),
+            (r#""kind":"T","id":17,"#, Some("17")),
+            (r#""id":-3,"kind":null,"#, Some("-3")),
+            (r#""id":null,"kind":{"X":1},"#, None),
+            (r#""kind":true,"id":"","#, Some("")),
+        ] {
+            assert_eq!(id_of(more), Some(id.map(Into::into)), "{more}");
+        }
+        for more in [
+            r#""kind":"X","id":1,"#,
+            r#""kind":8,"#,
+            r#""kind":"\u0058","#,
+            r#""kind":1.0,"#,
+            r#""kind":"T","kind":"X","#,
+            r#""id":1,"id":2,"#,
+            r#""id":1.5,"#,
+            r#""id":-0,"#,
+            r#""id":true,"#,
+            r#""id":[],"#,
+            r#""id":"a\n","#,
+            r#""id":12345678901234567890,"#,
+        ] {
+            assert_eq!(id_of(more), None, "{more}");
         }
     }
 

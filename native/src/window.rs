@@ -4,6 +4,7 @@ use compact_str::CompactString;
 
 use crate::due::Due;
 use crate::order::Order;
+use crate::resample::Contents;
 use crate::sums::{Amount, Sum};
 
 pub const LONG_AGO: i64 = i64::MIN;
@@ -89,6 +90,8 @@ pub const STORED: u16 = 1 << 6;
 pub const IN_CHANGES: u16 = 1 << 7;
 pub const IN_IDLE: u16 = 1 << 8;
 pub const IN_UNFLUSHED: u16 = 1 << 9;
+/// A frame of it shows the price before, for there are no ticks.
+pub const FILLED: u16 = 1 << 10;
 
 #[derive(Debug)]
 pub struct Window {
@@ -105,6 +108,8 @@ pub struct Window {
     /// Tells it from others that had its row before.
     pub serial: u64,
     pub items: Option<Box<Items>>,
+    /// Where bars are made of bars: its children.
+    pub contents: Option<Box<Contents>>,
     pub key: u32,
     pub rev: u32,
     /// Where it stands in the list of changes.

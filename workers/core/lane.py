@@ -51,10 +51,10 @@ from workers.core.windows.window import LONG_AGO, Emission, Window
 from workers.errors import CallbackError, StateMismatchError
 from workers.times import NS_PER_MS
 
-__all__ = ["Input", "Lane", "entries_of"]
+__all__ = ["REPEATED", "Input", "Lane", "entries_of"]
 
 MISROUTED_KEYS_REMEMBERED = 10_000
-_REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
+REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +345,7 @@ class Lane:
             return
         if lateness.reason == "repeated":
             self.counts.deduplicated += 1
-            effects.taken_out[_REPEATED] = effects.taken_out.get(_REPEATED, 0) + 1
+            effects.taken_out[REPEATED] = effects.taken_out.get(REPEATED, 0) + 1
             return
         window = next(iter(self._rules.assigner.assign(tick.ts_ns)), None)
         source = self._source
@@ -357,23 +357,29 @@ class Lane:
     def correct(self, correction: Correction, effects: Effects) -> Changed | NotFound:
         """Have the trade that a correction is about changed; `process` calls it for each. Where it is not found, the
         correction goes to the late topic."""
-        engine, source = self._engine, self._source
-        assert isinstance(engine, CorrectingEngine)
+        source = self._source
         outcome: Changed | NotFound
         try:
-            outcome = Changed(()) if self._correct_held(correction, effects) else engine.correct(correction)
+            outcome = Changed(()) if self._correct_held(correction, effects) else self._change(correction)
         except AggregationRaised as raised:
             raise self._callback_error(raised, correction.symbol, correction.offset) from raised.__cause__
         if isinstance(outcome, Changed):
             self.counts.corrected += 1
             effects.corrected[correction.kind] = effects.corrected.get(correction.kind, 0) + 1
             return outcome
-        watermark_ns = engine.watermark_ns(correction.symbol)
+        watermark_ns = self._watermark_ns(correction.symbol)
         entry = uncorrectable_record(correction, outcome.explanation, watermark_ns, source.topic, source.partition)
         self.counts.late += 1
         effects.late_by_reason[Reason.UNCORRECTABLE] = effects.late_by_reason.get(Reason.UNCORRECTABLE, 0) + 1
         effects.late.append(entry)
         return outcome
+
+    def _change(self, correction: Correction) -> Changed | NotFound:
+        assert isinstance(self._engine, CorrectingEngine)
+        return self._engine.correct(correction)
+
+    def _watermark_ns(self, symbol: str) -> int | None:
+        return self._engine.watermark_ns(symbol)
 
     def _correct_held(self, correction: Correction, effects: Effects) -> bool:
         """Change the trade meant where it is held for being ahead of its time, and in no window yet; whether it is."""

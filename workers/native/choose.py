@@ -23,7 +23,9 @@ LONGEST_NS = 366 * 86_400_000_000_000  # sums of a few of these and an event tim
 
 def supports(spec: LaneSpec) -> bool:
     """Whether the native lane computes what the spec asks for: everything but functions and aggregations of one's own,
-    corrections, frames as input, and ticks held for being ahead of their time."""
+    operators before corrections or frames, and ticks held for being ahead of their time."""
+    if spec.format == "frames":
+        return _supports_frames(spec)
     form = spec.tick
     names = (form.symbol, form.ts, form.price, form.size)
     durations = (spec.lag_ns, spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0, form.max_future_skew_ns)
@@ -31,8 +33,7 @@ def supports(spec: LaneSpec) -> bool:
         spec.aggregation == "ohlcv"
         and len(set(names)) == len(names)
         and all(map(_is_native, spec.pipeline))
-        and spec.format == "json"
-        and spec.corrections is None
+        and not (spec.pipeline and spec.corrections is not None)
         and spec.max_jump_ns == 0
         and max(*durations, *_lengths(spec.window)) <= LONGEST_NS
     )
@@ -44,6 +45,19 @@ def _is_native(operator: OperatorSpec) -> bool:
     if not isinstance(operator, Deduplicate | Throttle | Conflate):
         return False
     return all(value < 2**62 for value in astuple(operator) if isinstance(value, int))
+
+
+def _supports_frames(spec: LaneSpec) -> bool:
+    """Of frames as input: what of the spec means something for them, and no windows that they can't be in."""
+    window = spec.window
+    filled_ns = window.fill_gaps_ns if isinstance(window, TumblingWindows) else 0
+    return (
+        not isinstance(window, SessionWindows)
+        and not filled_ns
+        and not spec.pipeline
+        and spec.scope == "key"
+        and max(spec.lateness_ns, spec.idle_after_ns, spec.key_ttl_ns or 0, *_lengths(window)) <= LONGEST_NS
+    )
 
 
 def _lengths(window: Windows) -> tuple[int, ...]:
@@ -90,8 +104,8 @@ def takes_batches(spec: LaneSpec, native: bool | None = None) -> bool:
         return supports(spec) and is_available()
     if native and not supports(spec):
         raise ValueError(
-            'a native lane needs the aggregation "ohlcv", no function in the pipeline, four distinct fields, and ticks '
-            "that are never corrected, nor held"
+            'a native lane needs the aggregation "ohlcv", no function in the pipeline, no pipeline before corrections '
+            "or frames, four distinct fields, and ticks that are never held"
         )
     if native and not _is_usable():
         raise ValueError("a native lane needs workers._native, which is built where there is a Rust compiler")

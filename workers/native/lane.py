@@ -19,7 +19,9 @@ from typing import Final
 from workers import _native
 from workers.core.effects import Effects, SequenceGap
 from workers.core.encoding import json_object
-from workers.core.lane import Input, Lane
+from workers.core.formats.corrections import Correction, trade_id_of
+from workers.core.formats.frames import ChildBar
+from workers.core.lane import REPEATED, Input, Lane
 from workers.core.packed import OutRecords, joined
 from workers.core.quarantine import SUSPECT
 from workers.core.reasons import Reason
@@ -27,6 +29,7 @@ from workers.core.records import RawBatch, RawRecord, Record
 from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
+from workers.core.windows.corrections import Changed, NotFound, change_of
 from workers.core.windows.window import LONG_AGO
 from workers.errors import BrokerError, StateFormatError
 from workers.native.facts import FactTeller
@@ -111,24 +114,48 @@ class NativeLane(Lane):
         """Take a record that native code is not sure of."""
         try:
             decoded = self._decode(record)
-            if isinstance(decoded, Tick) and self._native.is_misplaced(decoded.symbol):
+            if isinstance(decoded, Tick | Correction) and self._native.is_misplaced(decoded.symbol):
                 decoded = self._check_route(decoded, record, effects)
             if isinstance(decoded, Tick):
                 self._take_tick(decoded, record.timestamp)
+                return
+            if isinstance(decoded, Correction):
+                self._collect_late(effects)  # of what came before it
+                self.correct(decoded, effects)
                 return
         except Exception as error:
             decoded = self._failed(record, error, effects)
         if isinstance(decoded, EndOfInput):
             self.end_input(effects)
         else:
-            assert isinstance(decoded, Rejection), "native lanes know no corrections"
+            assert isinstance(decoded, Rejection)
             self._reject(decoded, effects)
 
     def _take_tick(self, tick: Tick, timestamp: int) -> None:
         if self._zone is not None:
             self._zone.reach(tick.ts_ns)
+        if isinstance(tick, ChildBar):
+            is_correction = tick.trigger == "correction"
+            self._native.take_child(tick.symbol, tick.child, tick.provisional, is_correction, tick.offset, tick.value)
+            return
+        rules = self._spec.corrections
+        trade_id = trade_id_of(tick.fields, rules.id) if rules is not None else None
         parts = (tick.symbol, tick.ts_ns, tick.price, tick.size, tick.offset, timestamp, tick.value)
-        self._native.take(*parts, self._tell(tick))
+        self._native.take(*parts, self._tell(tick), trade_id)
+
+    def _change(self, correction: Correction) -> Changed | NotFound:
+        symbol = correction.symbol
+        found = self._native.find_trade(symbol, correction.trade_id)
+        if found is None:
+            return NotFound.unknown(correction.trade_id)
+        offset, ts_ns, cancelled_by, value = found
+        if cancelled_by is not None:
+            return NotFound.cancelled(offset, cancelled_by)
+        change = change_of(correction, offset, value, self._spec.tick)
+        return Changed(tuple(self._native.change_trade(symbol, ts_ns, offset, change)))
+
+    def _watermark_ns(self, symbol: str) -> int | None:
+        return self._native.watermark_ns(symbol)
 
     def end_input(self, effects: Effects) -> None:
         """As `Lane.end_input`."""
@@ -167,13 +194,11 @@ class NativeLane(Lane):
         effects.aggregated += aggregated
         self.counts.records += records
         self.counts.aggregated += aggregated
-        late = self._native.take_late()
-        if late is not None:
-            dropped, reasons = late
-            effects.late = joined(effects.late, dropped)
-            for reason, number in reasons:
-                effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + number
-                self.counts.late += number
+        repeated = self._native.take_repeated()
+        if repeated:
+            self.counts.deduplicated += repeated
+            effects.taken_out[REPEATED] = effects.taken_out.get(REPEATED, 0) + repeated
+        self._collect_late(effects)
         departures = self._native.take_departures()
         if departures is not None:
             self._depart(departures, effects)
@@ -183,6 +208,16 @@ class NativeLane(Lane):
             for status, trigger, number in emitted:
                 effects.emitted[status, trigger] = effects.emitted.get((status, trigger), 0) + number
         return effects
+
+    def _collect_late(self, effects: Effects) -> None:
+        late = self._native.take_late()
+        if late is None:
+            return
+        dropped, reasons = late
+        effects.late = joined(effects.late, dropped)
+        for reason, number in reasons:
+            effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + number
+            self.counts.late += number
 
     def _depart(self, departures: _native.Departures, effects: Effects) -> None:
         """Take over what the stages of the pipeline have to report."""

@@ -37,7 +37,10 @@ class NativeSpec:
     emit_partial: bool
     folds: bool
     keeps: bool
+    shows: bool
+    children: bool
     kind: str
+    messages: tuple[str, list[str], str] | None = None
     longest_ns: int = 0
     fill_gaps_ns: int = 0
     name_unit_ns: int = 1
@@ -50,7 +53,12 @@ class NativeSpec:
 
 def native_spec(spec: LaneSpec, rules: WindowRules, source: Input) -> NativeSpec:
     """What native code is told of ``spec``, which `workers.native.choose.supports` must have said yes to."""
-    form = spec.tick
+    form, corrections = spec.tick, spec.corrections
+    messages = None
+    if corrections is not None:
+        messages = (corrections.field, [*corrections.cancel, *corrections.correct], corrections.id)
+    children = spec.format == "frames"
+    shows = spec.payload != "ohlcv" and not children
     return NativeSpec(
         topic=source.topic,
         partition=source.partition,
@@ -60,15 +68,18 @@ def native_spec(spec: LaneSpec, rules: WindowRules, source: Input) -> NativeSpec
         min_time_ns=form.min_time_ns,
         max_time_ns=MAX_EVENT_TIME_NS,
         max_future_skew_ns=form.max_future_skew_ns,
-        lag_ns=spec.lag_ns,
+        lag_ns=rules.lag_ns,
         lateness_ns=spec.lateness_ns,
         idle_after_ns=spec.idle_after_ns,
         key_ttl_ns=spec.key_ttl_ns,
         is_final=spec.emit == "final",
         by_partition=spec.scope == "partition",
         emit_partial=spec.emit_partial,
-        folds=spec.payload != "items",
-        keeps=spec.payload != "ohlcv",
+        folds=spec.payload != "items" or children,
+        keeps=shows or messages is not None,
+        shows=shows,
+        children=children,
+        messages=messages,
         **_of_windows(spec, rules),  # type: ignore[arg-type]  # each name has its type above
     )
 

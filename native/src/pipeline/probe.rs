@@ -230,5 +230,5 @@ impl PipelineProbe {
 fn decoder(unit_ns: i64) -> Decoder {
     let [symbol, ts, price, size] = ["symbol", "ts", "price", "size"].map(|name| name.as_bytes().into());
     let (min_ns, max_ns, max_future_skew_ns) = (i64::MIN, i64::MAX, 0);
-    Decoder::new(TickFormat { symbol, ts, price, size, unit_ns, min_ns, max_ns, max_future_skew_ns })
+    Decoder::new(TickFormat { symbol, ts, price, size, unit_ns, min_ns, max_ns, max_future_skew_ns, messages: None })
 }

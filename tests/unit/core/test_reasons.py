@@ -130,7 +130,7 @@ def test_the_page_of_the_dashboard_numbers_the_statuses_alike() -> None:
 def test_the_native_lane_writes_the_names_that_the_catalogue_knows() -> None:
     written = (ROOT / "native" / "src" / "frames.rs").read_text()
     names = set(re.findall(r'=> "(\w+)"', written))
-    assert names == {*STATUSES, *TRIGGERS} - {"correction"}  # corrections are the plain lane's
+    assert names == {*STATUSES, *TRIGGERS}
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,16 @@ def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None
     spec = replace(spec, pipeline=data.draw(pipelines(case.config), "pipeline"))
     if spec.window == CALENDAR:
         spec = replace(spec, key_ttl_ns=None)  # a session is longer than the others' times to live
-    reference, fast = lanes(spec, case.config)
-    records = kafka_records(case.records)
+    source = Input(TOPIC, 0, case.config.partitions or 1)
+    go_both_ways(spec, source, kafka_records(case.records), case.config.size_ns, data)
+
+
+def go_both_ways(
+    spec: LaneSpec, source: Input, records: Sequence[KafkaRecord], size_ns: int, data: st.DataObject
+) -> Lane:
+    """Give both lanes a log in any batches, with silences of up to ten times ``size_ns``, flushes, commits, and crashes
+    after which either goes on. The reference, as it is in the end."""
+    reference, fast = Lane(spec, source), NativeLane(spec, source)
     bounds = [0, *data.draw(cuts(len(records)), "cuts"), len(records)]
     changelog: list[OutRecord] = []
     for begin, end in pairwise(bounds):
@@ -122,27 +130,28 @@ def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None
         assert_same(reference, fast, reference.process(list(records_of(given_to_fast))), fast.process(given_to_fast))
         match data.draw(st.sampled_from(["nothing", "silence", "flush", "commit", "crash", "swap"]), "then"):
             case "silence":
-                silence_ns = data.draw(st.integers(0, 10 * case.config.size_ns), "silence_ns")
+                silence_ns = data.draw(st.integers(0, 10 * size_ns), "silence_ns")
                 assert_same(reference, fast, reference.idle(silence_ns), fast.idle(silence_ns))
             case "flush":
                 assert_same(reference, fast, reference.flush_partial(), fast.flush_partial())
             case "commit":
-                changelog += _same_changes(reference, fast)
+                changelog += same_changes(reference, fast)
             case "crash" | "swap" as what:
-                changelog += _same_changes(reference, fast)
+                changelog += same_changes(reference, fast)
                 if what == "swap":  # each goes on with what the other stored; they stored the same
-                    reference, fast = lanes(spec, case.config)
+                    reference, fast = Lane(spec, source), NativeLane(spec, source)
                     order = data.draw(st.permutations(sorted(entries_of(changelog).items())), "order")
                     entries = dict(order)
                 else:
-                    reference, fast = lanes(spec, case.config)
+                    reference, fast = Lane(spec, source), NativeLane(spec, source)
                     entries = entries_of(changelog)
                 assert reference.restore(entries, where="test") == fast.restore(entries, where="test")
                 assert_same(reference, fast, Effects(), Effects())
-    assert _same_changes(reference, fast)
+    assert same_changes(reference, fast)
+    return reference
 
 
-def _same_changes(reference: Lane, fast: Lane) -> list[OutRecord]:
+def same_changes(reference: Lane, fast: Lane) -> list[OutRecord]:
     left, right = reference.take_changes(), fast.take_changes()
     assert left == right
     return right
@@ -197,7 +206,7 @@ def test_years_by_wall_clocks_and_calendars_agree(name: str, scope: Literal["key
     for begin in range(0, len(records), 1_500):
         some = records[begin : begin + 1_500]
         assert_same(reference, fast, reference.process(some), fast.process(list(batches(some, [400, 900]))))
-        changelog += _same_changes(reference, fast)
+        changelog += same_changes(reference, fast)
         reference, fast = Lane(spec, Input(TOPIC, 0, 1)), NativeLane(spec, Input(TOPIC, 0, 1))
         entries = entries_of(changelog)
         assert reference.restore(entries, where="test") == fast.restore(entries, where="test")
@@ -226,10 +235,10 @@ def test_large_logs_outgrow_every_table_and_still_agree(emit: str, monkeypatch: 
         some = records[begin : begin + 7_001]
         assert_same(reference, fast, reference.process(some), fast.process(list(batches(some, [100, 200, 5_000]))))
         if begin % 2:
-            changelog += _same_changes(reference, fast)
+            changelog += same_changes(reference, fast)
         else:
             assert_same(reference, fast, reference.flush_partial(), fast.flush_partial())
-    changelog += _same_changes(reference, fast)
+    changelog += same_changes(reference, fast)
     again = NativeLane(spec, Input(TOPIC, 0, 1))
     again.restore(entries_of(changelog), where="test")
     assert again.key_count == fast.key_count > 500
@@ -271,7 +280,7 @@ def test_what_waits_to_be_overdue_does_not_pile_up() -> None:
     for begin in range(0, 1_200, 300):
         some = [_tick(begin + n, (begin + n) * 300_000, "AB"[n % 2]) for n in range(300)]
         assert_same(reference, fast, reference.process(some), fast.process([build_batch(some)]))
-        assert _same_changes(reference, fast)
+        assert same_changes(reference, fast)
 
 
 def test_a_long_silence_shows_very_many_windows_in_several_steps() -> None:
@@ -434,7 +443,7 @@ def test_only_what_is_native_is_supported(monkeypatch: pytest.MonkeyPatch) -> No
     source = Input(TOPIC, 0, 1)
     for spec in (LaneSpec(), LaneSpec(payload="both"), LaneSpec(scope="partition"), LaneSpec(window=SessionWindows(1))):
         assert isinstance(make_lane(spec, source), NativeLane)
-    others = (LaneSpec(TickFormat(ts="t", price="t")), LaneSpec(format="frames"), LaneSpec(max_jump_ns=1))
+    others = (LaneSpec(TickFormat(ts="t", price="t")), LaneSpec(max_jump_ns=1))
     for spec in others:
         assert not supports(spec)
         assert type(make_lane(spec, source)) is Lane
@@ -534,7 +543,7 @@ def test_mutated_json_is_decoded_or_rejected_as_by_the_reference(seed: int) -> N
     left = reference.process(records)
     assert_same(reference, lane, left, lane.process(list(batches(records, sorted(draw.sample(range(5_000), 30))))))
     assert 500 < left.aggregated + len(left.late) < 3_000
-    assert _same_changes(reference, lane)
+    assert same_changes(reference, lane)
     assert sum(isinstance(decode(record), Rejection) for record in records) == sum(left.rejected.values())
 
 

@@ -22,9 +22,9 @@ that of a log that had held the corrected trades in the first place. Items show 
 with price and size as the message has them, and a cancelled one not at all.
 
 *What it costs.* Windows keep their trades, as entries of some 45 bytes in the changelog and twice that in memory, and
-another 150 bytes for their ids (`TradeIndex`). A change is one more entry behind them, and takes as long as there are
-trades in the windows that it changes, however many others are kept. Messages don't pass the pipeline; a tick that an
-operator holds back or took out is not found.
+another 150 bytes for their ids (`TradeIndex`; the native lane has the ids only of symbols that messages named). A
+change is one more entry behind them, and takes as long as there are trades in the windows that it changes, however many
+others are kept. Messages don't pass the pipeline; a tick that an operator holds back or took out is not found.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ __all__ = [
     "NotFound",
     "TradeIndex",
     "TradeLog",
+    "change_of",
     "make_correcting_engine",
 ]
 
@@ -95,6 +96,16 @@ class _Correct(msgspec.Struct, array_like=True, tag=2):
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _DECODE: Final = msgspec.msgpack.Decoder(_Trade | _Cancel | _Correct).decode
+
+
+def change_of(correction: Correction, target: int, value: bytes | None, form: TickFormat) -> bytes:
+    """The item of a correction of the trade at offset ``target``, whose ``value`` is given where it is kept."""
+    if correction.kind == "cancel":
+        return _ENCODE(_Cancel(correction.offset, target))
+    if value is not None:
+        price, size = correction.written
+        value = to_json({**orjson.loads(value), form.price: price, form.size: size})
+    return _ENCODE(_Correct(correction.offset, target, correction.price, correction.size, value))
 
 
 @dataclass(slots=True)
@@ -194,6 +205,16 @@ class NotFound(NamedTuple):
     """A correction that changed nothing, and why."""
 
     explanation: str
+
+    @classmethod
+    def unknown(cls, trade_id: str) -> NotFound:
+        """No trade has the id that the message names."""
+        return cls(f"no trade with id {excerpt(trade_id)} is kept in the windows of its symbol")
+
+    @classmethod
+    def cancelled(cls, offset: int, by: int) -> NotFound:
+        """The trade at ``offset`` was cancelled by the record at ``by``."""
+        return cls(f"the trade, at offset {offset}, was cancelled by the record at offset {by}")
 
 
 class Changed(NamedTuple):
@@ -301,7 +322,7 @@ class CorrectingEngine(WindowEngine[str, Tick]):
                 if trade is not None and (target is None or trade.offset > target.offset):
                     target = trade
         if state is None or watermark_ns is None or target is None:
-            return NotFound(f"no trade with id {excerpt(correction.trade_id)} is kept in the windows of its symbol")
+            return NotFound.unknown(correction.trade_id)
         holders = [
             window
             for window in self._windows_at(state, target.ts_ns)
@@ -309,11 +330,10 @@ class CorrectingEngine(WindowEngine[str, Tick]):
         ]
         cancelled_by = self._log(holders[0]).entries[target.offset].cancelled_by
         if cancelled_by is not None:
-            return NotFound(
-                f"the trade, at offset {target.offset}, was cancelled by the record at offset {cancelled_by}"
-            )
+            return NotFound.cancelled(target.offset, cancelled_by)
         for window in holders:
-            self._append(window, self._change_of(correction, self._log(window).entries[target.offset].trade))
+            value = self._log(window).entries[target.offset].trade.value
+            self._append(window, change_of(correction, target.offset, value, self._form))
             self._refold(window)
             self._show_change(window, "correction")
         return Changed(tuple((window.start_ns, window.end_ns) for window in holders))
@@ -334,15 +354,6 @@ class CorrectingEngine(WindowEngine[str, Tick]):
         value = tick.value if self._keep_values else None
         trade_id = text_of(tick.fields.get(self._trade_id))
         return _ENCODE(_Trade(tick.offset, trade_id, tick.ts_ns, tick.price, tick.size, value))
-
-    def _change_of(self, correction: Correction, trade: _Trade) -> bytes:
-        if correction.kind == "cancel":
-            return _ENCODE(_Cancel(correction.offset, trade.offset))
-        value = trade.value
-        if value is not None:
-            price, size = correction.written
-            value = to_json({**orjson.loads(value), self._form.price: price, self._form.size: size})
-        return _ENCODE(_Correct(correction.offset, trade.offset, correction.price, correction.size, value))
 
     def _append(self, window: Window[str], entry: bytes) -> None:
         assert window.items is not None, "windows that take corrections keep their trades"

@@ -307,8 +307,11 @@ class BarEngine(WindowEngine[str, Tick]):
             return
         if window is None:
             eager = self._rules.emit == "eager"
+            gone = self._changes.get((state.key, start_ns)) if self._changes is not None else None
             window = self._open(state, start_ns, end_ns, child.start_ns, closed=is_over and eager)
             window.clock_ns = LONG_AGO
+            # One of nothing but provisional children may have gone, and comes again before its record was deleted.
+            window.stored = gone is not None and gone.stored
         contents: Contents = window.state
         if bar.provisional:
             contents.preview(child)

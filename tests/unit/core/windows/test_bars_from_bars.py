@@ -29,7 +29,6 @@ from workers.core.windows.kinds import HoppingWindows, TumblingWindows, Windows
 from workers.core.windows.resample import BarEngine, BarRules, Bars, Contents
 from workers.core.windows.window import Lateness
 from workers.errors import ConfigError
-from workers.native.choose import supports
 from workers.settings import Settings, TickSettings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
@@ -579,9 +578,15 @@ def test_sums_beyond_the_greatest_float_stay_unknown() -> None:
     assert (bar["volume"], bar["vwap"], bar["count"]) == (None, None, 2)
 
 
-def test_compiled_lanes_leave_frames_alone() -> None:
-    assert not supports(LaneSpec(format="frames"))
-    assert supports(LaneSpec())
+def test_a_window_that_comes_again_before_its_record_is_deleted_leaves_none_behind() -> None:
+    """All its children are provisional, so that the end of the input drops it, and it may begin anew."""
+    preview, end = child(0, status="provisional"), Bar()
+    lane = lane_of(Config(size=60_000))
+    stored = lane.process(records_of([preview])) and lane.take_changes()
+    (window,) = (record.key for record in stored if record.key is not None and record.key[:1] == b"w")
+    for record in records_of([preview, end, preview, end])[1:]:
+        lane.process([record])
+    assert OutRecord(window, None) in lane.take_changes()
 
 
 def test_the_model_shows_children_in_order_of_their_start() -> None:

@@ -31,7 +31,6 @@ from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick, TickFormat
 from workers.core.windows.kinds import CalendarWindows, HoppingWindows, SessionWindows, TumblingWindows
 from workers.errors import CallbackError, ConfigError, StateFormatError, StateMismatchError
-from workers.native.choose import supports
 from workers.settings import Settings, load_settings
 from workers.settings.lane import lane_spec
 from workers.testing import TestDriver
@@ -406,7 +405,6 @@ def test_state_that_lost_a_correction_is_refused() -> None:
 
 
 def test_what_can_not_be_together_is_refused() -> None:
-    assert not supports(LaneSpec(corrections=RULES))
     with pytest.raises(ConfigError, match="fill_gaps"):
         Lane(replace(SPEC, window=replace(SPEC.window, fill_gaps_ns=50 * SECOND_NS)), Input(TOPIC, 0, 1))
 
