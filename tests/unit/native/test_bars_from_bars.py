@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.bars_oracle import Bar, Config
@@ -79,7 +79,6 @@ cases = configs.flatmap(
 )
 
 
-@settings(max_examples=400)
 @given(cases, st.data())
 def test_batches_give_what_records_give(case: tuple[LaneSpec, list[Bar], Config], data: st.DataObject) -> None:
     spec, children, config = case
@@ -92,7 +91,6 @@ def test_batches_give_what_records_give(case: tuple[LaneSpec, list[Bar], Config]
 ODD: Sequence[Any] = (None, True, False, "x", "", -1, 0, 1, 1.0, 2**62, 2**63, 2**64, 1e300, -0.0, [], {}, "closed", 15)
 
 
-@settings(max_examples=300)
 @given(st.lists(bars(Config(40)), min_size=1, max_size=20), st.data())
 def test_frames_with_anything_in_them_are_taken_or_rejected_alike(children: list[Bar], data: st.DataObject) -> None:
     records = []

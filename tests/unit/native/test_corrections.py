@@ -11,7 +11,7 @@ from itertools import pairwise
 import msgspec
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import corrections_oracle, oracle
@@ -71,7 +71,6 @@ plain_configs = configs(all_late=False).map(plain)
 cases = plain_configs.flatmap(lambda config: st.tuples(st.just(config), logs(config), kept_by(config)))
 
 
-@settings(max_examples=300)
 @given(cases, st.data())
 def test_batches_give_what_records_give(
     case: tuple[oracle.Config, list[oracle.Record], LaneSpec], data: st.DataObject
@@ -86,7 +85,6 @@ odd_values = st.sampled_from(
 )
 
 
-@settings(max_examples=200)
 @given(
     configs(all_late=False, min_times=True).flatmap(
         lambda config: st.tuples(st.just(config), streams(config), kept_by(config))

@@ -14,7 +14,7 @@ from typing import Literal
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.oracle import Config
@@ -99,7 +99,6 @@ def assert_same(reference: Lane, fast: Lane, left: Effects, right: Effects) -> N
     assert reference.next_timeout_ns() == fast.next_timeout_ns()
 
 
-@settings(max_examples=300)
 @given(cases, st.data())
 def test_batches_give_what_records_give(case: Case, data: st.DataObject) -> None:
     """Any log in any batches, with silences, flushes, commits, and crashes after which either lane goes on."""
