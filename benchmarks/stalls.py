@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
-from benchmarks.stages import _fetched, pack_logs
+from benchmarks.stages import LZ4, _fetched, pack_logs
 from workers.commands.run import calm_collector
 from workers.core.effects import Effects
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane, entries_of
+from workers.core.packed import OutRecords
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Map
 from workers.core.records import RawBatch, RawRecord
@@ -241,18 +242,21 @@ def measure(shape: Shape) -> Watch:
     return watch
 
 
-def pack(written: Sequence[OutRecord], watch: Watch) -> None:
-    """What a sink does with records before they are sent: a portion in a builder of aiokafka's."""
+def pack(written: OutRecords, watch: Watch) -> None:
+    """What a sink does with records before they are sent: portions in native batches, or in aiokafka's builder."""
     from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
     for portion in _portions(written):
 
-        def fill(portion: Sequence[OutRecord] = portion) -> None:
-            builder = DefaultRecordBatchBuilder(2, 3, 1, 1, 0, 0, 1 << 20)
+        def fill(portion: OutRecords = portion) -> None:
+            if not isinstance(portion, list):
+                portion.batches(partitions=4, partition=None, keyless=0, limit_bytes=1 << 20, now_ms=0, codec=LZ4)
+                return
+            builder = DefaultRecordBatchBuilder(2, LZ4, 1, 1, 0, 0, 1 << 20)
             for number, record in enumerate(portion):
                 if builder.append(number, 0, record.key, record.value, []) is None:
                     builder.build()
-                    builder = DefaultRecordBatchBuilder(2, 3, 1, 1, 0, 0, 1 << 20)
+                    builder = DefaultRecordBatchBuilder(2, LZ4, 1, 1, 0, 0, 1 << 20)
             builder.build()
 
         watch.timed("pack", fill)
