@@ -143,9 +143,6 @@ class Lane:
     def is_misplaced(self, symbol: str) -> bool:
         """Whether a symbol has no state yet and belongs on another partition."""
 
-    def knows(self, ts_ns: int) -> bool:
-        """Whether windows can be found for a time: a time zone is to be learnt."""
-
     def learn(self, pieces: list[tuple[int, int, int]]) -> None:
         """Take over a stretch of the time zone, none of which is known: begin, end, offset from UTC, side by side."""
 

@@ -22,7 +22,6 @@ pub struct Keys {
     partition: u32,
     partitions: u32,
     serial: u64,
-    named: usize,
 }
 
 impl Keys {
@@ -34,7 +33,6 @@ impl Keys {
             partition,
             partitions,
             serial: 0,
-            named: 0,
         }
     }
 
@@ -52,7 +50,6 @@ impl Keys {
     #[cold]
     fn add(&mut self, name: &str, hash: u64) -> u32 {
         self.serial += 1;
-        self.named += 1;
         let row = self.rows.insert(Key {
             name: name.into(),
             hash,
@@ -82,7 +79,6 @@ impl Keys {
             key.due = Due::default();
             key.windows = Order::default();
             self.rows.free(row);
-            self.named -= 1;
         }
     }
 

@@ -392,11 +392,6 @@ impl PyLane {
         self.run(py, |this| this.lane.is_misplaced(&symbol))
     }
 
-    /// Whether windows can be found for a time: those of a time zone must be `learn`ed.
-    fn knows(&self, ts_ns: i64) -> bool {
-        self.lane.engine.assigner.knows(ts_ns)
-    }
-
     /// Takes over a stretch of the time zone: (begin, end, offset from UTC), side by side.
     fn learn(&mut self, pieces: Vec<(i64, i64, i64)>) {
         if let Assigner::Zoned(zoned) = &mut self.lane.engine.assigner {
