@@ -47,7 +47,7 @@ pub struct Arrival<'a> {
 
 /// Appends the item of a trade.
 pub fn put_trade(out: &mut Vec<u8>, trade: &Arrival) {
-    put_array_head(out, 7);
+    put_array(out, 7);
     put_unsigned(out, TRADE);
     put_integer(out, trade.offset);
     match trade.id {
@@ -515,7 +515,7 @@ mod tests {
 
     fn change(kind: u64, target: i64, rest: &[f64]) -> Box<[u8]> {
         let mut out = Vec::new();
-        put_array_head(&mut out, if rest.is_empty() { 3 } else { 6 });
+        put_array(&mut out, if rest.is_empty() { 3 } else { 6 });
         put_unsigned(&mut out, kind);
         put_integer(&mut out, 100);
         put_integer(&mut out, target);

@@ -1,7 +1,7 @@
 //! MessagePack, as much of it as the changelog's records need: what is written is what msgspec writes, to the byte, and
 //! what is read must be that; anything else is refused with `None`.
 
-pub fn put_array_head(out: &mut Vec<u8>, length: usize) {
+pub fn put_array(out: &mut Vec<u8>, length: usize) {
     match length {
         0..16 => out.push(0x90 | length as u8),
         16..0x1_0000 => {
@@ -65,6 +65,13 @@ pub fn put_bool(out: &mut Vec<u8>, value: bool) {
 
 pub fn put_nil(out: &mut Vec<u8>) {
     out.push(0xC0);
+}
+
+pub fn put_optional(out: &mut Vec<u8>, value: Option<i64>) {
+    match value {
+        Some(value) => put_integer(out, value),
+        None => put_nil(out),
+    }
 }
 
 pub fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -134,6 +141,24 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Whether everything was read; `None` where it wasn't.
+    pub fn end(&self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+
+    /// What `read` reads, or nil: `Some(None)`.
+    pub fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
+        if self.nil() {
+            return Some(None);
+        }
+        read(self).map(Some)
+    }
+
+    /// An integer of 0 or more, of those that `integer` reads.
+    pub fn count(&mut self) -> Option<u64> {
+        u64::try_from(self.integer()?).ok()
+    }
+
     /// Passes the head of an array of `length`.
     pub fn array_of(&mut self, length: usize) -> Option<()> {
         (self.array_len()? == length).then_some(())
@@ -173,6 +198,15 @@ impl<'a> Reader<'a> {
     pub fn float(&mut self) -> Option<f64> {
         (self.byte()? == 0xCB).then_some(())?;
         self.array().map(f64::from_be_bytes)
+    }
+
+    /// A float, or an integer in its place.
+    pub fn number(&mut self) -> Option<f64> {
+        match self.0.first()? {
+            0xCA => self.behind_head().map(|bytes| f32::from_be_bytes(bytes).into()),
+            0xCB => self.float(),
+            _ => self.integer().map(|value| value as f64),
+        }
     }
 
     pub fn bool(&mut self) -> Option<bool> {
@@ -218,7 +252,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(value in integers(), float in any::<f64>(), text in ".{0,300}", bytes in proptest::collection::vec(any::<u8>(), 0..300), flag in any::<bool>()) {
             let mut out = Vec::new();
-            put_array_head(&mut out, text.len());
+            put_array(&mut out, text.len());
             put_integer(&mut out, value);
             put_unsigned(&mut out, value as u64);
             put_float(&mut out, float);
@@ -238,8 +272,49 @@ mod tests {
         }
 
         #[test]
+        fn what_is_long_is_read(integer in any::<i64>(), shift in 0u32..64, float in any::<f64>(), length in 0usize..70_000) {
+            let integer = integer >> shift;
+            let text = "x".repeat(length);
+            let mut out = Vec::new();
+            put_array(&mut out, length);
+            put_integer(&mut out, integer);
+            put_optional(&mut out, None);
+            put_float(&mut out, float);
+            put_bin(&mut out, text.as_bytes());
+            put_text(&mut out, &text);
+            let mut reader = Reader(&out);
+            prop_assert_eq!(reader.array_len(), Some(length));
+            prop_assert_eq!(reader.integer(), Some(integer));
+            prop_assert_eq!(reader.optional(Reader::integer), Some(None));
+            prop_assert_eq!(reader.number().map(f64::to_bits), Some(float.to_bits()));
+            prop_assert_eq!(reader.bin(), Some(text.as_bytes()));
+            prop_assert_eq!(reader.text(), Some(text.as_str()));
+            prop_assert_eq!(reader.end(), Some(()));
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused(data in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = (Reader(&data).integer(), Reader(&data).text(), Reader(&data).bin(), Reader(&data).float());
+            let mut reader = Reader(&data);
+            let _ = (reader.array_len(), reader.integer(), reader.number(), reader.bin(), reader.text(), reader.end());
+        }
+    }
+
+    #[test]
+    fn integers_take_the_fewest_bytes() {
+        for (value, expected) in [
+            (127, &[0x7F][..]),
+            (128, &[0xCC, 0x80]),
+            (65_535, &[0xCD, 0xFF, 0xFF]),
+            (1 << 32, &[0xCF, 0, 0, 0, 1, 0, 0, 0, 0]),
+            (-32, &[0xE0]),
+            (-33, &[0xD0, 0xDF]),
+            (-129, &[0xD1, 0xFF, 0x7F]),
+            (-32_769, &[0xD2, 0xFF, 0xFF, 0x7F, 0xFF]),
+        ] {
+            let mut out = Vec::new();
+            put_integer(&mut out, value);
+            assert_eq!(out, expected, "{value}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::frames::Frames;
 use crate::ledger::Late;
 use crate::snapshot::Written;
-use crate::varint::put_varint;
+use crate::varint::{put_bytes, put_varint};
 
 /// The header that says why a record is in a ledger, `workers.core.ledger.REASON_HEADER`.
 const REASON_HEADER: &str = "workers.reason";
@@ -38,10 +38,8 @@ impl HeaderSet {
         let mut size = 0;
         put_varint(&mut wire, headers.len() as i64);
         for (name, value) in &headers {
-            put_varint(&mut wire, name.len() as i64);
-            wire.extend_from_slice(name.as_bytes());
-            put_varint(&mut wire, value.as_ref().map_or(-1, |value| value.len() as i64));
-            wire.extend_from_slice(value.as_deref().unwrap_or_default());
+            put_bytes(&mut wire, Some(name.as_bytes()));
+            put_bytes(&mut wire, value.as_deref());
             size += name.len() + value.as_ref().map_or(0, Vec::len) + HEADER_OVERHEAD;
         }
         Self { headers, wire, size }

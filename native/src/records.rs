@@ -3,6 +3,8 @@
 //! A record is length, attributes, timestamp delta, offset delta, key, value and headers; integers are zigzag varints.
 //! Bytes come from strangers: every length is checked against what is there before anything is read.
 
+use crate::varint::{bytes, varint};
+
 /// What a batch's header says of its records.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchHead {
@@ -141,105 +143,39 @@ fn read_record<'a>(payload: &'a [u8], begin: usize, head: &BatchHead) -> Option<
     Some((Record { offset, timestamp, key, value, headers, position: begin }, end))
 }
 
-/// A zigzag varint of at most ten bytes, and the position after it.
-#[inline(always)]
-pub fn varint(data: &[u8], position: usize) -> Option<(i64, usize)> {
-    let first = *data.get(position)?;
-    if first < 0x80 {
-        return Some((i64::from(first >> 1) ^ -i64::from(first & 1), position + 1));
-    }
-    let second = *data.get(position + 1)?;
-    if second < 0x80 {
-        let value = i64::from(first & 0x7F) | i64::from(second) << 7;
-        return Some(((value >> 1) ^ -(value & 1), position + 2));
-    }
-    long_varint(data, position)
-}
-
-fn long_varint(data: &[u8], position: usize) -> Option<(i64, usize)> {
-    let first = *data.get(position)?;
-    let mut value = u64::from(first & 0x7F);
-    for index in 1..10 {
-        let byte = *data.get(position + index)?;
-        value |= u64::from(byte & 0x7F) << (7 * index);
-        if byte < 0x80 {
-            return Some(((value >> 1) as i64 ^ -((value & 1) as i64), position + index + 1));
-        }
-    }
-    None
-}
-
-/// Appends a zigzag varint.
-#[inline]
-pub fn put_varint(out: &mut Vec<u8>, value: i64) {
-    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
-    while rest >= 0x80 {
-        out.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest as u8);
-}
-
-/// How many bytes `put_varint` appends.
-#[inline]
-pub fn varint_len(value: i64) -> usize {
-    let rest = ((value << 1) ^ (value >> 63)) as u64;
-    (70 - (rest | 1).leading_zeros() as usize) / 7
-}
-
-/// Bytes with their length before them, -1 for null, and the position after them.
-#[inline(always)]
-fn bytes(data: &[u8], position: usize) -> Option<(Option<&[u8]>, usize)> {
-    let (length, position) = varint(data, position)?;
-    if length < 0 {
-        return Some((None, position));
-    }
-    let end = position.checked_add(usize::try_from(length).ok()?)?;
-    Some((Some(data.get(position..end)?), end))
-}
-
-/// Appends a record as it stands in a batch: `offset_delta` and `delta_ms` are those from the batch's first.
-pub fn put_record(
-    out: &mut Vec<u8>,
-    offset_delta: i64,
-    delta_ms: i64,
-    key: Option<&[u8]>,
-    value: Option<&[u8]>,
-    headers: &[(&[u8], &[u8])],
-) {
-    let part = |part: Option<&[u8]>| part.map_or(1, |bytes| varint_len(bytes.len() as i64) + bytes.len());
-    let mut length = 1 + varint_len(delta_ms) + varint_len(offset_delta) + part(key) + part(value);
-    length += varint_len(headers.len() as i64);
-    length += headers.iter().map(|(name, content)| part(Some(name)) + part(Some(content))).sum::<usize>();
-    put_varint(out, length as i64);
-    out.push(0);
-    put_varint(out, delta_ms);
-    put_varint(out, offset_delta);
-    put_bytes(out, key);
-    put_bytes(out, value);
-    put_varint(out, headers.len() as i64);
-    for (name, content) in headers {
-        put_bytes(out, Some(name));
-        put_bytes(out, Some(content));
-    }
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
-    match bytes {
-        None => put_varint(out, -1),
-        Some(bytes) => {
-            put_varint(out, bytes.len() as i64);
-            out.extend_from_slice(bytes);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::varint::{put_bytes, put_varint, varint_len};
     use proptest::collection::vec;
     use proptest::option;
     use proptest::prelude::*;
+
+    /// Appends a record as it stands in a batch: `offset_delta` and `delta_ms` are those from the batch's first.
+    fn put_record(
+        out: &mut Vec<u8>,
+        offset_delta: i64,
+        delta_ms: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &[(&[u8], &[u8])],
+    ) {
+        let part = |part: Option<&[u8]>| part.map_or(1, |bytes| varint_len(bytes.len() as i64) + bytes.len());
+        let mut length = 1 + varint_len(delta_ms) + varint_len(offset_delta) + part(key) + part(value);
+        length += varint_len(headers.len() as i64);
+        length += headers.iter().map(|(name, content)| part(Some(name)) + part(Some(content))).sum::<usize>();
+        put_varint(out, length as i64);
+        out.push(0);
+        put_varint(out, delta_ms);
+        put_varint(out, offset_delta);
+        put_bytes(out, key);
+        put_bytes(out, value);
+        put_varint(out, headers.len() as i64);
+        for (name, content) in headers {
+            put_bytes(out, Some(name));
+            put_bytes(out, Some(content));
+        }
+    }
 
     type Parts = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -287,14 +223,6 @@ mod tests {
         fn any_bytes_end_in_an_error_or_in_records(payload in vec(any::<u8>(), 0..200), count in 0u32..50) {
             let found: Vec<_> = Records::new(&payload, head(count as usize)).collect();
             prop_assert!(found.len() <= count as usize + 1);
-        }
-
-        #[test]
-        fn varints_are_as_long_as_said(value in any::<i64>()) {
-            let mut out = Vec::new();
-            put_varint(&mut out, value);
-            prop_assert_eq!(out.len(), varint_len(value));
-            prop_assert_eq!(varint(&out, 0), Some((value, out.len())));
         }
     }
 }

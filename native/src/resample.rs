@@ -69,7 +69,7 @@ impl Sums {
     }
 
     fn dump(&self, out: &mut Vec<u8>) {
-        put_array_head(out, 9);
+        put_array(out, 9);
         for price in [self.open, self.high, self.low, self.close] {
             put_float(out, price);
         }
@@ -193,7 +193,7 @@ impl Contents {
     }
 
     pub fn dump(&self, out: &mut Vec<u8>) {
-        put_array_head(out, 6);
+        put_array(out, 6);
         put_bool(out, self.joined);
         put_integer(out, self.settled);
         for sums in [&self.real, &self.filled] {
@@ -203,7 +203,7 @@ impl Contents {
             }
         }
         for children in [&self.children, &self.previews] {
-            put_array_head(out, children.len());
+            put_array(out, children.len());
             children.iter().for_each(|child| dump_child(child, out));
         }
     }
@@ -233,7 +233,7 @@ fn load_children(reader: &mut Reader) -> Option<Vec<Child>> {
 }
 
 fn dump_child(child: &Child, out: &mut Vec<u8>) {
-    put_array_head(out, 13);
+    put_array(out, 13);
     for number in [child.start, child.end, child.rev, child.count] {
         put_integer(out, number);
     }

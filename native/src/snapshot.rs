@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::corrections::check_trades;
 use crate::engine::Engine;
-use crate::msgpack::{put_array_head, put_bin, put_unsigned, Reader};
+use crate::msgpack::{put_array, put_bin, put_unsigned, Reader};
 use crate::resample::Contents;
 use crate::sums::{Sum, DUMP_LEN};
 use crate::window::*;
@@ -148,10 +148,10 @@ fn write_items(items: &mut Items, start: i64, name: &str, ordered: bool, out: &m
         let key_end = out.key(b'i', start, Some(items.segments), name);
         if ordered {
             out.text.push(0x92); // an array of two
-            put_array_head(&mut out.text, end - first);
+            put_array(&mut out.text, end - first);
             items.orders[first..end].iter().for_each(|order| put_unsigned(&mut out.text, *order));
         }
-        put_array_head(&mut out.text, end - first);
+        put_array(&mut out.text, end - first);
         items.values[first..end].iter().for_each(|value| put_bin(&mut out.text, value));
         out.end(key_end);
         items.stored = end;

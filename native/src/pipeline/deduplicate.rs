@@ -7,10 +7,10 @@ use compact_str::CompactString;
 use hashbrown::hash_table::Entry;
 use hashbrown::HashTable;
 
+use crate::msgpack::{put_array, put_bin, put_integer, put_optional, Reader};
 use crate::pipeline::effects::{Effects, Notice, Reason, SequenceGap, Written};
 use crate::pipeline::facts::{take_identity, take_number, LONGEST_IDENTITY};
 use crate::pipeline::hash::Seed;
-use crate::pipeline::msgpack::{put_array, put_bytes, put_integer, put_optional, Reader};
 use crate::pipeline::stage::{DeduplicateSpec, Deletions, Drops, Passing, StageContext, StateKey, StateKeys};
 use crate::pipeline::symbols::{Slot, SymbolId, SymbolStates, Symbols};
 
@@ -419,7 +419,7 @@ fn put_part(ids: &Ids, begin: u64, end: u64, value: &mut Vec<u8>) {
     put_array(value, (end - begin) as usize);
     for place in (begin - ids.first) as usize..(end - ids.first) as usize {
         put_array(value, 2);
-        put_bytes(value, ids.bytes_at(place));
+        put_bin(value, ids.bytes_at(place));
         put_integer(value, ids.entries[place].ts_ns);
     }
 }
@@ -446,8 +446,8 @@ impl Head {
 }
 
 fn read_head(value: &[u8]) -> Option<Head> {
-    let mut reader = Reader::new(value);
-    reader.tuple(5)?;
+    let mut reader = Reader(value);
+    reader.array_of(5)?;
     let head = Head {
         clock_ns: reader.integer()?,
         first: reader.count()?,
@@ -462,7 +462,7 @@ fn read_head(value: &[u8]) -> Option<Head> {
 fn restore_part(memory: &mut Memory, part: &StoredPart, seed: &Seed) -> Result<(), String> {
     let symbol = shortened(&part.symbol);
     let unreadable = || format!("part {} of the ids of {symbol:?} can't be read", part.number);
-    let mut reader = Reader::new(&part.value);
+    let mut reader = Reader(&part.value);
     let (begin, number) = read_part_head(&mut reader).ok_or_else(unreadable)?;
     let expected = memory.ids.end();
     if begin.max(memory.ids.first) != expected {
@@ -482,13 +482,13 @@ fn restore_part(memory: &mut Memory, part: &StoredPart, seed: &Seed) -> Result<(
 }
 
 fn read_part_head(reader: &mut Reader) -> Option<(u64, u64)> {
-    reader.tuple(2)?;
-    Some((reader.count().filter(|begin| *begin < 1 << 62)?, reader.array()? as u64))
+    reader.array_of(2)?;
+    Some((reader.count().filter(|begin| *begin < 1 << 62)?, reader.array_len()? as u64))
 }
 
 fn read_id<'a>(reader: &mut Reader<'a>) -> Option<(&'a [u8], i64)> {
-    reader.tuple(2)?;
-    Some((reader.bytes()?, reader.integer()?))
+    reader.array_of(2)?;
+    Some((reader.bin()?, reader.integer()?))
 }
 
 fn shortened(symbol: &str) -> String {

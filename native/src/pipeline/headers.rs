@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
-use crate::pipeline::msgpack::{put_array, put_bytes, put_nil, put_text, Reader};
-use crate::records::varint;
+use crate::msgpack::{put_array, put_bin, put_nil, put_text, Reader};
+use crate::varint::{bytes, put_bytes, put_varint, varint};
 
 /// The headers of a record that has none.
 pub const NO_HEADERS: &[u8] = &[0];
@@ -19,20 +19,11 @@ fn walk<'a>(packed: &'a [u8], mut each: impl FnMut(Cow<'a, str>, Option<&'a [u8]
     let (number, mut position) = varint(packed, 0)?;
     for _ in 0..number {
         let (name, value);
-        (name, position) = field(packed, position)?;
-        (value, position) = field(packed, position)?;
+        (name, position) = bytes(packed, position)?;
+        (value, position) = bytes(packed, position)?;
         each(readable(name.unwrap_or_default()), value);
     }
     usize::try_from(number).ok()
-}
-
-fn field(packed: &[u8], position: usize) -> Option<(Option<&[u8]>, usize)> {
-    let (length, position) = varint(packed, position)?;
-    if length < 0 {
-        return Some((None, position));
-    }
-    let end = position.checked_add(usize::try_from(length).ok()?)?;
-    Some((Some(packed.get(position..end)?), end))
 }
 
 /// As Python's `bytes.decode("utf-8", "backslashreplace")`.
@@ -55,8 +46,8 @@ pub fn packed<'a>(headers: impl ExactSizeIterator<Item = (&'a [u8], Option<&'a [
     let mut packed = Vec::new();
     put_varint(&mut packed, headers.len() as i64);
     for (name, value) in headers {
-        put_field(&mut packed, Some(name));
-        put_field(&mut packed, value);
+        put_bytes(&mut packed, Some(name));
+        put_bytes(&mut packed, value);
     }
     packed
 }
@@ -80,8 +71,8 @@ pub fn put_packed(out: &mut Vec<u8>, packed: &[u8]) {
     }
     let mut fields = Vec::new();
     let number = walk(packed, |name, value| {
-        put_field(&mut fields, Some(name.as_bytes()));
-        put_field(&mut fields, value);
+        put_bytes(&mut fields, Some(name.as_bytes()));
+        put_bytes(&mut fields, value);
     });
     match number {
         Some(number) => {
@@ -97,9 +88,9 @@ pub fn put_stored(out: &mut Vec<u8>, packed: &[u8]) {
     let mut pairs = Vec::new();
     let number = walk(packed, |name, value| {
         put_array(&mut pairs, 2);
-        put_text(&mut pairs, name.as_bytes());
+        put_text(&mut pairs, &name);
         match value {
-            Some(value) => put_bytes(&mut pairs, value),
+            Some(value) => put_bin(&mut pairs, value),
             None => put_nil(&mut pairs),
         }
     });
@@ -111,34 +102,15 @@ pub fn put_stored(out: &mut Vec<u8>, packed: &[u8]) {
 
 /// Packs headers as stored state has them.
 pub fn read_stored(reader: &mut Reader) -> Option<Vec<u8>> {
-    let number = reader.array()?;
+    let number = reader.array_len()?;
     let mut packed = Vec::new();
     put_varint(&mut packed, number as i64);
     for _ in 0..number {
-        reader.tuple(2)?;
-        put_field(&mut packed, Some(reader.text()?.as_bytes()));
-        put_field(&mut packed, reader.optional(Reader::bytes)?);
+        reader.array_of(2)?;
+        put_bytes(&mut packed, Some(reader.text()?.as_bytes()));
+        put_bytes(&mut packed, reader.optional(Reader::bin)?);
     }
     Some(packed)
-}
-
-fn put_field(out: &mut Vec<u8>, field: Option<&[u8]>) {
-    match field {
-        Some(bytes) => {
-            put_varint(out, bytes.len() as i64);
-            out.extend_from_slice(bytes);
-        }
-        None => put_varint(out, -1),
-    }
-}
-
-fn put_varint(out: &mut Vec<u8>, value: i64) {
-    let mut left = (value << 1) as u64 ^ (value >> 63) as u64;
-    while left >= 0x80 {
-        out.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    out.push(left as u8);
 }
 
 #[cfg(test)]
@@ -154,14 +126,14 @@ mod tests {
             let mut packed = Vec::new();
             put_varint(&mut packed, headers.len() as i64);
             for (name, value) in &headers {
-                put_field(&mut packed, Some(name.as_bytes()));
-                put_field(&mut packed, value.as_deref());
+                put_bytes(&mut packed, Some(name.as_bytes()));
+                put_bytes(&mut packed, value.as_deref());
             }
             let (mut again, mut stored) = (Vec::new(), Vec::new());
             put_packed(&mut again, &packed);
             prop_assert_eq!(&again, &packed);
             put_stored(&mut stored, &packed);
-            prop_assert_eq!(read_stored(&mut Reader::new(&stored)), Some(packed));
+            prop_assert_eq!(read_stored(&mut Reader(&stored)), Some(packed));
         }
 
         #[test]
@@ -169,7 +141,7 @@ mod tests {
             let (mut again, mut stored) = (Vec::new(), Vec::new());
             put_packed(&mut again, &packed);
             put_stored(&mut stored, &packed);
-            prop_assert!(read_stored(&mut Reader::new(&stored)).is_some());
+            prop_assert!(read_stored(&mut Reader(&stored)).is_some());
         }
     }
 

@@ -21,7 +21,6 @@ pub mod facts;
 mod glob;
 mod hash;
 pub mod headers;
-mod msgpack;
 #[cfg(feature = "extension-module")]
 pub mod probe;
 #[cfg(feature = "extension-module")]
@@ -358,6 +357,7 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::msgpack;
     use crate::pipeline::facts::Wanted;
     use crate::pipeline::stage::{ConflateSpec, DeduplicateSpec, RouteSpec, RouterSpec, ThrottleSpec};
     use proptest::prelude::*;
@@ -428,7 +428,7 @@ mod tests {
             msgpack::put_integer(&mut out, begin);
             msgpack::put_array(&mut out, 1);
             msgpack::put_array(&mut out, 2);
-            msgpack::put_bytes(&mut out, b"1");
+            msgpack::put_bin(&mut out, b"1");
             msgpack::put_integer(&mut out, ts_ns);
             out
         });

@@ -13,8 +13,6 @@ use crate::pipeline::effects::{Effects, Reason, Written};
 use crate::pipeline::facts::Wanted;
 use crate::pipeline::symbols::SymbolId;
 
-pub const LONG_AGO: i64 = i64::MIN;
-
 // -- what is configured -----------------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]

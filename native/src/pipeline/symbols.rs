@@ -7,8 +7,8 @@ use compact_str::CompactString;
 use hashbrown::HashTable;
 
 use crate::pipeline::hash::Seed;
-use crate::pipeline::stage::LONG_AGO;
 use crate::slab::{Slab, NONE};
+use crate::window::LONG_AGO;
 
 /// A symbol's number, as long as any stage keeps something of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -4,13 +4,14 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::msgpack::{put_array, put_bin, put_float, put_integer, put_nil, Reader};
 use crate::pipeline::effects::{Effects, Reason, Written};
 use crate::pipeline::headers;
-use crate::pipeline::msgpack::{put_array, put_bytes, put_float, put_integer, put_nil, Reader};
 use crate::pipeline::stage::{
-    ConflateSpec, Deletions, Drops, Held, Passing, StageContext, StateKey, StateKeys, ThrottleSpec, LONG_AGO,
+    ConflateSpec, Deletions, Drops, Held, Passing, StageContext, StateKey, StateKeys, ThrottleSpec,
 };
 use crate::pipeline::symbols::{SymbolId, SymbolStates, Symbols};
+use crate::window::LONG_AGO;
 
 /// The state of a bucket from which nothing was ever taken.
 const ALWAYS_FULL: i64 = i64::MIN;
@@ -117,8 +118,8 @@ impl Throttler {
 }
 
 fn read_bucket(value: &[u8]) -> Option<(i64, i64)> {
-    let mut reader = Reader::new(value);
-    reader.tuple(2)?;
+    let mut reader = Reader(value);
+    reader.array_of(2)?;
     let found = (reader.integer()?, reader.integer()?);
     reader.end()?;
     Some(found)
@@ -393,9 +394,9 @@ fn put_held(tick: &Passing, out: &mut Vec<u8>) {
     put_float(out, tick.price);
     put_float(out, tick.size);
     put_integer(out, tick.offset);
-    put_bytes(out, tick.value);
+    put_bin(out, tick.value);
     match tick.original {
-        Some(original) => put_bytes(out, original),
+        Some(original) => put_bin(out, original),
         None => put_nil(out),
     }
     put_integer(out, tick.timestamp_ms);
@@ -403,8 +404,8 @@ fn put_held(tick: &Passing, out: &mut Vec<u8>) {
 }
 
 fn read_latest<'a>(symbol: &'a str, value: &'a [u8]) -> Option<Stored<'a>> {
-    let mut reader = Reader::new(value);
-    reader.tuple(3)?;
+    let mut reader = Reader(value);
+    reader.array_of(3)?;
     let (clock_ns, passed_ns) = (reader.integer()?, reader.integer()?);
     let held = reader.optional(|reader| read_held(symbol, reader))?;
     reader.end()?;
@@ -412,10 +413,10 @@ fn read_latest<'a>(symbol: &'a str, value: &'a [u8]) -> Option<Stored<'a>> {
 }
 
 fn read_held<'a>(symbol: &'a str, reader: &mut Reader<'a>) -> Option<(Passing<'a>, Vec<u8>)> {
-    reader.tuple(8)?;
-    let (ts_ns, price, size) = (reader.integer()?, reader.float()?, reader.float()?);
-    let (offset, value) = (reader.integer()?, reader.bytes()?);
-    let original = reader.optional(Reader::bytes)?;
+    reader.array_of(8)?;
+    let (ts_ns, price, size) = (reader.integer()?, reader.number()?, reader.number()?);
+    let (offset, value) = (reader.integer()?, reader.bin()?);
+    let original = reader.optional(Reader::bin)?;
     let timestamp_ms = reader.integer()?;
     let headers = headers::read_stored(reader)?;
     let tick = Passing { symbol, ts_ns, price, size, offset, timestamp_ms, value, original, headers: &[], facts: &[] };
