@@ -3,7 +3,7 @@
 //! As with ticks, what this decoder accepts the plain one accepts with the same values; all else it leaves to that one.
 
 use crate::assign::Assigner;
-use crate::json::Cursor;
+use crate::json::{Cursor, Shape};
 
 /// A child as it is kept; times in nanoseconds. Without ticks, and not `filled`, it is empty: numbers are 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,19 +81,10 @@ const FILLED: usize = 15;
 const OTHER: usize = FIELDS;
 const NEEDED: u32 = (1 << FILLED) - 1;
 
-/// A member's name, as it stood: from the comma or brace before it to where its value begins.
-#[derive(Debug)]
-struct Member {
-    text: Vec<u8>,
-    field: usize,
-}
-
-const MEMBERS_REMEMBERED: usize = 24;
-
 #[derive(Debug)]
 pub struct ChildDecoder {
     format: ChildFormat,
-    members: Vec<Member>,
+    shape: Shape<usize>,
 }
 
 /// A frame's members as they stand; what is null is `None`.
@@ -108,7 +99,7 @@ struct Members {
 
 impl ChildDecoder {
     pub fn new(format: ChildFormat) -> Self {
-        Self { format, members: Vec::new() }
+        Self { format, shape: Shape::default() }
     }
 
     /// The child in `value`; `None` where the plain decoder must look. `key` must stand in JSON as it is.
@@ -126,7 +117,7 @@ impl ChildDecoder {
         let mut seen = 0u32;
         let mut number = 0;
         loop {
-            let field = self.member(&mut cursor, number)?;
+            let field = self.shape.member(&mut cursor, number, field_of)?;
             if field == OTHER {
                 cursor.skip_value(1)?;
             } else {
@@ -137,17 +128,11 @@ impl ChildDecoder {
                 found.take(field, key, &mut cursor)?;
             }
             number += 1;
-            cursor.skip_space();
-            match cursor.peek()? {
-                b',' => {}
-                b'}' => break,
-                _ => return None,
+            if !cursor.has_more()? {
+                break;
             }
         }
-        cursor.at += 1;
-        cursor.skip_space();
-        let is_whole = seen & NEEDED == NEEDED && cursor.at == value.len();
-        (is_whole && (value.is_ascii() || std::str::from_utf8(value).is_ok())).then_some(found)
+        (seen & NEEDED == NEEDED && cursor.is_whole()).then_some(found)
     }
 
     fn child_of(&self, found: &Members) -> Option<Child> {
@@ -194,38 +179,10 @@ impl ChildDecoder {
     fn time(&self, value: i64, unit: i64) -> Option<i64> {
         value.checked_mul(unit).filter(|time| time.unsigned_abs() <= self.format.max_ns.unsigned_abs())
     }
+}
 
-    /// Passes the `number`-th member's name, to where its value begins.
-    #[inline(always)]
-    fn member(&mut self, cursor: &mut Cursor, number: usize) -> Option<usize> {
-        if let Some(member) = self.members.get(number) {
-            if cursor.take(&member.text) {
-                return Some(member.field);
-            }
-        }
-        self.new_member(cursor, number)
-    }
-
-    #[cold]
-    fn new_member(&mut self, cursor: &mut Cursor, number: usize) -> Option<usize> {
-        let begin = cursor.at;
-        cursor.skip_space();
-        cursor.expect(if number == 0 { b'{' } else { b',' })?;
-        cursor.skip_space();
-        cursor.expect(b'"')?;
-        let name = cursor.plain_string()?;
-        let field = NAMES.iter().position(|each| *each == name).unwrap_or(OTHER);
-        cursor.skip_space();
-        cursor.expect(b':')?;
-        cursor.skip_space();
-        let member = Member { text: cursor.data[begin..cursor.at].to_vec(), field };
-        if number < self.members.len() {
-            self.members[number] = member;
-        } else if number < MEMBERS_REMEMBERED {
-            self.members.push(member);
-        }
-        Some(field)
-    }
+fn field_of(name: &[u8]) -> usize {
+    NAMES.iter().position(|each| *each == name).unwrap_or(OTHER)
 }
 
 impl Members {

@@ -59,6 +59,27 @@ impl<'a> Cursor<'a> {
         found
     }
 
+    /// Behind a member of an object: whether another follows, at its comma; else at the closing brace.
+    #[inline(always)]
+    pub fn has_more(&mut self) -> Option<bool> {
+        if !matches!(self.peek()?, b',' | b'}') {
+            self.skip_space();
+        }
+        match self.peek()? {
+            b',' => Some(true),
+            b'}' => Some(false),
+            _ => None,
+        }
+    }
+
+    /// At the closing brace of all: whether nothing follows it, and all of it is UTF-8.
+    #[inline(always)]
+    pub fn is_whole(&mut self) -> bool {
+        self.at += 1;
+        self.skip_space();
+        self.at == self.data.len() && (self.data.is_ascii() || std::str::from_utf8(self.data).is_ok())
+    }
+
     /// An integer of at most 18 digits that is not -0; what may follow it is the caller's business.
     #[inline(always)]
     pub fn short_integer(&mut self) -> Option<i64> {
@@ -238,6 +259,57 @@ impl<'a> Cursor<'a> {
                 _ => return None,
             }
         }
+    }
+}
+
+/// More members' names are not remembered.
+const MEMBERS_REMEMBERED: usize = 24;
+
+/// The names of an object's members, as they stood in the object before, and what each means: most payloads repeat the
+/// text between their values from record to record.
+#[derive(Clone, Debug)]
+pub struct Shape<T> {
+    /// From the comma or brace before the name to where its value begins.
+    members: Vec<(Vec<u8>, T)>,
+}
+
+impl<T> Default for Shape<T> {
+    fn default() -> Self {
+        Self { members: Vec::new() }
+    }
+}
+
+impl<T: Copy> Shape<T> {
+    /// Passes the `number`-th member's name, to where its value begins. `meaning` is asked for a name that did not stand
+    /// there before; it must always say the same.
+    #[inline(always)]
+    pub fn member(&mut self, cursor: &mut Cursor, number: usize, meaning: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        if let Some((text, known)) = self.members.get(number) {
+            if cursor.take(text) {
+                return Some(*known);
+            }
+        }
+        self.learn(cursor, number, meaning)
+    }
+
+    #[cold]
+    fn learn(&mut self, cursor: &mut Cursor, number: usize, meaning: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let begin = cursor.at;
+        cursor.skip_space();
+        cursor.expect(if number == 0 { b'{' } else { b',' })?;
+        cursor.skip_space();
+        cursor.expect(b'"')?;
+        let found = meaning(cursor.plain_string()?);
+        cursor.skip_space();
+        cursor.expect(b':')?;
+        cursor.skip_space();
+        let member = (cursor.data[begin..cursor.at].to_vec(), found);
+        if number < self.members.len() {
+            self.members[number] = member;
+        } else if number < MEMBERS_REMEMBERED {
+            self.members.push(member);
+        }
+        Some(found)
     }
 }
 

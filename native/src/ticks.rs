@@ -4,7 +4,7 @@
 //! leaves to that one, which has the last word and words for it. Most payloads repeat the text between their values from
 //! record to record, so each member's name is first compared with what stood there in the record before.
 
-use crate::json::Cursor;
+use crate::json::{Cursor, Shape};
 use crate::sums::Amount;
 
 /// How a tick is written, and which times it may have. Times are nanoseconds since the epoch.
@@ -22,6 +22,22 @@ pub struct TickFormat {
     pub max_future_skew_ns: i64,
     /// Where trades can be corrected.
     pub messages: Option<MessageFormat>,
+}
+
+impl TickFormat {
+    fn field_of(&self, name: &[u8]) -> Field {
+        if *name == *self.symbol {
+            Field::Symbol
+        } else if *name == *self.ts {
+            Field::Ts
+        } else if *name == *self.price {
+            Field::Price
+        } else if *name == *self.size {
+            Field::Size
+        } else {
+            Field::Other
+        }
+    }
 }
 
 /// How messages about trades are told from trades, and trades from one another.
@@ -74,30 +90,21 @@ impl Watch for () {
     }
 }
 
-/// A member's name, as it stood: from the comma or brace before it to where its value begins.
-#[derive(Debug)]
-struct Member {
-    text: Vec<u8>,
-    field: Field,
-    watched: Option<usize>,
-}
-
-const MEMBERS_REMEMBERED: usize = 24;
 const ALL_FIELDS: u8 = 0b1111;
 
 #[derive(Debug)]
 pub struct Decoder {
     format: TickFormat,
-    members: Vec<Member>,
+    shape: Shape<(Field, Option<usize>)>,
 }
 
 impl Decoder {
     pub fn new(format: TickFormat) -> Self {
-        Self { format, members: Vec::new() }
+        Self { format, shape: Shape::default() }
     }
 
-    /// The tick in `value`; `None` where the plain decoder must look. `key` must stand in JSON as it is. `timestamp_ms` is the record's own time, -1 for
-    /// none.
+    /// The tick in `value`; `None` where the plain decoder must look. `key` must stand in JSON as it is. `timestamp_ms` is
+    /// the record's own time, -1 for none.
     #[inline]
     pub fn decode(&mut self, key: &[u8], value: &[u8], timestamp_ms: i64) -> Option<Tick> {
         self.decode_watched(key, value, timestamp_ms, &mut ())
@@ -143,7 +150,8 @@ impl Decoder {
         let mut seen = 0u8;
         let mut number = 0;
         loop {
-            let (field, watched) = self.member(&mut cursor, number, watch)?;
+            let means = |name: &[u8]| (self.format.field_of(name), watch.place(name));
+            let (field, watched) = self.shape.member(&mut cursor, number, means)?;
             let begin = cursor.at;
             if field != Field::Other {
                 let bit = 1 << field as u8;
@@ -169,25 +177,11 @@ impl Decoder {
                 watch.note(place, begin, cursor.at)?;
             }
             number += 1;
-            match cursor.peek()? {
-                b',' => {}
-                b'}' => break,
-                _ => {
-                    cursor.skip_space();
-                    match cursor.peek()? {
-                        b',' => {}
-                        b'}' => break,
-                        _ => return None,
-                    }
-                }
+            if !cursor.has_more()? {
+                break;
             }
         }
-        cursor.at += 1;
-        cursor.skip_space();
-        if seen != ALL_FIELDS || cursor.at != value.len() {
-            return None;
-        }
-        if !value.is_ascii() && std::str::from_utf8(value).is_err() {
+        if seen != ALL_FIELDS || !cursor.is_whole() {
             return None;
         }
         self.checked(ts?, price?, size?, timestamp_ms)
@@ -207,51 +201,6 @@ impl Decoder {
             }
         }
         Some(Tick { ts_ns, price, size })
-    }
-
-    /// Passes the `number`-th member's name, to where its value begins.
-    #[inline(always)]
-    fn member(&mut self, cursor: &mut Cursor, number: usize, watch: &impl Watch) -> Option<(Field, Option<usize>)> {
-        if let Some(member) = self.members.get(number) {
-            if cursor.take(&member.text) {
-                return Some((member.field, member.watched));
-            }
-        }
-        self.new_member(cursor, number, watch)
-    }
-
-    #[cold]
-    fn new_member(&mut self, cursor: &mut Cursor, number: usize, watch: &impl Watch) -> Option<(Field, Option<usize>)> {
-        let begin = cursor.at;
-        cursor.skip_space();
-        cursor.expect(if number == 0 { b'{' } else { b',' })?;
-        cursor.skip_space();
-        cursor.expect(b'"')?;
-        let name = cursor.plain_string()?;
-        let form = &self.format;
-        let field = if *name == *form.symbol {
-            Field::Symbol
-        } else if *name == *form.ts {
-            Field::Ts
-        } else if *name == *form.price {
-            Field::Price
-        } else if *name == *form.size {
-            Field::Size
-        } else {
-            Field::Other
-        };
-        cursor.skip_space();
-        cursor.expect(b':')?;
-        cursor.skip_space();
-        let text = cursor.data[begin..cursor.at].to_vec();
-        let watched = watch.place(name);
-        let member = Member { text, field, watched };
-        if number < self.members.len() {
-            self.members[number] = member;
-        } else if number < MEMBERS_REMEMBERED {
-            self.members.push(member);
-        }
-        Some((field, watched))
     }
 }
 

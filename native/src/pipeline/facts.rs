@@ -15,7 +15,7 @@
 //!
 //! A stage takes its own from the front, so that at each stage the facts left are those of the stages from there on.
 
-use crate::json::{Cursor, Number};
+use crate::json::{Cursor, Number, Shape};
 use crate::pipeline::stage::StageSpec;
 use crate::ticks::Watch;
 
@@ -23,7 +23,6 @@ use crate::ticks::Watch;
 pub const LONGEST_IDENTITY: usize = 64;
 const DIGEST_BYTES: usize = 24;
 const LONGEST_EXPONENT: usize = 18;
-const MEMBERS_REMEMBERED: usize = 24;
 
 /// A value that a router's rule compares a field with.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,13 +41,6 @@ enum Need {
     Nothing,
     Identity { fields: Vec<usize>, gaps: bool },
     Rules(Vec<(usize, Wanted)>),
-}
-
-/// A member's name, as it stood: from the comma or brace before it to where its value begins.
-#[derive(Clone, Debug)]
-struct Member {
-    text: Vec<u8>,
-    watched: Option<usize>,
 }
 
 /// Where a field's value stands; empty for nowhere.
@@ -73,7 +65,7 @@ enum Found<'a> {
 pub struct FactReader {
     names: Vec<Box<[u8]>>,
     needs: Vec<Need>,
-    members: Vec<Member>,
+    shape: Shape<Option<usize>>,
     spans: Vec<Span>,
     identity: Vec<u8>,
 }
@@ -104,7 +96,7 @@ impl FactReader {
             });
         }
         let spans = vec![(0, 0); names.len()];
-        Self { names, needs, members: Vec::new(), spans, identity: Vec::new() }
+        Self { names, needs, shape: Shape::default(), spans, identity: Vec::new() }
     }
 
     /// Whether no stage needs any.
@@ -205,60 +197,28 @@ impl FactReader {
         let mut cursor = Cursor::new(value);
         let mut number = 0;
         loop {
-            let watched = self.member(&mut cursor, number)?;
+            let names = &self.names;
+            let watched = self.shape.member(&mut cursor, number, |name| place_of(names, name))?;
             let begin = cursor.at;
             skip(&mut cursor)?;
             if let Some(place) = watched {
                 self.note(place, begin, cursor.at)?;
             }
             number += 1;
-            cursor.skip_space();
-            match cursor.peek()? {
-                b',' => {}
-                b'}' => return Some(()),
-                _ => return None,
+            if !cursor.has_more()? {
+                return Some(());
             }
         }
     }
+}
 
-    /// Passes the `number`-th member's name, to where its value begins.
-    #[inline(always)]
-    fn member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Option<usize>> {
-        if let Some(member) = self.members.get(number) {
-            if cursor.take(&member.text) {
-                return Some(member.watched);
-            }
-        }
-        self.new_member(cursor, number)
-    }
-
-    #[cold]
-    fn new_member(&mut self, cursor: &mut Cursor, number: usize) -> Option<Option<usize>> {
-        if number == 0 {
-            cursor.skip_space();
-        }
-        let begin = cursor.at;
-        cursor.expect(if number == 0 { b'{' } else { b',' })?;
-        cursor.skip_space();
-        cursor.expect(b'"')?;
-        let name = cursor.plain_string()?;
-        let watched = self.place(name);
-        cursor.skip_space();
-        cursor.expect(b':')?;
-        cursor.skip_space();
-        let member = Member { text: cursor.data[begin..cursor.at].to_vec(), watched };
-        if number < self.members.len() {
-            self.members[number] = member;
-        } else if number < MEMBERS_REMEMBERED {
-            self.members.push(member);
-        }
-        Some(watched)
-    }
+fn place_of(names: &[Box<[u8]>], name: &[u8]) -> Option<usize> {
+    names.iter().position(|known| **known == *name)
 }
 
 impl Watch for FactReader {
     fn place(&self, name: &[u8]) -> Option<usize> {
-        self.names.iter().position(|known| **known == *name)
+        place_of(&self.names, name)
     }
 
     #[inline(always)]
