@@ -11,7 +11,7 @@ from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords, joined
 from workers.core.reasons import Reason
 
-__all__ = ["Counts", "Effects", "SequenceGap"]
+__all__ = ["Counts", "Effects", "SequenceGap", "add_up"]
 
 _Name = TypeVar("_Name", str, tuple[str, str], tuple[Reason, str])
 
@@ -60,23 +60,24 @@ class Effects:
         self.frames = joined(self.frames, other.frames)
         self.late = joined(self.late, other.late)
         self.dead_letters += other.dead_letters
-        _add_up(self.emitted, other.emitted)
-        _add_up(self.rejected, other.rejected)
-        _add_up(self.late_by_reason, other.late_by_reason)
+        add_up(self.emitted, other.emitted)
+        add_up(self.rejected, other.rejected)
+        add_up(self.late_by_reason, other.late_by_reason)
         self.misrouted_keys += other.misrouted_keys
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
         for topic, records in other.routed.items():
             self.routed[topic] = joined(self.routed.get(topic, []), records)
-        _add_up(self.taken_out, other.taken_out)
-        _add_up(self.noticed, other.noticed)
+        add_up(self.taken_out, other.taken_out)
+        add_up(self.noticed, other.noticed)
         self.gaps += other.gaps
-        _add_up(self.corrected, other.corrected)
+        add_up(self.corrected, other.corrected)
         self.control += other.control
         self.records += other.records
         self.aggregated += other.aggregated
 
 
-def _add_up(mine: dict[_Name, int], more: Mapping[_Name, int]) -> None:
+def add_up(mine: dict[_Name, int], more: Mapping[_Name, int]) -> None:
+    """Add counts, by their names, to those so far."""
     for name, number in more.items():
         mine[name] = mine.get(name, 0) + number
 

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Final
 
 from workers import _native
-from workers.core.effects import Effects, SequenceGap
+from workers.core.effects import Effects, SequenceGap, add_up
 from workers.core.encoding import json_object
 from workers.core.formats.corrections import Correction, trade_id_of
 from workers.core.formats.frames import ChildBar
@@ -197,7 +197,7 @@ class NativeLane(Lane):
         repeated = self._native.take_repeated()
         if repeated:
             self.counts.deduplicated += repeated
-            effects.taken_out[REPEATED] = effects.taken_out.get(REPEATED, 0) + repeated
+            add_up(effects.taken_out, {REPEATED: repeated})
         self._collect_late(effects)
         departures = self._native.take_departures()
         if departures is not None:
@@ -205,8 +205,7 @@ class NativeLane(Lane):
         frames = self._native.take_frames()
         if frames is not None:
             effects.frames, emitted = joined(effects.frames, frames[0]), frames[1]
-            for status, trigger, number in emitted:
-                effects.emitted[status, trigger] = effects.emitted.get((status, trigger), 0) + number
+            add_up(effects.emitted, {(status, trigger): number for status, trigger, number in emitted})
         return effects
 
     def _collect_late(self, effects: Effects) -> None:
@@ -215,17 +214,15 @@ class NativeLane(Lane):
             return
         dropped, reasons = late
         effects.late = joined(effects.late, dropped)
-        for reason, number in reasons:
-            effects.late_by_reason[reason] = effects.late_by_reason.get(reason, 0) + number
-            self.counts.late += number
+        add_up(effects.late_by_reason, dict(reasons))
+        self.counts.late += sum(number for _, number in reasons)
 
     def _depart(self, departures: _native.Departures, effects: Effects) -> None:
         """Take over what the stages of the pipeline have to report."""
-        for reason, stage, number in departures["taken_out"]:
-            place = (_DROPS[reason], stage)
-            effects.taken_out[place] = effects.taken_out.get(place, 0) + number
-        for what, stage, number in departures["noticed"]:
-            effects.noticed[what, stage] = effects.noticed.get((what, stage), 0) + number
+        add_up(
+            effects.taken_out, {(_DROPS[reason], stage): number for reason, stage, number in departures["taken_out"]}
+        )
+        add_up(effects.noticed, {(what, stage): times for what, stage, times in departures["noticed"]})
         effects.gaps += [SequenceGap(*gap) for gap in departures["gaps"]]
         for topic, records in departures["routed"]:
             effects.routed[topic] = joined(effects.routed.get(topic, []), records)
