@@ -46,7 +46,7 @@ async def test_packed_records_arrive_whole_in_order_and_where_murmur2_puts_them(
 
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     await admin.start()
-    await admin.create_topics([NewTopic(topic_name, 3, 1)])
+    await admin.create_topics([NewTopic(topic_name, 3, 1, topic_configs={"retention.ms": "-1"})])
     await admin.close()
     records = [
         OutRecord(b"k%d" % (number % 7), b"%d" % number, 1_700_000_000_000 + number, (("h", b"x"),) * (number % 2))

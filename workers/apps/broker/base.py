@@ -52,6 +52,9 @@ NODE_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType(
         "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "500",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+        # Kafka deletes by the records' own times: by default, ticks of last year go within minutes of being sent, when
+        # the broker next looks. Topics that must keep less say so.
+        "log.retention.ms": "-1",
         # The default takes 128 MiB of the heap at start for compaction that small topics do not need.
         "log.cleaner.dedupe.buffer.size": "16777216",
     }
