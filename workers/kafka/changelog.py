@@ -28,12 +28,14 @@ async def read_changelog(
     partition: int,
     consumer_options: Mapping[str, object],
     *,
+    to_the_end: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[bytes, bytes]:
     """The last value of every key in a changelog partition; deleted keys are absent.
 
-    Call it after the partition's transactional id was initialised: by then no transaction of an earlier owner is open,
-    so the end of the committed log is the end of the state. ``on_progress`` is told each chunk's number of records.
+    With ``to_the_end``, what is committed of all that the log holds, waiting for transactions that are open in it: the
+    marker of one that is committed may reach the group's offsets before it reaches the changelog. Otherwise what is
+    before the first of them. ``on_progress`` is told each chunk's number of records.
     Raises ``KafkaError``, ``TimeoutError`` when nothing arrives for a minute, and `BrokerError` where a record batch
     is not what Kafka's format says.
     """
@@ -53,7 +55,8 @@ async def read_changelog(
         await reader.start()
         await reader.turn_to(topic)
         reader.assign([partition])
-        ends, begins = await asyncio.gather(reader.ends([partition]), reader.begins([partition]))
+        ends_of = reader.log_ends if to_the_end else reader.ends
+        ends, begins = await asyncio.gather(ends_of([partition]), reader.begins([partition]))
         reader.seek(partition, begins[partition])
         while (position := await reader.position(partition)) < ends[partition]:
             read = await put(reader, partition, entries)

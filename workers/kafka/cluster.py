@@ -104,4 +104,6 @@ class Cluster:
     async def read_changelog(self, partition: int, on_progress: Callable[[int], None]) -> Mapping[bytes, bytes]:
         """The last value of every key in a partition's changelog. Raises ``KafkaError``, ``TimeoutError``."""
         changelog = self._settings.topics.changelog
-        return await read_changelog(changelog, partition, self._consumer_options, on_progress=on_progress)
+        return await read_changelog(
+            changelog, partition, self._consumer_options, to_the_end=True, on_progress=on_progress
+        )

@@ -1,0 +1,155 @@
+"""What the extensions of the protocol rely on in a broker: who is refused, who waits, and who can be fenced."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import ProducerFenced
+
+from workers.apps.broker import Broker
+from workers.kafka.errors import PASSING, StaleMemberError, UnstableOffsetError
+from workers.kafka.internals import api_versions, brokers, committed_offset, membership_of, producer_id_of, send_offsets
+from workers.kafka.protocol import Membership, lacking
+from workers.kafka.transactions import describe, end_offsets, initialise, open_producers, transactional_ids
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+
+LIMIT_S = 40.0
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    limit_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit_s, f"not within {LIMIT_S} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+async def settled(action: Callable[[], Awaitable[object]]) -> None:
+    """Topics that are new answer with passing errors for a moment."""
+    limit_s = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            await action()
+            return
+        except PASSING:
+            assert time.monotonic() < limit_s
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def topic(broker: Broker, topic_name: str) -> str:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic_name, 1, 1)])
+    finally:
+        await admin.close()
+    return topic_name
+
+
+@asynccontextmanager
+async def member(broker: Broker, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+    """A member of the group that is called as the topic is."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=broker.bootstrap_servers,
+        group_id=topic,
+        enable_auto_commit=False,
+        session_timeout_ms=6_000,
+        heartbeat_interval_ms=200,
+    )
+    await consumer.start()
+    try:
+        await until(lambda: membership_of(consumer) is not None, "a membership")
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+@asynccontextmanager
+async def producing(broker: Broker, transactional_id: str) -> AsyncIterator[AIOKafkaProducer]:
+    async with AIOKafkaProducer(
+        bootstrap_servers=broker.bootstrap_servers, transactional_id=transactional_id, retry_backoff_ms=10
+    ) as producer:
+        yield producer
+
+
+async def test_the_broker_has_what_is_needed(broker: Broker, topic: str) -> None:
+    async with producing(broker, f"{topic}-id") as producer:
+        for node in brokers(producer.client):
+            assert lacking(await api_versions(producer.client, node)) == []
+    assert len(lacking({})) == 6
+
+
+async def test_the_group_refuses_offsets_of_a_generation_that_is_over(broker: Broker, topic: str) -> None:
+    async with member(broker, topic) as first, producing(broker, f"{topic}-id") as producer:
+        stale = membership_of(first)
+        assert stale is not None
+        await producer.begin_transaction()
+        await send_offsets(producer, topic, stale, topic, {0: (1, "note")})
+        await producer.commit_transaction()
+        async with member(broker, topic):
+            await until(
+                lambda: (now := membership_of(first)) is not None and now.generation > stale.generation, "a rebalance"
+            )
+            await producer.begin_transaction()
+            with pytest.raises(StaleMemberError, match="ILLEGAL_GENERATION"):
+                await send_offsets(producer, topic, stale, topic, {0: (7, "")})
+            with pytest.raises(StaleMemberError, match="UNKNOWN_MEMBER_ID"):
+                await send_offsets(producer, topic, Membership(stale.generation + 1, "who"), topic, {0: (8, "")})
+            await producer.abort_transaction()
+        assert await committed_offset(first, topic, 0) == 1
+
+
+async def test_an_offset_is_not_told_while_a_transaction_may_change_it(broker: Broker, topic: str) -> None:
+    async with member(broker, topic) as consumer, producing(broker, f"{topic}-id") as producer:
+        membership = membership_of(consumer)
+        assert membership is not None
+        await settled(lambda: committed_offset(consumer, topic, 0))
+        await producer.begin_transaction()
+        await send_offsets(producer, topic, membership, topic, {0: (5, "")})
+        with pytest.raises(UnstableOffsetError):
+            await committed_offset(consumer, topic, 0)
+        await producer.commit_transaction()
+        limit_s = time.monotonic() + LIMIT_S
+        while True:  # it is committed; its marker comes a moment later
+            try:
+                assert await committed_offset(consumer, topic, 0) == 5
+                return
+            except UnstableOffsetError:
+                assert time.monotonic() < limit_s
+                await asyncio.sleep(0.01)
+
+
+async def test_whose_transaction_holds_a_partition_is_known_and_can_be_ended(broker: Broker, topic: str) -> None:
+    tp, name = TopicPartition(topic, 0), f"{topic}-writer"
+    async with producing(broker, name) as writer, producing(broker, f"{topic}-other") as other:
+        client = other.client
+        await settled(lambda: end_offsets(client, [tp], committed=False))
+        assert await open_producers(client, tp) == {}
+        assert await describe(client, f"{topic}-nobody") is None
+        await writer.begin_transaction()
+        await writer.send_and_wait(topic, b"value", partition=0)
+        assert await open_producers(client, tp) == {producer_id_of(writer): 0}
+        listed = await transactional_ids(client, f"{topic}-")
+        assert listed[name] == (producer_id_of(writer), "Ongoing")
+        found = await describe(client, name)
+        assert found is not None
+        assert (found.state, found.producer, found.partitions) == ("Ongoing", (producer_id_of(writer), 0), {tp})
+        assert (await end_offsets(client, [tp], committed=True))[tp] == 0
+
+        assert await initialise(client, found) is not None
+
+        ends = [(await end_offsets(client, [tp], committed=committed))[tp] for committed in (False, True)]
+        assert ends == [2, 2], "the record, and the marker that aborts it"
+        with pytest.raises(ProducerFenced):
+            await writer.commit_transaction()
+        async with producing(broker, name), producing(broker, name):
+            pass
+        assert await initialise(client, found) is None, "others have initialised it since it was described"
