@@ -12,7 +12,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import ProducerFenced
 
+from tests.contract.test_kafka_ports import member as ports_member
+from tests.contract.test_kafka_ports import opened, settings_for, work
+from tests.contract.test_kafka_ports import settled as ports_settled
+from tests.support.verify import read_topic
 from workers.apps.broker import Broker
+from workers.core.frames import OutRecord
+from workers.kafka.cluster import Cluster
+from workers.kafka.commit import TransactionWriter
 from workers.kafka.errors import PASSING, StaleMemberError, UnstableOffsetError
 from workers.kafka.internals import api_versions, brokers, committed_offset, membership_of, producer_id_of, send_offsets
 from workers.kafka.protocol import Membership, lacking
@@ -153,3 +160,43 @@ async def test_whose_transaction_holds_a_partition_is_known_and_can_be_ended(bro
         async with producing(broker, name), producing(broker, name):
             pass
         assert await initialise(client, found) is None, "others have initialised it since it was described"
+
+
+@pytest.mark.parametrize("scope", ["partition", "process"])
+async def test_what_a_dead_writer_left_open_holds_up_nobody(broker: Broker, topic_name: str, scope: str) -> None:
+    """One that had all partitions in its transaction, and died: its results don't count, and the next one begins at
+    once."""
+    settings = settings_for(topic_name, broker.bootstrap_servers, scope)
+    kafka = Cluster(settings, lambda step, began_s: None)
+    await kafka.prepare()
+    async with ports_member(kafka) as reader:
+        await ports_settled(kafka, 0)
+        async with opened(kafka) as before:
+            await before.commit(work(3, b"mine", changes=[(b"a", b"1")]))
+        spec = kafka._spec
+        assert spec is not None
+        dead = TransactionWriter(spec, f"{topic_name}-dead")
+        await dead.open([])
+        assert dead._producer is not None
+        await dead._producer.begin_transaction()
+        for number in range(2):
+            sent = await dead._send(dead._producer, spec.changelog, [OutRecord(b"a", b"2")], number, to=number)
+            sent += await dead._send(dead._producer, spec.frames, [OutRecord(b"A", b"lost", 1_000)], number)
+            await asyncio.gather(*sent)
+        membership = reader.consumer.membership  # type: ignore[attr-defined]
+        await send_offsets(dead._producer, spec.group_id, membership, spec.input_topic, {0: (9, ""), 1: (9, "")})
+        await dead.close()  # as if it had died: nothing is aborted
+
+        begun_s = time.monotonic()
+        async with opened(kafka) as after:
+            assert await kafka.read_changelog(0, lambda records: None) == {b"a": b"1"}
+            assert await reader.consumer.committed(0) == 3
+            assert await reader.consumer.committed(1) is None, "the other partition is free, too"
+            await after.commit(work(4, b"theirs"))
+        assert time.monotonic() - begun_s < settings.kafka.transaction_timeout_ms / 1000
+    values = {
+        record.value
+        for records in (await read_topic(broker.bootstrap_servers, settings.topics.frames)).values()
+        for record in records
+    }
+    assert values == {b"mine", b"theirs"}

@@ -26,13 +26,14 @@ from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.errors import FencedError
-from workers.kafka.hanging import Decision, finish, last_decision
+from workers.kafka.hanging import Decision, end_and_decide, finish, last_decision
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, send_offsets, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.protocol import Membership
 from workers.kafka.repairs import abandon
+from workers.kafka.takeover import take_over
 
-__all__ = ["Attempt", "PartitionSink", "SinkSpec", "TransactionWriter", "reached", "result_partitions"]
+__all__ = ["Attempt", "PartitionSink", "SinkSpec", "TransactionWriter", "explained", "reached"]
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,18 @@ class SinkSpec:
     commit_timeout_s: float = 30.0
     note_step: Callable[[str, float], object] = lambda step, began_s: None  # what held the event loop, and since when
 
+    def partition_id(self, partition: int) -> str:
+        """The transactional id of a partition that has its own."""
+        return f"{self.group_id}-{self.input_topic}-{partition}"
+
+    @property
+    def result_partitions(self) -> list[TopicPartition]:
+        """Where transactions may have written, but for the changelog."""
+        if not self.exactly_once:
+            return []
+        topics = (self.frames, self.late, self.dead_letters, *self.routed.values())
+        return [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
+
 
 class PartitionSink:
     """The producers of one input partition. ``open`` fences whoever owned the partition before."""
@@ -68,7 +81,7 @@ class PartitionSink:
     def __init__(self, spec: SinkSpec, partition: int) -> None:
         self._spec = spec
         self._partition = partition
-        self._writer = TransactionWriter(spec, f"{spec.group_id}-{spec.input_topic}-{partition}")
+        self._writer = TransactionWriter(spec, spec.partition_id(partition))
 
     async def open(self) -> None:
         """Start the producer and initialise its transactional id; the previous owner can commit nothing after this.
@@ -85,13 +98,8 @@ class PartitionSink:
         """
         try:
             await self._writer.write(Attempt({self._partition: work}))
-        except ProducerFenced as error:
-            raise FencedError(
-                f"another worker has taken over {self._spec.input_topic}[{self._partition}]; "
-                "nothing after the last commit was published"
-            ) from error
-        except MessageSizeTooLargeError as error:
-            raise OversizedError(str(error)) from error
+        except (ProducerFenced, MessageSizeTooLargeError) as error:
+            raise explained(error, self._spec, self._partition) from error
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not."""
@@ -107,6 +115,7 @@ class Attempt:
 
     works: Mapping[int, Commit]
     membership: Membership | None = None
+    out: set[int] = field(default_factory=set)  # at least once: those whose results are acknowledged
     is_ending: bool = False  # all was in the transaction, and its commit may have been asked for
     sent: dict[int, list[asyncio.Future[object]]] = field(default_factory=dict)
 
@@ -124,31 +133,42 @@ class TransactionWriter:
 
     def __init__(self, spec: SinkSpec, transactional_id: str) -> None:
         self.transactional_id = transactional_id
-        self._spec = spec
+        self.spec = spec
         batch_bytes = spec.producer_options["max_batch_size"]
         assert isinstance(batch_bytes, int)
         self._batch_bytes = batch_bytes
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
-    async def open(self, partitions: Sequence[int]) -> Decision:
+    @property
+    def is_open(self) -> bool:
+        """Whether it can write; after an error it can't, and is to be closed."""
+        return self._producer is not None
+
+    async def open(self, partitions: Sequence[int], *, again: bool = False) -> Decision:
         """Start the producer and initialise its transactional id, which fences whoever used it before; what the id's
         last transaction was decided to be. It may have been about these input ``partitions``: should the broker have
-        left it unfinished, it is finished."""
-        options = self._spec.producer_options
+        left it unfinished, it is finished.
+
+        ``again``: the last transaction was this process's own, and what it is told became of it is final.
+        """
+        options = self.spec.producer_options
         producer = AIOKafkaProducer(**options, transactional_id=self.transactional_id)
         try:
-            async with asyncio.timeout(self._spec.commit_timeout_s):
+            async with asyncio.timeout(self.spec.commit_timeout_s):
                 await producer.client.bootstrap()
-                decision = await last_decision(producer.client, self.transactional_id)
+                decide = end_and_decide if again else last_decision
+                decision = await decide(producer.client, self.transactional_id)
                 await start_sending(producer)
-                changelogs = [TopicPartition(self._spec.changelog.name, number) for number in partitions]
-                await finish(producer, decision, changelogs, result_partitions(self._spec), self._spec.group_id)
+                changelogs = [TopicPartition(self.spec.changelog.name, number) for number in partitions]
+                held = await finish(producer, decision, changelogs, self.spec.result_partitions, self.spec.group_id)
+                if held:
+                    await take_over(producer.client, self.spec, [tp.partition for tp in held])
         except BaseException:
             await abandon(producer)
             raise
         self._producer = producer
-        if not self._spec.exactly_once:
+        if not self.spec.exactly_once:
             try:
                 self._results_producer = await self._started(AIOKafkaProducer(**options))
             except BaseException:
@@ -158,7 +178,7 @@ class TransactionWriter:
 
     async def _started(self, producer: AIOKafkaProducer) -> AIOKafkaProducer:
         try:
-            await asyncio.wait_for(producer.start(), self._spec.commit_timeout_s)
+            await asyncio.wait_for(producer.start(), self.spec.commit_timeout_s)
         except BaseException:
             await abandon(producer)
             raise
@@ -172,7 +192,7 @@ class TransactionWriter:
 
         Raises `FencedError`, ``KafkaError``, or ``TimeoutError`` after ``commit_timeout_s``.
         """
-        await asyncio.wait_for(self._write(attempt), self._spec.commit_timeout_s)
+        await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
 
     async def _write(self, attempt: Attempt) -> None:
         producer, works = self._producer, attempt.works
@@ -180,9 +200,7 @@ class TransactionWriter:
             raise FencedError(f"the producer of {self.transactional_id} is closed")
         if self._results_producer is not None:
             # 0. results, acknowledged before the state says that they are out
-            for partition, work in works.items():
-                attempt.sent[partition] = await self._send_results(self._results_producer, partition, work)
-            await _acknowledged(attempt.sent)
+            await self._send_results_first(self._results_producer, attempt)
             reached(0)
         # 1. begin
         await producer.begin_transaction()
@@ -192,7 +210,7 @@ class TransactionWriter:
             sent = attempt.sent.setdefault(partition, [])
             if self._results_producer is None:
                 sent += await self._send_results(producer, partition, work)
-            sent += await self._send(producer, self._spec.changelog, work.changes, partition, to=partition)
+            sent += await self._send(producer, self.spec.changelog, work.changes, partition, to=partition)
         reached(2)
         # 3. every batch acknowledged: aiokafka would commit over one that failed
         await _acknowledged(attempt.sent)
@@ -205,8 +223,17 @@ class TransactionWriter:
         await producer.commit_transaction()
         reached(5)
 
+    async def _send_results_first(self, producer: AIOKafkaProducer, attempt: Attempt) -> None:
+        for partition, work in attempt.works.items():
+            if partition not in attempt.out:
+                attempt.sent[partition] = await self._send_results(producer, partition, work)
+        try:
+            await _acknowledged(attempt.sent)
+        finally:
+            attempt.out |= attempt.sent.keys() - attempt.suspects()
+
     async def _send_offsets(self, producer: AIOKafkaProducer, attempt: Attempt) -> None:
-        spec = self._spec
+        spec = self.spec
         if attempt.membership is not None:
             offsets = {partition: (work.offset, work.settings) for partition, work in attempt.works.items()}
             await send_offsets(producer, spec.group_id, attempt.membership, spec.input_topic, offsets)
@@ -222,10 +249,10 @@ class TransactionWriter:
     ) -> list[asyncio.Future[object]]:
         sent: list[asyncio.Future[object]] = []
         for topic, records in (
-            (self._spec.frames, work.frames),
-            (self._spec.late, work.late),
-            (self._spec.dead_letters, work.dead_letters),
-            *((self._spec.routed[name], records) for name, records in work.routed.items()),
+            (self.spec.frames, work.frames),
+            (self.spec.late, work.late),
+            (self.spec.dead_letters, work.dead_letters),
+            *((self.spec.routed[name], records) for name, records in work.routed.items()),
         ):
             sent += await self._send(producer, topic, records, partition)
         return sent
@@ -256,7 +283,7 @@ class TransactionWriter:
                 partition=to,
                 keyless=partition % topic.partitions,
             )
-            self._spec.note_step("pack", began_s)
+            self.spec.note_step("pack", began_s)
             sent += [_watched(await producer.send_batch(batch, topic.name, partition=at)) for at, batch in packed]
             await asyncio.sleep(0)
         return sent
@@ -274,12 +301,14 @@ class TransactionWriter:
             raise
 
 
-def result_partitions(spec: SinkSpec) -> list[TopicPartition]:
-    """Where transactions may have written, but for the changelog."""
-    if not spec.exactly_once:
-        return []
-    topics = (spec.frames, spec.late, spec.dead_letters, *spec.routed.values())
-    return [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
+def explained(error: Exception, spec: SinkSpec, partition: int) -> Exception:
+    """What a sink raises for what its client has raised."""
+    if isinstance(error, ProducerFenced):
+        return FencedError(
+            f"another worker has taken over {spec.input_topic}[{partition}]; "
+            "nothing after the last commit was published"
+        )
+    return OversizedError(str(error)) if isinstance(error, MessageSizeTooLargeError) else error
 
 
 def _portions(records: OutRecords) -> Iterator[OutRecords]:

@@ -21,14 +21,23 @@ from typing import Final
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaTimeoutError
+from aiokafka.errors import ConcurrentTransactions, IncompatibleBrokerVersion, KafkaTimeoutError
 
 from workers.errors import DataLossError
 from workers.kafka.errors import NO_COORDINATOR_YET
 from workers.kafka.internals import add_to_transaction, producer_id_of
-from workers.kafka.transactions import POLL_S, describe, end_offsets, open_producers
+from workers.kafka.transactions import POLL_S, describe, end_offsets, initialise_once, open_producers
 
-__all__ = ["DECIDING", "Decision", "decision_of", "finish", "last_decision", "open_transactions", "unknown_decision"]
+__all__ = [
+    "DECIDING",
+    "Decision",
+    "decision_of",
+    "end_and_decide",
+    "finish",
+    "last_decision",
+    "open_transactions",
+    "unknown_decision",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -76,14 +85,39 @@ async def last_decision(client: AIOKafkaClient, transactional_id: str) -> Decisi
         await asyncio.sleep(POLL_S)
 
 
+async def end_and_decide(client: AIOKafkaClient, transactional_id: str) -> Decision:
+    """What became of the id's last transaction, for good: one that is open is aborted by this, and whoever has it open
+    is fenced. Not so of `last_decision`: a commit that is still on its way may come between it and what follows.
+
+    `Decision.UNKNOWN` also where it ended in just this moment. Raises ``KafkaError``.
+    """
+    deadline_s = time.monotonic() + DECIDING_TIMEOUT_S
+    while True:
+        try:
+            found = await describe(client, transactional_id)
+            if found is None or found.state not in ("Ongoing", *DECIDING):
+                return decision_of(found.state) if found is not None else Decision.UNKNOWN
+            if found.state == "Ongoing":
+                await initialise_once(client, found)
+                return Decision.UNKNOWN  # an open transaction would have been in the way of it
+        except (ConcurrentTransactions, *NO_COORDINATOR_YET):
+            if time.monotonic() > deadline_s:
+                raise
+        else:
+            if time.monotonic() > deadline_s:
+                raise KafkaTimeoutError(f"transaction {transactional_id} is still in {found.state}")
+        await asyncio.sleep(POLL_S)
+
+
 async def finish(
     producer: AIOKafkaProducer,
     decision: Decision,
     changelogs: Sequence[TopicPartition],
     others: Iterable[TopicPartition],
     group_id: str,
-) -> None:
-    """Put the decision's markers on the partitions where transactions hang, and on the group's offsets.
+) -> list[TopicPartition]:
+    """Put the decision's markers on the partitions where transactions hang, and on the group's offsets; gives the
+    changelogs where another producer has a transaction open.
 
     ``producer`` has just been initialised, so what it has open in ``changelogs`` hangs. In the ``others`` it may be
     another producer at work, whom these markers don't concern.
@@ -93,8 +127,9 @@ async def finish(
     known = decision is not Decision.UNKNOWN
     found = await open_transactions(producer.client, [*changelogs, *others] if known else changelogs)
     mine = [tp for tp in found if tp not in changelogs or await _is_open(producer, tp)]
+    theirs = [tp for tp in found if tp not in mine]
     if not mine:
-        return
+        return theirs
     if not known:
         raise unknown_decision(mine[0])
     await producer.begin_transaction()
@@ -112,6 +147,7 @@ async def finish(
                 changelog=changelog.topic,
                 partition=changelog.partition,
             )
+    return theirs
 
 
 def unknown_decision(changelog: TopicPartition) -> DataLossError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import (
     ConcurrentTransactions,
@@ -30,7 +31,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 
 from workers.core.packed import PackedBatch
 from workers.kafka.errors import NO_COORDINATOR_YET, StaleMemberError, UnstableOffsetError
-from workers.kafka.protocol import Membership, StableOffsetsRequest, TxnOffsetsRequest
+from workers.kafka.protocol import Membership, StableOffsetsRequest, TxnOffsetsRequest, lacking
 
 __all__ = [
     "ClosedBatch",
@@ -44,6 +45,7 @@ __all__ = [
     "committed_offset",
     "confirm_heartbeat",
     "failed_tasks",
+    "lacking_of",
     "leader_of",
     "learn_topic",
     "membership_of",
@@ -273,6 +275,12 @@ async def add_to_transaction(producer: AIOKafkaProducer, partitions: Iterable[To
 def brokers(client: AIOKafkaClient) -> list[int]:
     """All brokers of the cluster."""
     return [broker.nodeId for broker in client.cluster.brokers()]
+
+
+async def lacking_of(admin: AIOKafkaAdminClient) -> list[str]:
+    """What any broker lacks of the requests in `workers.kafka.protocol`. Raises ``KafkaError``."""
+    client = admin._client
+    return sorted({each for node in brokers(client) for each in lacking(await api_versions(client, node))})
 
 
 async def api_versions(client: AIOKafkaClient, node: int) -> Mapping[int, tuple[int, int]]:

@@ -15,7 +15,6 @@ from aiokafka.errors import (
     ConcurrentTransactions,
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
-    KafkaTimeoutError,
     NoError,
     for_code,
 )
@@ -30,7 +29,16 @@ from workers.kafka.protocol import (
     ListTransactionsRequest,
 )
 
-__all__ = ["POLL_S", "Transaction", "describe", "end_offsets", "initialise", "open_producers", "transactional_ids"]
+__all__ = [
+    "POLL_S",
+    "Transaction",
+    "describe",
+    "end_offsets",
+    "initialise",
+    "initialise_once",
+    "open_producers",
+    "transactional_ids",
+]
 
 POLL_S: Final = 0.02
 WITHIN_S: Final = 10.0
@@ -110,21 +118,28 @@ async def initialise(client: AIOKafkaClient, found: Transaction) -> tuple[int, i
     """
     deadline_s = time.monotonic() + WITHIN_S
     while True:
-        node = await client.coordinator_lookup(CoordinationType.TRANSACTION, found.transactional_id)
-        request = InitProducerIdRequest(found.transactional_id, found.timeout_ms, found.producer)
-        response = await client.send(node, request, group=ConnectionGroup.COORDINATION)
-        if response.error_code == _PRODUCER_FENCED:
-            return None
-        error = for_code(response.error_code)
-        if error is NoError:
-            return response.producer_id, response.producer_epoch
-        if error is InvalidProducerEpoch:
-            return None
-        if error is not ConcurrentTransactions and error not in NO_COORDINATOR_YET:
-            raise error(f"initialising {found.transactional_id}")
-        if time.monotonic() > deadline_s:
-            raise KafkaTimeoutError(f"transaction {found.transactional_id} did not end")
+        try:
+            return await initialise_once(client, found)
+        except (ConcurrentTransactions, *NO_COORDINATOR_YET):
+            if time.monotonic() > deadline_s:
+                raise
         await asyncio.sleep(POLL_S)
+
+
+async def initialise_once(client: AIOKafkaClient, found: Transaction) -> tuple[int, int] | None:
+    """As `initialise`, but it doesn't wait. Raises ``ConcurrentTransactions`` where a transaction is not over, one that
+    was open being aborted from now on; other ``KafkaError``."""
+    node = await client.coordinator_lookup(CoordinationType.TRANSACTION, found.transactional_id)
+    request = InitProducerIdRequest(found.transactional_id, found.timeout_ms, found.producer)
+    response = await client.send(node, request, group=ConnectionGroup.COORDINATION)
+    if response.error_code == _PRODUCER_FENCED:
+        return None
+    error = for_code(response.error_code)
+    if error is InvalidProducerEpoch:
+        return None
+    if error is not NoError:
+        raise error(f"initialising {found.transactional_id}")
+    return response.producer_id, response.producer_epoch
 
 
 async def end_offsets(
