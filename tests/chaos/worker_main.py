@@ -7,7 +7,8 @@ CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a com
 CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
 COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
 PENDING_LIMIT_RECORDS=n  so few results may wait for a commit that lanes stop for them
-SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
+SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them, where
+                         there are frames
 
 LOSE_MARKERS=outcome     write a transaction that its coordinator does not know, after one that it decided to "commit"
                          or "abort", and die: what a broker leaves that crashed and forgot a transaction's markers
@@ -93,7 +94,7 @@ def _crash_at(step: int, on_commit: int) -> None:
 
 def _split_commits(order: str) -> None:
     async def write(self: sink.TransactionWriter, attempt: sink.Attempt) -> None:
-        producer, spec, works = self._producer, self._spec, attempt.works
+        producer, spec, works = self._producer, self.spec, attempt.works
         assert producer is not None
 
         async def results() -> None:
@@ -114,7 +115,8 @@ def _split_commits(order: str) -> None:
         await producer.begin_transaction()
         await first()
         await producer.commit_transaction()
-        sink.reached(3)
+        if any(work.frames for work in works.values()):
+            sink.reached(3)
         await producer.begin_transaction()
         await second()
         await producer.commit_transaction()
@@ -136,7 +138,7 @@ def _lose_markers(outcome: str) -> None:
         if chosen is not self:
             await original(self, attempt)
             return
-        producer, spec = self._producer, self._spec
+        producer, spec = self._producer, self.spec
         assert producer is not None
         changelogs = [TopicPartition(spec.changelog.name, number) for number in works]
         transaction = producer._txn_manager
@@ -147,7 +149,7 @@ def _lose_markers(outcome: str) -> None:
         # The markers of the last transaction come a moment after its end, and would end this one.
         await hanging.last_decision(producer.client, producer._txn_manager.transactional_id)
         await producer.begin_transaction()
-        transaction._txn_partitions.update((*changelogs, *sink.result_partitions(spec)))  # as if they had been added
+        transaction._txn_partitions.update((*changelogs, *spec.result_partitions))  # as if they had been added
         transaction._txn_consumer_group = spec.group_id
         await sink._acknowledged(
             {
