@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 
-from workers.kafka.changelog import read_changelog
+from workers.kafka.changelog import ChangelogReaders, read_changelog
 from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
 from workers.kafka.connection import connecting
@@ -43,6 +43,7 @@ class Cluster:
         self._doubted = False
         self._is_shared: bool | None = None  # whether the partitions share a transaction; None: not looked at
         self._committer: ProcessCommitter | None = None
+        self._readers: ChangelogReaders | None = None
         repair_client()
 
     @property
@@ -110,6 +111,7 @@ class Cluster:
     ) -> KafkaGroupConsumer:
         """A new member of the group, not yet started."""
         use_fast_lz4()
+        self._readers = readers = ChangelogReaders(self._settings.topics.changelog, self._consumer_options)
         consumer = KafkaGroupConsumer(
             self._settings.topics.ticks,
             self._settings.application_id,
@@ -117,6 +119,7 @@ class Cluster:
             on_revoked=on_revoked,
             on_assigned=on_assigned,
             batches=batches,
+            on_stop=readers.close,
         )
         if self._is_shared:
             assert self._spec is not None
@@ -130,7 +133,8 @@ class Cluster:
 
     async def read_changelog(self, partition: int, on_progress: Callable[[int], None]) -> Mapping[bytes, bytes]:
         """The last value of every key in a partition's changelog. Raises ``KafkaError``, ``TimeoutError``."""
-        changelog = self._settings.topics.changelog
+        if self._readers is not None:
+            return await self._readers.read(partition, on_progress)
         return await read_changelog(
-            changelog, partition, self._consumer_options, to_the_end=True, on_progress=on_progress
+            self._settings.topics.changelog, partition, self._consumer_options, to_the_end=True, on_progress=on_progress
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -36,6 +36,7 @@ from workers.kafka.internals import (
 from workers.kafka.ports import Fetched, PartitionsCallback
 from workers.kafka.protocol import Membership
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 __all__ = ["KafkaGroupConsumer"]
 
@@ -58,12 +59,16 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
         batches: bool = False,
+        on_stop: Callable[[], Awaitable[None]] | None = None,
         if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
         "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers. ``if_lost`` ends the error that says that the log no longer has them."""
+        names of their headers. ``on_stop`` is called by `stop`. ``if_lost`` ends the error that says that the log no
+        longer has them."""
         self._topic = topic
+        self._is_committed = consumer_options.get("isolation_level") == "read_committed"
+        self._on_stop = on_stop
         self._batches = batches
         self._if_lost = if_lost
         self._on_revoked = on_revoked
@@ -92,7 +97,11 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
     async def stop(self) -> None:
         """Leave the group, within a few seconds; the revoked callback is not called."""
-        await stop_consumer(self._consumer)
+        try:
+            await stop_consumer(self._consumer)
+        finally:
+            if self._on_stop is not None:
+                await self._on_stop()
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """aiokafka's callback before a rebalance."""
@@ -223,8 +232,9 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""
         tp = self._tp(partition)
-        begin, end = await asyncio.gather(self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
-        return begin[tp], end[tp]
+        begins = await begin_offsets(self.client, [tp])
+        ends = await end_offsets(self.client, [tp], committed=self._is_committed)
+        return begins[tp], ends[tp]
 
     async def at_end(self, partition: int) -> bool:
         """Whether everything the last fetch saw has been handed out."""

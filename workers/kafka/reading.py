@@ -15,7 +15,7 @@ from workers.kafka.internals import client_of, learn_topic
 from workers.kafka.options import client_options
 from workers.kafka.ports import Fetched
 from workers.kafka.repairs import stop_consumer
-from workers.kafka.transactions import end_offsets
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -142,7 +142,7 @@ class TopicReader:
 
     async def begins(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset that there is, of each."""
-        found = await self._consumer.beginning_offsets(self._tps(partitions))
+        found = await begin_offsets(client_of(self._consumer), self._tps(partitions))
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:

@@ -44,7 +44,7 @@ POLL_S: Final = 0.02
 WITHIN_S: Final = 10.0
 _NOT_FOUND = 105  # TRANSACTIONAL_ID_NOT_FOUND, which the client has no name for
 _PRODUCER_FENCED = 90  # nor for this
-_LATEST = -1
+_LATEST, _EARLIEST = -1, -2
 _READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
 
 
@@ -142,15 +142,26 @@ async def initialise_once(client: AIOKafkaClient, found: Transaction) -> tuple[i
     return response.producer_id, response.producer_epoch
 
 
+async def begin_offsets(client: AIOKafkaClient, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The first offset that each log still has. Raises ``KafkaError``."""
+    return await _offsets(client, partitions, _EARLIEST, _READ_UNCOMMITTED)
+
+
 async def end_offsets(
     client: AIOKafkaClient, partitions: Iterable[TopicPartition], *, committed: bool
 ) -> dict[TopicPartition, int]:
     """Where the logs end, or where the earliest open transaction in each begins, if that is before. Raises
     ``KafkaError``."""
-    isolation = _READ_COMMITTED if committed else _READ_UNCOMMITTED
+    return await _offsets(client, partitions, _LATEST, _READ_COMMITTED if committed else _READ_UNCOMMITTED)
+
+
+async def _offsets(
+    client: AIOKafkaClient, partitions: Iterable[TopicPartition], at: int, isolation: int
+) -> dict[TopicPartition, int]:
+    """Asked for beside fetches, not behind them: those wait for records."""
     by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for tp in partitions:
-        by_node[await leader_of(client, tp)][tp.topic].append((tp.partition, _LATEST))
+        by_node[await leader_of(client, tp)][tp.topic].append((tp.partition, at))
     found: dict[TopicPartition, int] = {}
     for node, topics in by_node.items():
         request = OffsetRequest(-1, isolation, list(topics.items()))
@@ -160,6 +171,6 @@ async def end_offsets(
                 error = for_code(code)
                 if error is not NoError:
                     client.force_metadata_update()
-                    raise error(f"end of {topic}[{partition}]")
+                    raise error(f"an offset of {topic}[{partition}]")
                 found[TopicPartition(topic, partition)] = offset
     return found
