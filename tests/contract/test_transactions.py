@@ -18,8 +18,9 @@ from tests.contract.test_kafka_ports import settled as ports_settled
 from tests.support.verify import read_topic
 from workers.apps.broker import Broker
 from workers.core.frames import OutRecord
+from workers.kafka import commit
 from workers.kafka.cluster import Cluster
-from workers.kafka.commit import TransactionWriter
+from workers.kafka.commit import Attempt, TransactionWriter
 from workers.kafka.errors import PASSING, StaleMemberError, UnstableOffsetError
 from workers.kafka.internals import api_versions, brokers, committed_offset, membership_of, producer_id_of, send_offsets
 from workers.kafka.protocol import Membership, lacking
@@ -200,3 +201,34 @@ async def test_what_a_dead_writer_left_open_holds_up_nobody(broker: Broker, topi
         for record in records
     }
     assert values == {b"mine", b"theirs"}
+
+
+async def test_works_that_are_large_together_go_out_one_after_the_other(
+    broker: Broker, topic_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client sends all batches that wait for a broker in one request, and the broker has a limit for it."""
+    kafka = Cluster(settings_for(topic_name, broker.bootstrap_servers), lambda step, began_s: None)
+    await kafka.prepare()
+    await ports_settled(kafka, 0)
+    assert kafka._spec is not None
+    monkeypatch.setattr(commit, "QUEUED_BYTES", 1)
+    sent: list[asyncio.Future[object]] = []
+    waiting: list[int] = []
+    original = AIOKafkaProducer.send_batch
+
+    async def send_batch(self: AIOKafkaProducer, *arguments: object, **options: object) -> asyncio.Future[object]:
+        waiting.append(sum(not each.done() for each in sent))
+        sent.append(await original(self, *arguments, **options))
+        return sent[-1]
+
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", send_batch)
+    writer = TransactionWriter(kafka._spec, f"{topic_name}-large")
+    await writer.open([])
+    try:
+        works = {number: work(1, b"frame", changes=[(b"a", b"%d" % number)]) for number in range(2)}
+        await writer.write(Attempt(works))
+    finally:
+        await writer.close()
+    assert waiting == [0, 1, 0, 1], "before each batch: a partition's two, and none of the other partition's"
+    for number in range(2):
+        assert await kafka.read_changelog(number, lambda records: None) == {b"a": b"%d" % number}

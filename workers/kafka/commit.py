@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 _NO_HEADERS: list[tuple[str, bytes]] = []
 PACKED_RECORDS = 4_000  # at once, where each is an object
 PACKED_BYTES = 2 * 1024 * 1024
+QUEUED_BYTES = 16 * 1024 * 1024  # of batches that are not acknowledged; all that wait go out in one request to a broker
 
 
 def reached(step: int) -> None:
@@ -137,6 +138,7 @@ class TransactionWriter:
         batch_bytes = spec.producer_options["max_batch_size"]
         assert isinstance(batch_bytes, int)
         self._batch_bytes = batch_bytes
+        self._queued_bytes = 0  # since it was last waited for all
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
@@ -211,6 +213,7 @@ class TransactionWriter:
             if self._results_producer is None:
                 sent += await self._send_results(producer, partition, work)
             sent += await self._send(producer, self.spec.changelog, work.changes, partition, to=partition)
+            await self._until_taken(attempt)
         reached(2)
         # 3. every batch acknowledged: aiokafka would commit over one that failed
         await _acknowledged(attempt.sent)
@@ -227,10 +230,17 @@ class TransactionWriter:
         for partition, work in attempt.works.items():
             if partition not in attempt.out:
                 attempt.sent[partition] = await self._send_results(producer, partition, work)
+                await self._until_taken(attempt)
         try:
             await _acknowledged(attempt.sent)
         finally:
             attempt.out |= attempt.sent.keys() - attempt.suspects()
+
+    async def _until_taken(self, attempt: Attempt) -> None:
+        """Where many bytes are queued, wait for them: a broker hangs up at a request of 100 MiB."""
+        if self._queued_bytes > QUEUED_BYTES:
+            self._queued_bytes = 0
+            await asyncio.wait([each for batches in attempt.sent.values() for each in batches])
 
     async def _send_offsets(self, producer: AIOKafkaProducer, attempt: Attempt) -> None:
         spec = self.spec
@@ -285,6 +295,7 @@ class TransactionWriter:
             )
             self.spec.note_step("pack", began_s)
             sent += [_watched(await producer.send_batch(batch, topic.name, partition=at)) for at, batch in packed]
+            self._queued_bytes += sum(batch.size() for _, batch in packed)
             await asyncio.sleep(0)
         return sent
 
