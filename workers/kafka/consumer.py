@@ -13,24 +13,38 @@ what is done about it here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
 
 from workers.errors import BrokerError, DataLossError, FencedError
+from workers.kafka.errors import UnstableOffsetError
 from workers.kafka.fetch_hook import install
-from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
+from workers.kafka.internals import (
+    client_of,
+    committed_offset,
+    confirm_heartbeat,
+    failed_tasks,
+    membership_of,
+    raise_coordinator_errors,
+)
 from workers.kafka.ports import Fetched, PartitionsCallback
+from workers.kafka.protocol import Membership
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 __all__ = ["KafkaGroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
 NO_PARTITION = 2**31 - 1
+UNSTABLE_LIMIT_S = 10.0
+UNSTABLE_REST_S = 0.02
 
 
 class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -45,18 +59,24 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
         batches: bool = False,
+        on_stop: Callable[[], Awaitable[None]] | None = None,
         if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
         "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers. ``if_lost`` ends the error that says that the log no longer has them."""
+        names of their headers. ``on_stop`` is called by `stop`. ``if_lost`` ends the error that says that the log no
+        longer has them."""
         self._topic = topic
+        self._is_committed = consumer_options.get("isolation_level") == "read_committed"
+        self._on_stop = on_stop
         self._batches = batches
         self._if_lost = if_lost
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
         self._reading: set[int] = set()
+        self._membership: Membership | None = None  # as which it was assigned what it has, or had
+        self._claims: dict[int, object] = {}
         # The assignor keeps what it was assigned on the class: a class for each consumer, or two would share it.
         assignor = type("OwnStickyAssignor", (StickyPartitionAssignor,), {})
         self._consumer = AIOKafkaConsumer(
@@ -77,7 +97,11 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
     async def stop(self) -> None:
         """Leave the group, within a few seconds; the revoked callback is not called."""
-        await stop_consumer(self._consumer)
+        try:
+            await stop_consumer(self._consumer)
+        finally:
+            if self._on_stop is not None:
+                await self._on_stop()
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """aiokafka's callback before a rebalance."""
@@ -90,11 +114,42 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._consumer.pause(*assigned)
         self._reading.clear()
         self._assigned = {tp.partition for tp in assigned}
+        self._claim(membership_of(self._consumer))
         await self._on_assigned(set(self._assigned))
 
     def owns(self, partition: int) -> bool:
         """Whether the partition is assigned to this consumer now."""
         return partition in self._assigned
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """Its connections, for questions to the cluster."""
+        return client_of(self._consumer)
+
+    @property
+    def membership(self) -> Membership | None:
+        """As whom the group gave this consumer what it has, also while a rebalance is under way; None: it has nothing.
+
+        Not what the client believes it is by now: it knows of a new generation before it knows what it owns in it.
+        """
+        return self._membership
+
+    def claim(self, partition: int) -> object | None:
+        """What stands for owning the partition without a gap: another object once somebody else may have had it in
+        between. It stays through a rebalance until its end, since what was processed may be committed; None where the
+        partition is not owned."""
+        return self._claims.get(partition)
+
+    def _claim(self, membership: Membership | None) -> None:
+        """Go on with the claims to partitions that this member had in the generation just before."""
+        before, self._membership = self._membership, membership
+        stays = (
+            membership is not None
+            and before is not None
+            and (before.member_id, before.generation + 1) == (membership.member_id, membership.generation)
+        )
+        kept = self._claims if stays else {}
+        self._claims = {number: kept.get(number, object()) for number in self._assigned if membership is not None}
 
     def check(self) -> None:
         """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
@@ -160,8 +215,15 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator
-        loads."""
-        return await committed_offset(self._consumer, self._topic, partition)
+        loads, and `UnstableOffsetError` where a transaction that may change it doesn't end within ten seconds."""
+        deadline_s = time.monotonic() + UNSTABLE_LIMIT_S
+        while True:
+            try:
+                return await committed_offset(self._consumer, self._topic, partition)
+            except UnstableOffsetError:
+                if time.monotonic() > deadline_s:
+                    raise
+            await asyncio.sleep(UNSTABLE_REST_S)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit offsets to the group, by partition, outside a transaction. Raises ``KafkaError``."""
@@ -170,8 +232,9 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""
         tp = self._tp(partition)
-        begin, end = await asyncio.gather(self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
-        return begin[tp], end[tp]
+        begins = await begin_offsets(self.client, [tp])
+        ends = await end_offsets(self.client, [tp], committed=self._is_committed)
+        return begins[tp], ends[tp]
 
     async def at_end(self, partition: int) -> bool:
         """Whether everything the last fetch saw has been handed out."""

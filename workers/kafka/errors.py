@@ -21,7 +21,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from workers.errors import WorkersError
+from workers.errors import FencedError, WorkersError
 
 __all__ = [
     "NEW_TOPIC",
@@ -35,9 +35,20 @@ __all__ = [
     "KafkaTimeoutError",
     "MessageSizeTooLargeError",
     "OffsetOutOfRangeError",
+    "StaleMemberError",
     "TopicAuthorizationFailedError",
     "TransactionalIdAuthorizationFailed",
+    "UnstableOffsetError",
 ]
+
+
+class StaleMemberError(FencedError):
+    """The group has gone on to another generation, or without this member: nothing of its transaction was taken."""
+
+
+class UnstableOffsetError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
+    """A transaction that may change the group's committed offset is not over."""
+
 
 OUTAGE: Final = (WorkersError, KafkaError, OSError, TimeoutError)
 """What whoever only watches waits out: the cluster is away, or not as it should be, and may be well again later."""

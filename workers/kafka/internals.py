@@ -6,33 +6,59 @@ The others are what changes the client: `workers.kafka.repairs`, which also ends
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    IncompatibleBrokerVersion,
+    InvalidProducerEpoch,
+    KafkaConnectionError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NoError,
+    ProducerFenced,
+    RequestTimedOutError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.commit import OffsetFetchRequest
 
 from workers.core.packed import PackedBatch
+from workers.kafka.errors import NO_COORDINATOR_YET, StaleMemberError, UnstableOffsetError
+from workers.kafka.protocol import Membership, StableOffsetsRequest, TxnOffsetsRequest, lacking
 
 __all__ = [
     "ClosedBatch",
     "add_to_transaction",
+    "adopt",
+    "api_versions",
+    "brokers",
+    "client_of",
     "close_batch",
     "codec_of",
     "committed_offset",
     "confirm_heartbeat",
     "failed_tasks",
+    "lacking_of",
     "leader_of",
     "learn_topic",
+    "membership_of",
     "new_batch",
+    "producer_id_of",
     "raise_coordinator_errors",
+    "send_offsets",
     "start_sending",
 ]
 
 _NO_OFFSET: Final = -1
+_UNSTABLE: Final = 88  # UNSTABLE_OFFSET_COMMIT, which the client has no name for
+_STALE_MEMBER: Final = {22: "ILLEGAL_GENERATION", 25: "UNKNOWN_MEMBER_ID", 82: "FENCED_INSTANCE_ID"}
 
 
 # -- consumers --------------------------------------------------------------------------------------------------------
@@ -67,17 +93,36 @@ async def confirm_heartbeat(consumer: AIOKafkaConsumer) -> bool:
     return bool(await consumer._coordinator._do_heartbeat())
 
 
+def membership_of(consumer: AIOKafkaConsumer) -> Membership | None:
+    """What the group's coordinator knows this consumer as; None while it is no member."""
+    coordinator = consumer._coordinator
+    if coordinator.generation < 0 or not coordinator.member_id:
+        return None  # and by no means to be sent: the broker would take it for a producer outside the group
+    return Membership(coordinator.generation, coordinator.member_id, coordinator._group_instance_id)
+
+
+def client_of(consumer: AIOKafkaConsumer) -> AIOKafkaClient:
+    """The connections of a consumer."""
+    return consumer._client
+
+
 async def committed_offset(consumer: AIOKafkaConsumer, topic: str, partition: int) -> int | None:
     """The group's committed offset; None where it has none.
 
     Asked for here and not by the client's ``committed``, which overlooks the error of an answer as a whole: it says
-    None while the coordinator loads, too. Raises ``KafkaError``, then as well.
+    None while the coordinator loads, too. Raises ``KafkaError``, then as well, and `UnstableOffsetError` while a
+    transaction that may change it is not over (not before Kafka 2.5, which doesn't tell).
     """
     coordinator = consumer._coordinator
-    request = OffsetFetchRequest(coordinator.group_id, [(topic, [partition])])
-    response = await coordinator._send_req(request)
-    ((_, ((_, offset, _, code),)),) = response.topics or ((None, ((None, _NO_OFFSET, None, 0),)),)
+    try:
+        response = await coordinator._send_req(StableOffsetsRequest(coordinator.group_id, topic, [partition]))
+    except (IncompatibleBrokerVersion, NotImplementedError):
+        response = await coordinator._send_req(OffsetFetchRequest(coordinator.group_id, [(topic, [partition])]))
+    answers = [each for topic in response.to_object()["topics"] for each in topic["partitions"]]
+    offset, code = (answers[0]["offset"], answers[0]["error_code"]) if answers else (_NO_OFFSET, 0)
     for found in (getattr(response, "error_code", 0), code):
+        if found == _UNSTABLE:
+            raise UnstableOffsetError(f"the committed offset of {topic}[{partition}]")
         error = for_code(found)
         if error is not NoError:
             raise error(f"the committed offset of {topic}[{partition}]")
@@ -93,6 +138,67 @@ async def start_sending(producer: AIOKafkaProducer) -> None:
     Raises ``KafkaError``.
     """
     await producer._sender.start()
+
+
+def producer_id_of(producer: AIOKafkaProducer) -> int:
+    """The id that its transactional id was given."""
+    return int(producer._txn_manager.producer_id)
+
+
+def adopt(producer: AIOKafkaProducer, initialised: tuple[int, int]) -> None:
+    """Give a producer that has not started the id and epoch that its transactional id was initialised with."""
+    producer._txn_manager.set_pid_and_epoch(*initialised)
+
+
+async def send_offsets(
+    producer: AIOKafkaProducer,
+    group_id: str,
+    membership: Membership,
+    topic: str,
+    offsets: Mapping[int, tuple[int, str]],
+) -> None:
+    """Make offsets of the group, each with its note, parts of the transaction, as this member of the group.
+
+    Everything that was sent before must be acknowledged. Raises `StaleMemberError` where the group has gone on without
+    this member, ``KafkaError`` otherwise.
+    """
+    manager, sender, left = producer._txn_manager, producer._sender, dict(offsets)
+    while manager._txn_consumer_group is None and not await sender._do_add_offsets_to_txn(group_id):
+        pass  # it has waited before it said so
+    while left:
+        node = await sender._find_coordinator(CoordinationType.GROUP, group_id)
+        ids = (manager.producer_id, manager.producer_epoch)
+        request = TxnOffsetsRequest(manager.transactional_id, group_id, ids, membership, topic, left)
+        try:
+            response = await producer.client.send(node, request, group=ConnectionGroup.COORDINATION)
+        except (NodeNotReadyError, RequestTimedOutError, KafkaConnectionError):
+            sender._coordinator_dead(CoordinationType.GROUP)
+        else:
+            for _, answers, _ in response.topics:
+                for partition, code, _ in answers:
+                    if _taken(code, f"the offset of {topic}[{partition}] in generation {membership.generation}"):
+                        left.pop(partition, None)
+                    elif for_code(code) in _NO_COORDINATOR:
+                        sender._coordinator_dead(CoordinationType.GROUP)
+        if left:
+            await asyncio.sleep(sender._retry_backoff)
+
+
+_NO_COORDINATOR: Final = (*NO_COORDINATOR_YET, RequestTimedOutError)
+
+
+def _taken(code: int, what: str) -> bool:
+    """Whether an offset was taken; false where it is to be sent again. Raises what else came of it."""
+    if code in _STALE_MEMBER:
+        raise StaleMemberError(f"the group has gone on without this worker ({_STALE_MEMBER[code]}) and refuses {what}")
+    error = for_code(code)
+    if error is NoError:
+        return True
+    if error is InvalidProducerEpoch:
+        raise ProducerFenced
+    if error in _NO_COORDINATOR or error in (ConcurrentTransactions, UnknownTopicOrPartitionError):
+        return False
+    raise error(what)
 
 
 def new_batch(producer: AIOKafkaProducer, limit_bytes: int) -> tuple[BatchBuilder, Callable[..., Any]]:
@@ -164,6 +270,25 @@ async def add_to_transaction(producer: AIOKafkaProducer, partitions: Iterable[To
 
 
 # -- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def brokers(client: AIOKafkaClient) -> list[int]:
+    """All brokers of the cluster."""
+    return [broker.nodeId for broker in client.cluster.brokers()]
+
+
+async def lacking_of(admin: AIOKafkaAdminClient) -> list[str]:
+    """What any broker lacks of the requests in `workers.kafka.protocol`. Raises ``KafkaError``."""
+    client = admin._client
+    return sorted({each for node in brokers(client) for each in lacking(await api_versions(client, node))})
+
+
+async def api_versions(client: AIOKafkaClient, node: int) -> Mapping[int, tuple[int, int]]:
+    """The least and the latest version of each of Kafka's APIs that a broker has. Raises ``NodeNotReadyError``."""
+    if not await client.ready(node):
+        raise NodeNotReadyError(f"broker {node}")
+    versions: Mapping[int, tuple[int, int]] = client._conns[node, ConnectionGroup.DEFAULT]._versions
+    return versions
 
 
 async def leader_of(client: AIOKafkaClient, tp: TopicPartition) -> int:

@@ -56,8 +56,10 @@ class MemoryKafka:
         *,
         routed: Iterable[str] = (),
         max_record_bytes: int = sys.maxsize,
+        shared: bool = False,
     ) -> None:
-        """``routed``: the names of topics that operators send ticks to."""
+        """``routed``: the names of topics that operators send ticks to. ``shared``: partitions share a transaction, and
+        who has one is decided by the group alone."""
 
         def out(name: str) -> OutTopic:
             return OutTopic(name, partitions, max_record_bytes)
@@ -76,6 +78,9 @@ class MemoryKafka:
         self._max_record_bytes = max_record_bytes
         self._logs: list[list[LogRecord | None]] = [[] for _ in range(partitions)]  # None: deleted, or no record
         self._epochs = [0] * partitions
+        self._shared = shared
+        self._waiting: list[tuple[int, int, Commit, asyncio.Future[None]]] = []  # partition, epoch, work
+        self._had: dict[int, MemoryConsumer] = {}  # who had each partition in the generation before
         self._members: list[MemoryConsumer] = []
         self._rebalancing = asyncio.Lock()
         self._appended = asyncio.Event()
@@ -145,6 +150,29 @@ class MemoryKafka:
             else:
                 changelog[record.key] = record.value
         self.offsets[partition] = work.offset
+
+    async def write(self, partition: int, epoch: int, work: Commit) -> None:
+        """As `commit`; as an answer from a broker does, it lets others in between."""
+        if self._shared:
+            await self._write_with_others(partition, epoch, work)
+            return
+        await asyncio.sleep(0)
+        self.commit(partition, epoch, work)
+
+    async def _write_with_others(self, partition: int, epoch: int, work: Commit) -> None:
+        """In one go with all that wait by then; where one is refused, the others are made visible all the same."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((partition, epoch, work, done))
+        await asyncio.sleep(0)
+        works, self._waiting = self._waiting, []
+        for number, its_epoch, its_work, its_done in works:
+            try:
+                self.commit(number, its_epoch, its_work)
+            except (FencedError, OversizedError) as error:
+                its_done.set_exception(error)
+            else:
+                its_done.set_result(None)
+        await done
 
     def publish(self, work: Commit) -> None:
         """Make the results visible, without the state they come from: at least once, a crash leaves this behind."""
@@ -223,8 +251,13 @@ class MemoryKafka:
             for member in list(self._members):
                 await member.revoke()
             members = list(self._members)
-            for place, member in enumerate(members):
-                await member.assign(set(range(place, len(self._logs), len(members))))
+            owners = {number: members[number % len(members)] for number in range(len(self._logs)) if members}
+            for number, had in self._had.items():
+                if self._shared and owners.get(number) is not had:
+                    self._epochs[number] += 1  # the generation in which its works could be committed is over
+            self._had = owners
+            for member in members:
+                await member.assign({number for number, owner in owners.items() if owner is member})
 
 
 class MemoryConsumer:
@@ -349,8 +382,7 @@ class MemorySink:
         """Make ``work`` visible as a whole. Raises `FencedError` and `OversizedError`."""
         if self._epoch is None:
             raise FencedError(f"the sink of {self._kafka.topic}[{self._partition}] is closed")
-        await asyncio.sleep(0)  # as an answer from a broker does, it lets others in between
-        self._kafka.commit(self._partition, self._epoch, work)
+        await self._kafka.write(self._partition, self._epoch, work)
 
     async def close(self) -> None:
         """Let go of it."""

@@ -11,10 +11,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from workers.core.records import Record
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
-from workers.kafka.internals import learn_topic
+from workers.kafka.internals import client_of, learn_topic
 from workers.kafka.options import client_options
 from workers.kafka.ports import Fetched
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -141,12 +142,17 @@ class TopicReader:
 
     async def begins(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset that there is, of each."""
-        found = await self._consumer.beginning_offsets(self._tps(partitions))
+        found = await begin_offsets(client_of(self._consumer), self._tps(partitions))
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """The offset behind the last record to be read, of each: reading committed records, of those."""
         found = await self._consumer.end_offsets(self._tps(partitions))
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset behind all that is replicated of each, whether it is committed or not. Raises ``KafkaError``."""
+        found = await end_offsets(client_of(self._consumer), self._tps(partitions), committed=False)
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def offset_at(self, partition: int, timestamp_ms: int) -> int | None:

@@ -409,5 +409,5 @@ def _partition_rules(settings: Settings) -> PartitionRules:
         high_records=max(1, int(lane.high_watermark * lane.capacity)),
         low_records=int(lane.low_watermark * lane.capacity),
         batch_size=lane.batch_size,
-        commit=CommitRules(settings.commit_interval),
+        commit=CommitRules(settings.commit_interval, is_aligned=settings.commit_scope == "process"),
     )
