@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
+from workers.core.snapshot import TopicIdentity
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
@@ -66,7 +67,13 @@ class Cluster:
             {name: out(name, partitions) for name, partitions in layout.routed.items()},
             note_step=self._note_step,
         )
-        self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms)
+        identities = {
+            role: TopicIdentity(name, layout.ids.get(name))
+            for role, name in (("ticks", topics.ticks), ("changelog", topics.changelog))
+        }
+        if self._topics is not None:
+            identities = dict(self._topics.identities)  # whoever asks again works on what was found first
+        self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms, identities)
 
     def doubt(self) -> None:
         """A record was refused as too large: `refresh` has to ask again."""
@@ -94,6 +101,8 @@ class Cluster:
             on_revoked=on_revoked,
             on_assigned=on_assigned,
             batches=batches,
+            topic_id=self.topics.identities["ticks"].id,
+            changelog=self._settings.topics.changelog,
         )
 
     def sink(self, partition: int) -> PartitionSink:

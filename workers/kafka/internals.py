@@ -20,6 +20,7 @@ from workers.core.packed import PackedBatch
 __all__ = [
     "ClosedBatch",
     "add_to_transaction",
+    "client_of",
     "close_batch",
     "codec_of",
     "committed_offset",
@@ -35,11 +36,16 @@ __all__ = [
 _NO_OFFSET: Final = -1
 
 
+def client_of(consumer: AIOKafkaConsumer) -> AIOKafkaClient:
+    """The consumer's own client, for requests that it has no method for."""
+    return consumer._client
+
+
 # -- consumers --------------------------------------------------------------------------------------------------------
 
 
 async def learn_topic(consumer: AIOKafkaConsumer, topic: str) -> None:
-    """Wait for the topic's metadata, which could create a topic that is missing."""
+    """Wait for the topic's metadata."""
     await consumer._client.add_topic(topic)
 
 
