@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 
+from workers.core.snapshot import TopicIdentity
 from workers.kafka.changelog import ChangelogReaders, read_changelog
 from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
@@ -80,7 +81,13 @@ class Cluster:
         )
         if self._committer is not None:
             self._committer.spec = self._spec
-        self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms)
+        identities = {
+            role: TopicIdentity(name, layout.ids.get(name))
+            for role, name in (("ticks", topics.ticks), ("changelog", topics.changelog))
+        }
+        if self._topics is not None:
+            identities = dict(self._topics.identities)  # whoever asks again works on what was found first
+        self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms, identities)
 
     async def _can_share(self, admin: AIOKafkaAdminClient) -> bool:
         """Whether all brokers have what one transaction for several partitions needs; what they lack is said."""
@@ -120,6 +127,8 @@ class Cluster:
             on_assigned=on_assigned,
             batches=batches,
             on_stop=readers.close,
+            topic_id=self.topics.identities["ticks"].id,
+            changelog=self._settings.topics.changelog,
         )
         if self._is_shared:
             assert self._spec is not None

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
-from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.metadata import SafeMetadataRequest
 from workers.kafka.options import client_options
 from workers.kafka.repairs import close_connection, repair_client
 
@@ -134,7 +134,7 @@ async def _first_failure(settings: Settings) -> BaseException | None:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 connection = await create_conn(host, port, **options)
                 # A listener that wants a login answers the handshake without one, and hangs up at the next request.
-                found = await connection.send(MetadataRequest([]))
+                found = await connection.send(SafeMetadataRequest([]))
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
             failure = failure or error
         else:

@@ -22,7 +22,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
 
-from workers.errors import BrokerError, DataLossError, FencedError
+from workers.errors import BrokerError, DataLossError, FencedError, TopicReplacedError
 from workers.kafka.errors import UnstableOffsetError
 from workers.kafka.fetch_hook import install
 from workers.kafka.internals import (
@@ -33,9 +33,11 @@ from workers.kafka.internals import (
     membership_of,
     raise_coordinator_errors,
 )
-from workers.kafka.ports import Fetched, PartitionsCallback
+from workers.kafka.metadata import topic_id_of
+from workers.kafka.ports import Fetched, PartitionsCallback, Sighting
 from workers.kafka.protocol import Membership
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.sighting import look
 from workers.kafka.transactions import begin_offsets, end_offsets
 
 __all__ = ["KafkaGroupConsumer"]
@@ -60,13 +62,18 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         on_assigned: PartitionsCallback,
         batches: bool = False,
         on_stop: Callable[[], Awaitable[None]] | None = None,
+        topic_id: str | None = None,
+        changelog: str | None = None,
         if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
         "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers. ``on_stop`` is called by `stop`. ``if_lost`` ends the error that says that the log no
-        longer has them."""
+        names of their headers. ``on_stop`` is called by `stop`. ``topic_id`` is the one that the topic must have; None:
+        any. ``changelog`` is the other topic that `look` looks at. ``if_lost`` ends the error that says that the log no
+        longer has records."""
         self._topic = topic
+        self._topic_id = topic_id
+        self._changelog = changelog
         self._is_committed = consumer_options.get("isolation_level") == "read_committed"
         self._on_stop = on_stop
         self._batches = batches
@@ -153,10 +160,26 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
     def check(self) -> None:
         """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
-        one of its tasks has ended, without which it would stand still for ever and say nothing."""
+        one of its tasks has ended, without which it would stand still for ever and say nothing, `TopicReplacedError`
+        where the topic has another id."""
+        self._check_topic()
         for what, error in failed_tasks(self._consumer):
             raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
         raise_coordinator_errors(self._consumer)
+
+    def _check_topic(self) -> None:
+        found = topic_id_of(client_of(self._consumer), self._topic)
+        if self._topic_id is not None and found is not None and found != self._topic_id:
+            raise TopicReplacedError(
+                f"the topic {self._topic} was deleted and made again while this worker read it (its id was "
+                f"{self._topic_id}, is {found}); what was not committed by then is dropped. Drop the state with "
+                "`workers state reset`: then all that the topic holds is processed from its beginning"
+            )
+
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now, and where these partitions of the changelog begin. Raises ``KafkaError``."""
+        assert self._changelog is not None
+        return await look(client_of(self._consumer), self._topic, self._changelog, partitions)
 
     async def confirm_membership(self, partition: int) -> None:
         """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
@@ -209,6 +232,8 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
             raise DataLossError(
                 f"{self._topic} no longer has the records to be read next ({error}); {self._if_lost}"
             ) from error
+        if found:
+            self._check_topic()  # a fetch that failed for a deleted topic is followed by news of it, then by another
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }

@@ -65,7 +65,7 @@ _STALE_MEMBER: Final = {22: "ILLEGAL_GENERATION", 25: "UNKNOWN_MEMBER_ID", 82: "
 
 
 async def learn_topic(consumer: AIOKafkaConsumer, topic: str) -> None:
-    """Wait for the topic's metadata, which could create a topic that is missing."""
+    """Wait for the topic's metadata."""
     await consumer._client.add_topic(topic)
 
 

@@ -16,11 +16,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.core.frames import OutRecord
-from workers.errors import DataLossError, FencedError
-from workers.kafka.ports import Commit, Fetched, KnownTopics, OutTopic, OversizedError, PartitionsCallback
+from workers.core.snapshot import TopicIdentity
+from workers.errors import DataLossError, FencedError, TopicReplacedError
+from workers.kafka.ports import Commit, Fetched, KnownTopics, OutTopic, OversizedError, PartitionsCallback, Sighting
 
 __all__ = ["LogRecord", "MemoryConsumer", "MemoryKafka", "MemorySink", "MemoryTopics"]
 
@@ -46,6 +47,10 @@ class MemoryTopics:
     routed: Mapping[str, OutTopic] = field(default_factory=dict)
 
 
+def _next_life(topic: TopicIdentity) -> TopicIdentity:
+    return TopicIdentity(topic.name, f"{topic.id}+")
+
+
 class MemoryKafka:
     """One application's topics and group. Outputs are lists of what a reader sees, in the order of the commits."""
 
@@ -68,7 +73,11 @@ class MemoryKafka:
         self.topics = KnownTopics(
             partitions,
             MemoryTopics(out("frames"), out("late"), out("dead-letters"), {name: out(name) for name in routed}),
+            identities={"ticks": TopicIdentity(topic, f"{topic}-1"), "changelog": TopicIdentity("changelog", "c-1")},
         )
+        self.identities = dict(self.topics.identities)  # as they are now
+        self.changelog_begins = [0] * partitions
+        self.looks = 0  # how often a member looked at the topics
         self.frames: list[OutRecord] = []
         self.late: list[OutRecord] = []
         self.dead_letters: list[OutRecord] = []
@@ -130,6 +139,24 @@ class MemoryKafka:
             if record is not None:
                 found.append(record)
         return found, offset
+
+    # -- accidents ----------------------------------------------------------------------------------------------------
+
+    def replace_input(self) -> None:
+        """Delete the input topic and make it again, empty; the group's offsets stay."""
+        self.identities["ticks"] = _next_life(self.identities["ticks"])
+        self._logs = [[] for _ in self._logs]
+
+    def replace_changelog(self) -> None:
+        """Delete the changelog and make it again."""
+        self.identities["changelog"] = _next_life(self.identities["changelog"])
+        self.changelogs = [{} for _ in self.changelogs]
+
+    def cut_changelog(self, partition: int, keys: Collection[bytes]) -> None:
+        """Delete the beginning of a changelog partition, and with it the last records of some keys."""
+        self.changelog_begins[partition] += 1
+        for key in keys:
+            del self.changelogs[partition][key]
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -194,6 +221,7 @@ class MemoryKafka:
 
     async def prepare(self) -> None:
         """The topics are there."""
+        self.topics = replace(self.topics, identities=dict(self.identities))
 
     def doubt(self) -> None:
         """The limits are known."""
@@ -265,6 +293,7 @@ class MemoryConsumer:
 
     def __init__(self, kafka: MemoryKafka, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback) -> None:
         self._kafka = kafka
+        self._topic = kafka.topics.identities["ticks"]
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()
@@ -299,8 +328,18 @@ class MemoryConsumer:
         """Whether the partition is assigned to this consumer now."""
         return partition in self._assigned
 
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now."""
+        kafka = self._kafka
+        kafka.looks += 1
+        begins = {number: kafka.changelog_begins[number] for number in partitions}
+        return Sighting(dict(kafka.identities), len(kafka.changelogs), begins)
+
     def check(self) -> None:
-        """Raise what a callback raised in the background."""
+        """Raise what a callback raised in the background, and `TopicReplacedError`."""
+        was, now = self._topic, self._kafka.identities["ticks"]
+        if was != now:
+            raise TopicReplacedError(f"the topic {was.name} was deleted and made again ({was.id}, {now.id})")
         if self._joining is not None and self._joining.done():
             self._joining.result()
 
@@ -331,10 +370,12 @@ class MemoryConsumer:
         """Nobody asks."""
 
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
-        """The next records of the given partitions that are read. Raises `DataLossError`."""
+        """The next records of the given partitions that are read. Raises `DataLossError` and as `check`."""
+        self.check()
         found = self._read(partitions, max_records)
         if not found and timeout_ms:
             await self._kafka.wait_for_records(timeout_ms / 1000)
+            self.check()
             found = self._read(partitions, max_records)
         return found
 

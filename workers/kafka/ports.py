@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.records import RawBatch, Record
+from workers.core.snapshot import TopicIdentity
 from workers.errors import BrokerError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OutTopics",
     "OversizedError",
     "PartitionsCallback",
+    "Sighting",
 ]
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_588  # Kafka's own, where the cluster doesn't tell
@@ -110,11 +112,25 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class KnownTopics:
-    """What the cluster tells of an application's topics. ``frames_retention_ms``: -1 for ever, None: not told."""
+    """What the cluster tells of an application's topics. ``frames_retention_ms``: -1 for ever, None: not told.
+
+    ``identities`` are those of the ticks topic and the changelog, under "ticks" and "changelog".
+    """
 
     input_partitions: int
     out: OutTopics
     frames_retention_ms: int | None = None
+    identities: Mapping[str, TopicIdentity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """The ticks topic and the changelog as they are now: identities as in `KnownTopics`, without a topic that is gone;
+    how many partitions the ticks topic has; and where partitions of the changelog begin."""
+
+    identities: Mapping[str, TopicIdentity]
+    input_partitions: int
+    changelog_begins: Mapping[int, int]
 
 
 class GroupConsumer(Protocol):
@@ -131,7 +147,11 @@ class GroupConsumer(Protocol):
         """Whether the partition is assigned to this consumer now; never while a rebalance is under way."""
 
     def check(self) -> None:
-        """Raise what was found in the background."""
+        """Raise what was found in the background; `TopicReplacedError` where the topic is not the one that `prepare`
+        found."""
+
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now, and where these partitions of the changelog begin."""
 
     async def confirm_membership(self, partition: int) -> None:
         """Ask the group whether this process still owns the partition; `FencedError` where it doesn't say so."""
@@ -154,7 +174,7 @@ class GroupConsumer(Protocol):
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions that are read, in log order; waits ``timeout_ms`` for the first.
 
-        Raises `DataLossError` where the log no longer has the position.
+        Raises `DataLossError` where the log no longer has the position, and as `check` where the topic is another one.
         """
 
     async def committed(self, partition: int) -> int | None:

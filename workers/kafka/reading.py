@@ -88,7 +88,7 @@ class TopicReader:
         await stop_consumer(self._consumer)
 
     async def turn_to(self, topic: str) -> None:
-        """Read this topic from now on. It must exist: asking for a missing one could create it."""
+        """Read this topic from now on. It must exist."""
         # An assignment before any metadata was seen can stay idle for good; assigning another topic forgets this one.
         await learn_topic(self._consumer, topic)
         self._topic = topic

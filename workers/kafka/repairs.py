@@ -7,6 +7,7 @@ What is repaired, in 0.14:
   group ends for good, and the worker stalls without a word. Here it becomes the ``KafkaConnectionError`` that it is.
 - Where a topic it reads is gone, the client asks for metadata again and again without a rest, some thousand times a
   second, for as long as it lives. Here ten requests a second are the most.
+- It asks for topics so that the broker makes those that are missing (`workers.kafka.metadata`).
 - The client loses sight of connections and leaves them open: of the one that it bootstraps over where that is
   cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
   what was written to a peer that reads nothing. Here a client knows every connection that it made, ``close`` closes
@@ -35,6 +36,8 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from workers.kafka.metadata import forbid_creation
+
 __all__ = ["abandon", "close_connection", "repair_client", "stop_consumer", "stop_producer"]
 
 log = structlog.get_logger(__name__)
@@ -48,6 +51,7 @@ _connecting: ContextVar[AIOKafkaClient] = ContextVar("the client that makes a co
 
 def repair_client() -> None:
     """Put the repairs into the client library, for this process; calling it again changes nothing."""
+    forbid_creation()
     original = AIOKafkaConnection.send
     if hasattr(original, "__wrapped__"):
         return

@@ -58,11 +58,12 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """A topic as the cluster has it."""
+    """A topic as the cluster has it; ``id`` is Kafka's own, None where the broker tells none (before 2.8)."""
 
     name: str
     partitions: int
     ready: bool  # every partition has a leader
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class TopicLayout:
     frames_retention_ms: int | None = None
     max_message_bytes: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where it isn't told
     routed: Mapping[str, int] = field(default_factory=dict)  # by topic name
+    ids: Mapping[str, str | None] = field(default_factory=dict, compare=False)  # Kafka's, by topic name
     created: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -157,14 +159,14 @@ async def ensure_topics(
 
 
 async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, TopicState]:
-    """All topics this user may see. Asks for all, because asking for one by name can create it."""
+    """All topics this user may see."""
     async with asyncio.timeout(_REQUEST_TIMEOUT_S):
         topics = await admin.describe_topics(None)
     states = {}
     for topic in topics:
         partitions = topic["partitions"]
         ready = bool(partitions) and all(partition["leader"] >= 0 for partition in partitions)
-        states[topic["topic"]] = TopicState(topic["topic"], len(partitions), ready)
+        states[topic["topic"]] = TopicState(topic["topic"], len(partitions), ready, topic.get("topic_id"))
     return states
 
 
@@ -271,6 +273,7 @@ def _layout(
             name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
         },
         routed={name: partitions(name) for name in _routed_topics(settings)},
+        ids={name: state.id for name, state in found.items() if name in (topics.ticks, topics.changelog)},
         created=created,
     )
 

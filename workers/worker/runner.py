@@ -32,6 +32,10 @@ DISAGREEING_LOOKS: Final = 6  # at state and group's offset, over some 3 s, befo
 CLOSE_TIMEOUT_S: Final = 5.0
 
 
+class StateInDoubtError(WorkersError):
+    """What is stored may not be whole any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """All that a partition may ask of what is around it."""
@@ -58,6 +62,7 @@ class PartitionRunner:
         self._consumer = context.consumer
         self._report = PartitionReport(number, context.report)
         self._sink: CommitSink | None = None
+        self._doubt: str | None = None  # why the stored state may not be whole
         self._has_work = asyncio.Event()  # as the committer's attributes
         self._urgent = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -109,6 +114,7 @@ class PartitionRunner:
 
     async def _discard(self) -> None:
         sink, self._sink = self._sink, None
+        self._doubt = None
         self.state.discard()
         self._has_work.clear()
         self._urgent.clear()
@@ -183,6 +189,9 @@ class PartitionRunner:
         left = self._begin(self.state.opened(lane, time.monotonic_ns(), owned=owned))
         self._report.opened(lane, time.monotonic() - began_s)
         context.opened.set()
+        if meta is None:
+            self.state.committer.note_progress()  # where a new group begins is committed at once, and so it is settled
+            self._wake()
         await self.finish(left)
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -235,6 +244,12 @@ class PartitionRunner:
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
+    def doubt(self, reason: str) -> None:
+        """Have the partition opened again: whether its stored state is whole is known when it is restored."""
+        self._doubt = reason
+        self._has_work.set()
+        self._urgent.set()
+
     def _wake(self) -> None:
         """Let the task that commits see what the committer says."""
         if self.state.committer.has_work:
@@ -256,6 +271,9 @@ class PartitionRunner:
         """Commit what was processed so far; False when it failed and the partition is being opened again."""
         context = self._context
         async with self._committing:
+            if self._doubt is not None and self._sink is not None:
+                await self._recover(StateInDoubtError(self._doubt))
+                return False
             sink, began_s = self._sink, time.perf_counter()
             under_way = None
             if sink is not None:

@@ -29,9 +29,9 @@ import structlog
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.core.lane import Input, Lane
-from workers.errors import TopicError
+from workers.errors import TopicReplacedError, WorkersError
 from workers.kafka.cluster import Cluster
-from workers.kafka.errors import REFUSED, KafkaError
+from workers.kafka.errors import PASSING, REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
 from workers.native.choose import is_available, make_lane, supports, takes_batches
 from workers.settings import Settings, advice
@@ -44,6 +44,7 @@ from workers.worker.opening import Origin
 from workers.worker.partition import PartitionRules
 from workers.worker.report import WorkerReport
 from workers.worker.runner import CLOSE_TIMEOUT_S, Context, PartitionRunner
+from workers.worker.watch import TopicWatch, partitions_added
 
 __all__ = ["Worker"]
 
@@ -51,6 +52,8 @@ log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS: Final = 50
 STALL_S: Final = 0.001
+LOOK_EVERY_S: Final = 5.0  # at the topics: whether they are still those that the state is of
+LOOK_TIMEOUT_S: Final = 30.0
 RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
@@ -112,8 +115,15 @@ class Worker:
                 topic=self.topic,
                 guarantee=self.settings.processing_guarantee,
             )
-            async with self._pace:
-                await self._loop(consumer, stop)
+            watch = asyncio.ensure_future(self._watch_topics(consumer))
+            try:
+                async with self._pace:
+                    await self._loop(consumer, stop)
+            except TopicReplacedError:
+                await self._forsake()
+                raise
+            finally:
+                watch.cancel()
         finally:
             await self._shut_down(consumer)
             self._threads.close()
@@ -313,13 +323,7 @@ class Worker:
     def _check_partitions(self, assigned: set[int]) -> None:
         known = self._kafka.topics.input_partitions
         if assigned and max(assigned) >= known:
-            self.fail(
-                TopicError(
-                    f"{self.topic} now has partition {max(assigned)}, but had {known} when its "
-                    "state began: its keys have moved between partitions. Use another application_id, or "
-                    "`workers state reset`, and restart"
-                )
-            )
+            self.fail(partitions_added(self.topic, known, max(assigned) + 1))
 
     async def _commit_all(self, runners: Sequence[PartitionRunner], limit_s: float) -> None:
         """Commit side by side; partitions that don't make it in time are closed, and restored by their next owner."""
@@ -335,10 +339,37 @@ class Worker:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.fail(error)
 
+    async def _watch_topics(self, consumer: GroupConsumer) -> None:
+        """Look at the topics now and then, for as long as the worker runs."""
+        topics = self._kafka.topics
+        watch = TopicWatch(topics.identities, topics.input_partitions)
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                seen = await asyncio.wait_for(consumer.look(set(self.partitions)), LOOK_TIMEOUT_S)
+                doubts = watch.note(seen, time.monotonic())
+            except WorkersError as error:
+                if isinstance(error, TopicReplacedError):
+                    await self._forsake()
+                self.fail(error)
+                return
+            except PASSING as error:
+                log.debug("can't look at the topics; trying again", error=repr(error))
+                continue
+            log.debug("looked at the topics", partitions=len(seen.changelog_begins))
+            for number, reason in doubts:
+                if number in self.partitions:
+                    self.partitions[number].doubt(reason)
+
+    async def _forsake(self) -> None:
+        """Close all partitions and commit nothing more: what was processed may be of another topic."""
+        await asyncio.gather(*(runner.close() for runner in self.partitions.values()))
+
     # -- for partitions -----------------------------------------------------------------------------------------------
 
     def _make_lane(self, number: int) -> Lane:
-        place = Input(self.topic, number, self._kafka.topics.input_partitions)
+        topics = self._kafka.topics
+        place = Input(self.topic, number, topics.input_partitions, topics.identities)
         return make_lane(self.lane_spec, place, self._is_native)
 
     @contextlib.asynccontextmanager

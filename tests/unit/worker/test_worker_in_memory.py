@@ -16,7 +16,14 @@ from workers.core.effects import Effects
 from workers.core.lane import Lane
 from workers.core.partitioning import partition_for
 from workers.core.records import Record
-from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
+from workers.errors import (
+    BrokerError,
+    ConfigError,
+    FencedError,
+    StateMismatchError,
+    TopicReplacedError,
+    WorkersError,
+)
 from workers.kafka.memory import MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
 from workers.settings import Settings
@@ -274,3 +281,93 @@ async def test_an_error_that_is_nobodys_to_try_again_ends_the_worker() -> None:
     send(kafka, driver, 0, 600)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(Worker(SETTINGS, kafka=kafka).run(asyncio.Event()), LIMIT_S)
+
+
+# -- operators' accidents ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.worker.LOOK_EVERY_S", 0.01)
+
+
+async def looked(kafka: MemoryKafka) -> None:
+    """Wait until the worker has seen the topics as they are."""
+    before = kafka.looks
+    await until(lambda: kafka.looks > before + 1, "a look at the topics")
+
+
+def started(kafka: MemoryKafka) -> tuple[Worker, asyncio.Task[None]]:
+    """A worker that ends only by an error."""
+    worker = Worker(SETTINGS, kafka=kafka)
+    return worker, asyncio.create_task(worker.run(asyncio.Event()))
+
+
+async def ends_with(kafka: MemoryKafka) -> BaseException:
+    """What a worker that is started now ends with."""
+    with pytest.raises(WorkersError) as caught:
+        await asyncio.wait_for(started(kafka)[1], LIMIT_S)
+    return caught.value
+
+
+@pytest.mark.parametrize("what", ["replace_input", "replace_changelog"])
+@pytest.mark.usefixtures("_watchful")
+async def test_a_topic_that_is_made_again_ends_a_running_worker_which_commits_no_more(what: str) -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    _, running = started(kafka)
+    await until(read_through(kafka), "reading what was there")
+    frames, offsets = list(kafka.frames), list(kafka.offsets)
+    getattr(kafka, what)()
+    send(kafka, driver, 60, 400)
+    with pytest.raises(TopicReplacedError, match="was deleted and made again"):
+        await asyncio.wait_for(running, LIMIT_S)
+    if what == "replace_input":
+        assert kafka.frames == frames
+        assert kafka.offsets == offsets
+    found = await ends_with(kafka)
+    assert isinstance(found, StateMismatchError)
+    assert "`workers state reset`" in str(found)
+
+
+@pytest.mark.usefixtures("_watchful")
+async def test_a_changelog_that_is_cut_under_a_worker_is_noticed_by_it_and_by_the_next() -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    _, running = started(kafka)
+    await until(read_through(kafka), "reading what was there")
+    await looked(kafka)
+    kafka.cut_changelog(1, [key for key in kafka.changelogs[1] if key[:1] == b"w"])
+    with pytest.raises(StateMismatchError, match=r"the changelog memory-changelog\[1\] is not whole: found 0 windows"):
+        await asyncio.wait_for(running, LIMIT_S)
+    assert "is not whole" in str(await ends_with(kafka))
+
+
+@pytest.mark.usefixtures("_watchful")
+async def test_a_changelog_that_lost_nothing_of_the_state_goes_on() -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 600)
+    async with working(kafka) as worker:
+        await until(read_through(kafka), "reading what was there")
+        await looked(kafka)
+        before = worker.partitions[1].state.lane
+        kafka.cut_changelog(1, [])
+        await until(lambda: worker.partitions[1].state.lane not in (None, before), "restoring it")
+        send(kafka, driver, 600, 1_200)
+        await until(read_through(kafka), "reading the rest")
+    same(kafka, driver)
+
+
+async def test_where_a_new_group_begins_is_committed_at_once() -> None:
+    settings = SETTINGS.model_copy(update={"kafka": SETTINGS.kafka.model_copy(update={"auto_offset_reset": "latest"})})
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    begins = [kafka.bounds(number)[1] for number in range(PARTITIONS)]
+    async with working(kafka, settings) as worker:
+        await until(lambda: kafka.offsets == begins, "committing where it begins")
+        assert worker.failure is None
+    send(kafka, driver, 60, 120)  # while no worker runs
+    async with working(kafka, settings) as worker:
+        await until(read_through(kafka), "reading what came meanwhile")
+        counted = sum(runner.state.lane.counts.records for runner in worker.partitions.values() if runner.state.lane)
+    assert counted == 60
