@@ -11,6 +11,8 @@ What is repaired, in 0.14:
   cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
   what was written to a peer that reads nothing. Here a client knows every connection that it made, ``close`` closes
   them all within two seconds, and none is made after that.
+- On level debug the client logs every request and answer in full: the password that it logs in with, and records.
+  Here what is bytes is shown as how many there are, in every log and error.
 
 What is bounded: ``stop`` of a producer waits for batches that can't be sent, ``stop`` of a consumer for a coordinator
 that does not answer. And ``stop`` cancels the client's own tasks and awaits them, so that a ``CancelledError`` that
@@ -34,6 +36,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.protocol.types import Bytes, CompactBytes
 
 __all__ = ["abandon", "close_connection", "repair_client", "stop_consumer", "stop_producer"]
 
@@ -74,7 +77,13 @@ def repair_client() -> None:
             raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
 
     AIOKafkaConnection.send = send
+    Bytes.repr = CompactBytes.repr = staticmethod(_number_of_bytes)
     _repair_connections()
+
+
+def _number_of_bytes(value: bytes | None) -> str:
+    """What a request or an answer shows of a field that is bytes: a login, records, a part of the group protocol."""
+    return "NULL" if value is None else f"<{len(value)} bytes>"
 
 
 def _repair_connections() -> None:
