@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
+import structlog
+
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
@@ -14,6 +16,7 @@ from workers.kafka.consumer import KafkaGroupConsumer
 from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, KnownTopics, OutTopic, PartitionsCallback
+from workers.kafka.record_times import too_near
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from workers.settings import Settings
 
 __all__ = ["Cluster"]
+
+log = structlog.get_logger(__name__)
 
 
 class Cluster:
@@ -52,7 +57,8 @@ class Cluster:
             layout = await ensure_topics(admin, self._settings, create=topics.create)
 
         def out(name: str, partitions: int) -> OutTopic:
-            return OutTopic(name, partitions, layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES))
+            size = layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES)
+            return OutTopic(name, partitions, size, layout.ahead_limits_ms.get(name))
 
         self._spec = SinkSpec(
             topics.ticks,
@@ -67,6 +73,9 @@ class Cluster:
             note_step=self._note_step,
         )
         self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms)
+        problem = too_near(self._spec.frames, self._settings)
+        if problem is not None:
+            log.warning(problem)
 
     def doubt(self) -> None:
         """A record was refused as too large: `refresh` has to ask again."""

@@ -14,11 +14,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
@@ -29,6 +30,7 @@ from workers.errors import FencedError
 from workers.kafka.hanging import finish, last_decision
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
+from workers.kafka.record_times import refused_time_error
 from workers.kafka.repairs import abandon
 
 __all__ = ["PartitionSink", "SinkSpec", "reached"]
@@ -76,6 +78,7 @@ class PartitionSink:
         self._partition = partition
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
+        self._refused_time: OutTopic | None = None  # a topic that refused a record for its time
 
     async def open(self) -> None:
         """Start the producer and initialise its transactional id; the previous owner can commit nothing after this.
@@ -136,6 +139,11 @@ class PartitionSink:
             ) from error
         except MessageSizeTooLargeError as error:
             raise OversizedError(str(error)) from error
+        except InvalidTimestampError as error:
+            if self._refused_time is None:
+                raise
+            servers = self._spec.producer_options["bootstrap_servers"]
+            raise refused_time_error(self._refused_time, servers) from error
 
     async def _commit(self, work: Commit) -> None:
         producer, spec = self._producer, self._spec
@@ -202,9 +210,17 @@ class PartitionSink:
                 keyless=self._partition % topic.partitions,
             )
             self._spec.note_step("pack", began_s)
-            sent += [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
+            for to, batch in packed:
+                future = await producer.send_batch(batch, topic.name, partition=to)
+                future.add_done_callback(partial(self._note_failure, topic))
+                sent.append(future)
             await asyncio.sleep(0)
         return sent
+
+    def _note_failure(self, topic: OutTopic, sent: asyncio.Future[object]) -> None:
+        """Look at the failure, which is not complained of then should the commit end before it is awaited."""
+        if not sent.cancelled() and isinstance(sent.exception(), InvalidTimestampError):
+            self._refused_time = topic
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not. Done before a cancellation of it is passed on:
@@ -283,12 +299,6 @@ def pack(
         open_batch[1](0, timestamp_ms, key, record.value, headers)
     packed += [(to, close_batch(builder, count)) for to, (builder, _, count) in fill.items()]
     return packed
-
-
-def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
-    """The future, whose failure is not complained of should the commit end before it is awaited."""
-    sent.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-    return sent
 
 
 async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:

@@ -76,6 +76,7 @@ class OutTopic:
     name: str
     partitions: int
     max_record_bytes: int
+    ahead_limit_ms: int | None = None  # how far ahead of its brokers' clocks it takes records, where that is limited
 
 
 class OutTopics(Protocol):
