@@ -18,11 +18,17 @@ from collections.abc import Collection, Mapping
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    IllegalGenerationError,
+    IllegalStateError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 
 from workers.errors import BrokerError, DataLossError, FencedError
 from workers.kafka.fetch_hook import install
-from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
+from workers.kafka.internals import committed_offset, failed_tasks, heartbeat_error, raise_coordinator_errors
 from workers.kafka.ports import Fetched, PartitionsCallback
 from workers.kafka.repairs import stop_consumer
 
@@ -31,6 +37,7 @@ __all__ = ["KafkaGroupConsumer"]
 log = structlog.get_logger(__name__)
 
 NO_PARTITION = 2**31 - 1
+_NO_MEMBER = (UnknownMemberIdError, IllegalGenerationError)
 
 
 class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -103,14 +110,20 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
             raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
         raise_coordinator_errors(self._consumer)
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides. Raises `FencedError` where the group has gone on without this process, ``KafkaError`` where it does not
+        answer.
 
-        One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
-        that fences whoever has it now.
+        One that was frozen or cut off still believes that it is a member. It must ask before it takes a partition up
+        again, for that fences whoever has it now.
         """
-        if not await confirm_heartbeat(self._consumer) or not self.owns(partition):
+        error = await heartbeat_error(self._consumer)
+        if error in _NO_MEMBER:
             raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
+        if error is not None and error is not RebalanceInProgressError:
+            raise error(f"membership of the group that reads {self._topic}")
+        return error is None and self.owns(partition)
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""

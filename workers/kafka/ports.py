@@ -134,8 +134,9 @@ class GroupConsumer(Protocol):
     def check(self) -> None:
         """Raise what was found in the background."""
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; `FencedError` where it doesn't say so."""
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides, `FencedError` where the group has gone on without this process."""
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""
