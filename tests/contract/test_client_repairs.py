@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from tests.chaos.link import Link
+from tests.support.certificates import make_certificate
 from workers.apps.broker import Broker
 from workers.apps.broker.base import free_ports
-from workers.kafka.repairs import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
+from workers.kafka import repairs
+from workers.kafka.repairs import (
+    METADATA_UPDATES_A_SECOND,
+    abandon,
+    close_connection,
+    repair_client,
+    stop_consumer,
+    stop_producer,
+)
 
 WATCHED_S = 2.0
 CLOSE_LIMIT_S = 6.0
@@ -75,7 +86,9 @@ def port_of(bootstrap_servers: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def answering_once(bootstrap_servers: str) -> AsyncIterator[int]:
+async def answering_once(
+    bootstrap_servers: str, tls: ssl.SSLContext | None = None, *, reads_on: bool = True
+) -> AsyncIterator[int]:
     """The port of a proxy that passes on one request and its answer of each connection, and nothing after that."""
     serving: set[asyncio.Task[None]] = set()
 
@@ -88,17 +101,20 @@ async def answering_once(bootstrap_servers: str) -> AsyncIterator[int]:
             for incoming, outgoing in ((reader, their_writer), (their_reader, writer)):
                 size = await incoming.readexactly(4)
                 outgoing.write(size + await incoming.readexactly(int.from_bytes(size, "big")))
+            if not reads_on:
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a stream's writer it can be
+                await asyncio.Event().wait()
             while await reader.read(65_536):
                 pass
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             for each in (writer, their_writer):
-                each.close()
+                each.transport.abort()
                 with contextlib.suppress(OSError):
                     await each.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
@@ -202,3 +218,20 @@ async def test_a_consumer_whose_stop_is_ended_by_its_own_tasks_is_closed(broker:
     consumer._coordinator._reset_committed_task.cancel()
     await stop_consumer(consumer)
     assert connections(port_of(broker.bootstrap_servers)) == 0
+
+
+@pytest.mark.timeout(60)
+async def test_closing_does_not_wait_for_a_goodbye_of_tls_that_does_not_come(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer answers what a connection begins with, and then reads nothing more."""
+    certificate, key = make_certificate(tmp_path)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(certificate, key)
+    monkeypatch.setattr(repairs, "FORCE_TIMEOUT_S", 600.0)  # what closing falls back on
+    async with answering_once(broker.bootstrap_servers, serving, reads_on=False) as port:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        connection = await create_conn("127.0.0.1", port, security_protocol="SSL", ssl_context=trusting)
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            await close_connection(connection)
+        assert connections(port) == 0

@@ -9,8 +9,8 @@ What is repaired, in 0.14:
   second, for as long as it lives. Here ten requests a second are the most.
 - The client loses sight of connections and leaves them open: of the one that it bootstraps over where that is
   cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
-  what was written to a peer that reads nothing. Here a client knows every connection that it made, ``close`` closes
-  them all within two seconds, and none is made after that.
+  what was written to a peer that reads nothing, and half a minute for TLS's goodbye. Here a client knows every
+  connection that it made, ``close`` closes them all within two seconds, and none is made after that.
 - On level debug the client logs every request and answer in full: the password that it logs in with, and records.
   Here what is bytes is shown as how many there are, in every log and error.
 
@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 3.0
 FORCE_TIMEOUT_S = 1.0
+GOODBYE_S = 0.1  # for a peer that has got all that was written to it
 METADATA_UPDATES_A_SECOND = 10
 
 _connecting: ContextVar[AIOKafkaClient] = ContextVar("the client that makes a connection")
@@ -148,7 +149,10 @@ async def _until_closed(connections: Iterable[AIOKafkaConnection]) -> None:
     closing = {connection: connection.close(CloseReason.SHUTDOWN) for connection in transports}
     try:
         if closing:
-            await asyncio.wait(closing.values(), timeout=FORCE_TIMEOUT_S)
+            _, left_open = await asyncio.wait(closing.values(), timeout=GOODBYE_S)
+            # With TLS, closing waits for the peer to say goodbye, too, and doesn't read it where reading is paused.
+            if left_open and any(each.get_write_buffer_size() for each in transports.values()):
+                await asyncio.wait(left_open, timeout=FORCE_TIMEOUT_S - GOODBYE_S)
     finally:
         left = [connection for connection, closed in closing.items() if not closed.done()]
         for connection in left:
