@@ -15,10 +15,17 @@ from aiokafka.protocol.group import HeartbeatRequest
 from workers.apps.broker import Broker
 from workers.errors import FencedError
 from workers.kafka.consumer import KafkaGroupConsumer
+from workers.kafka.group_members import describe_group
+from workers.kafka.repairs import repair_client
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 LIMIT_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def repaired() -> None:
+    repair_client()
 
 
 class Member:
@@ -115,3 +122,43 @@ async def test_who_is_no_member_any_more_is_told(broker: Broker, topic: str) -> 
         coordinator.member_id = "a-ghost"
         with pytest.raises(FencedError, match="has not confirmed"):
             await only.consumer.confirm_membership(0)
+
+
+async def test_who_waits_to_be_let_in_is_asked_in_vain_but_not_for_ever_and_leaves_nobody_behind(
+    broker: Broker, topic: str
+) -> None:
+    async with member(broker.bootstrap_servers, topic) as first:
+        await until(lambda: first.owned == {0, 1})
+        asked, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def take_time(partitions: set[int]) -> None:
+            asked.set()
+            await may_go_on.wait()
+
+        first.consumer._on_revoked = take_time
+        async with asyncio.timeout(LIMIT_S):
+            async with member(broker.bootstrap_servers, topic) as second:
+                await asked.wait()
+                await second.consumer.stay()
+            assert first.consumer.owns(0) is False, "the rebalance is still under way"
+            admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+            await admin.start()
+            try:
+                _state, members = await describe_group(admin, topic, topic)
+            finally:
+                await admin.close()
+            assert [each.member_id for each in members] == [first.membership[1]]
+        may_go_on.set()
+        await until(lambda: first.owned == {0, 1})
+
+
+async def test_a_fetch_that_is_given_up_does_not_count_as_one_that_goes_on(broker: Broker, topic: str) -> None:
+    async with member(broker.bootstrap_servers, topic) as only:
+        await until(lambda: only.owned == {0, 1})
+        fetching = asyncio.ensure_future(only.consumer._fetch([], timeout_ms=600_000))
+        await asyncio.sleep(0.01)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        idle = only.consumer._consumer._subscription.fetcher_idle_time
+        await asyncio.sleep(0.01)
+        assert only.consumer._consumer._subscription.fetcher_idle_time > idle

@@ -13,7 +13,8 @@ what is done about it here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -37,6 +38,7 @@ __all__ = ["KafkaGroupConsumer"]
 log = structlog.get_logger(__name__)
 
 NO_PARTITION = 2**31 - 1
+NOT_IN_GROUP_WAIT_S = 0.5
 _NO_MEMBER = (UnknownMemberIdError, IllegalGenerationError)
 
 
@@ -149,7 +151,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def stay(self) -> None:
         """Show that this member is alive while it fetches nothing: one that doesn't ask for ``max.poll.interval.ms``
         leaves the group. Asks for a partition that can't exist, which touches nothing that was fetched."""
-        await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
+        await self._fetch([self._tp(NO_PARTITION)], timeout_ms=0)
 
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions, in log order; waits ``timeout_ms`` for the first.
@@ -162,7 +164,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         if not tps:
             return {}
         try:
-            found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+            found = await self._fetch(tps, timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError as error:
             raise DataLossError(
                 f"{self._topic} no longer has the records to be read next ({error}); {self._if_lost}"
@@ -170,6 +172,20 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }
+
+    async def _fetch(
+        self, tps: list[TopicPartition], *, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[TopicPartition, Sequence[Any]]:
+        """What the client's ``getmany`` gives, but within the time given: out of the group that waits for however long
+        it takes to get in, and who asks could do nothing else meanwhile, not even end."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 + NOT_IN_GROUP_WAIT_S):
+                found: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+                    *tps, timeout_ms=timeout_ms, max_records=max_records
+                )
+                return found
+        except TimeoutError:
+            return {}
 
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator

@@ -11,6 +11,8 @@ What is repaired, in 0.14:
   cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
   what was written to a peer that reads nothing, and half a minute for TLS's goodbye. Here a client knows every
   connection that it made, ``close`` closes them all within two seconds, and none is made after that.
+- A fetch that fails or is cancelled counts for ever as under way, so that a member that asks for nothing any more would
+  not leave its group. Here it has ended.
 - On level debug the client logs every request and answer in full: the password that it logs in with, and records.
   Here what is bytes is shown as how many there are, in every log and error.
 
@@ -23,19 +25,22 @@ cancelled while it stops a client passes that on when the client is stopped: nob
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextvars import ContextVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import client as library
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.types import Bytes, CompactBytes
 
 __all__ = ["abandon", "close_connection", "repair_client", "stop_consumer", "stop_producer"]
@@ -78,8 +83,21 @@ def repair_client() -> None:
             raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
 
     AIOKafkaConnection.send = send
+    SubscriptionState.fetch_context = _fetch_context
     Bytes.repr = CompactBytes.repr = staticmethod(_number_of_bytes)
     _repair_connections()
+
+
+@contextlib.contextmanager
+def _fetch_context(self: SubscriptionState) -> Iterator[None]:
+    """As the client has it, but for the ``finally``."""
+    self._fetch_count += 1
+    try:
+        yield
+    finally:
+        self._fetch_count -= 1
+        if self._fetch_count == 0:
+            self._last_fetch_ended = time.monotonic()
 
 
 def _number_of_bytes(value: bytes | None) -> str:
@@ -211,6 +229,7 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
 
 
 async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    await _leave_while_joining(consumer)
     stopping = asyncio.ensure_future(consumer.stop())
     await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
     # However that ended: an error, or the cancellation of its own tasks, keeps it from closing the connections.
@@ -219,6 +238,19 @@ async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
     names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
     tasks = [getattr(coordinator, name, None) for name in names]
     await _cancel([stopping, *tasks, getattr(fetcher, "_fetch_task", None)])
+
+
+async def _leave_while_joining(consumer: AIOKafkaConsumer) -> None:
+    """Take a member that waits to be let into its group out of it: the client would wait on, and the group afterwards
+    for a session. Asked on another connection, as the broker answers one after the other."""
+    coordinator, client = consumer._coordinator, consumer._client
+    if consumer._group_id is None or consumer._group_instance_id is not None or coordinator.coordinator_id is None:
+        return
+    if coordinator.member_id and consumer._subscription.reassignment_in_progress:
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(FORCE_TIMEOUT_S):
+                request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+                await client.send(coordinator.coordinator_id, request, group=ConnectionGroup.DEFAULT)
 
 
 async def _to_the_end(work: Coroutine[object, object, None]) -> None:

@@ -96,7 +96,10 @@ class Worker:
         for sentence in advice(self.settings):
             log.info(sentence)
         self._failure = asyncio.get_running_loop().create_future()
-        await self._kafka.prepare()  # first, as it says within seconds what is wrong with the cluster or the settings
+        # First, as it says within seconds what is wrong with the cluster or the settings.
+        if not await _done_before(stop, self._kafka.prepare()):
+            log.info("worker stopped before it reached the cluster")
+            return
         self._is_native = self._choose_lane()
         self._threads = LaneThreads(self.settings.lane.threads if self._is_native else 1)
         consumer = self._kafka.consumer(
@@ -105,15 +108,16 @@ class Worker:
         self._context = self._context_with(consumer)
         try:
             async with self._kafka.connecting():
-                await consumer.start()
-            log.info(
-                "worker started",
-                application_id=self.settings.application_id,
-                topic=self.topic,
-                guarantee=self.settings.processing_guarantee,
-            )
-            async with self._pace:
-                await self._loop(consumer, stop)
+                started = await _done_before(stop, consumer.start())
+            if started:
+                log.info(
+                    "worker started",
+                    application_id=self.settings.application_id,
+                    topic=self.topic,
+                    guarantee=self.settings.processing_guarantee,
+                )
+                async with self._pace:
+                    await self._loop(consumer, stop)
         finally:
             await self._shut_down(consumer)
             self._threads.close()
@@ -401,6 +405,20 @@ class _Every:
             return False
         self._next_s = now_s + self._interval_s
         return True
+
+
+async def _done_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do the work; False where it was cancelled because ``stop`` came first. Raises what the work raises."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})
 
 
 def _partition_rules(settings: Settings) -> PartitionRules:
