@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import client as library
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, create_conn
@@ -71,6 +72,59 @@ async def test_a_client_whose_topic_is_gone_asks_for_it_at_a_bounded_rate(
         await consumer.stop()
         await admin.close()
     assert asked <= METADATA_UPDATES_A_SECOND * (WATCHED_S + 1)
+
+
+async def test_a_node_that_can_not_be_connected_to_is_tried_again_after_a_rest(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.bootstrap()
+    tried = 0
+
+    async def refused(*_: object, **__: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise ConnectionRefusedError
+
+    try:
+        [node] = [each.nodeId for each in client.cluster.brokers()]
+        with monkeypatch.context() as patched:
+            patched.setattr(repairs, "FIRST_REST_S", 600.0)
+            patched.setattr(library, "create_conn", refused)
+            assert not await client.ready(node)
+            waiting = asyncio.ensure_future(client.ready(node))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert (tried, waiting.done()) == (1, False)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        client._due.clear()  # its rest is over
+        assert await client.ready(node)
+        assert not client._due
+    finally:
+        await client.close()
+
+
+async def test_a_node_that_accepts_and_does_not_answer_keeps_a_client_from_others_for_a_short_time(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 0.1)
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.bootstrap()
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    try:
+        [known] = client.cluster.brokers()
+        client.cluster._brokers[99] = known._replace(nodeId=99, port=silent.sockets[0].getsockname()[1])
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            assert not await client.ready(99)
+            monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 10.0)
+            assert await client.ready(known.nodeId)
+    finally:
+        await client.close()
+        silent.close()
+        for each in accepted:
+            each.transport.abort()
 
 
 # -- connections ------------------------------------------------------------------------------------------------------

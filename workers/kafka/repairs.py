@@ -11,6 +11,9 @@ What is repaired, in 0.14:
   cancelled, and of those that its tasks make while and after it closes. And its ``close`` waits without a limit for
   what was written to a peer that reads nothing, and half a minute for TLS's goodbye. Here a client knows every
   connection that it made, ``close`` closes them all within two seconds, and none is made after that.
+- A node that can't be connected to is tried again without a rest, some hundred times a second by each of a client's
+  tasks. Here each failure is followed by a rest, up to a second. And one that accepts a connection and does not answer
+  keeps a client from all other nodes for a request's timeout, as it connects to one after the other: ten seconds here.
 - A fetch that fails or is cancelled counts for ever as under way, so that a member that asks for nothing any more would
   not leave its group. Here it has ended.
 - On level debug the client logs every request and answer in full: the password that it logs in with, and records.
@@ -43,6 +46,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.types import Bytes, CompactBytes
 
+from workers.kafka.backoff import Backoff
+
 __all__ = ["abandon", "close_connection", "repair_client", "stop_consumer", "stop_producer"]
 
 log = structlog.get_logger(__name__)
@@ -51,6 +56,8 @@ STOP_TIMEOUT_S = 3.0
 FORCE_TIMEOUT_S = 1.0
 GOODBYE_S = 0.1  # for a peer that has got all that was written to it
 METADATA_UPDATES_A_SECOND = 10
+CONNECT_TIMEOUT_S = 10.0  # with TLS and login
+FIRST_REST_S, LONGEST_REST_S = 0.05, 1.0  # before a node is connected to again
 
 _connecting: ContextVar[AIOKafkaClient] = ContextVar("the client that makes a connection")
 
@@ -110,7 +117,8 @@ def _repair_connections() -> None:
 
     async def create_known(host: str, port: int, **options: object) -> AIOKafkaConnection:
         client = _connecting.get()
-        connection = await create_conn(host, port, **options)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            connection = await create_conn(host, port, **options)
         made = _connections(client)
         made -= {each for each in made if each._closed_fut.done()}
         made.add(connection)
@@ -132,9 +140,24 @@ def _repair_connections() -> None:
 
         return connecting
 
+    @functools.wraps(get_conn)
+    async def get_conn_in_time(self: AIOKafkaClient, node: int, *, group: object = ConnectionGroup.DEFAULT) -> object:
+        rests: dict[int, Backoff] = self.__dict__.setdefault("_rests", {})
+        due: dict[int, float] = self.__dict__.setdefault("_due", {})
+        known = self._conns.get((node, group))
+        if known is None or not known.connected():
+            while (rest_s := due.get(node, 0.0) - time.monotonic()) > 0:
+                await asyncio.sleep(rest_s)
+        connection = await get_conn(self, node, group=group)
+        if connection is None:
+            due[node] = time.monotonic() + rests.setdefault(node, Backoff(FIRST_REST_S, LONGEST_REST_S)).grow()
+        elif due.pop(node, None) is not None:
+            rests[node].reset()
+        return connection
+
     library.create_conn = create_known
     AIOKafkaClient.bootstrap = connects(bootstrap)
-    AIOKafkaClient._get_conn = connects(get_conn)
+    AIOKafkaClient._get_conn = connects(get_conn_in_time)
     AIOKafkaClient.close = _close
 
 
