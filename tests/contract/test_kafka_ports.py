@@ -16,13 +16,16 @@ from typing import Protocol
 import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.producer.transaction_manager import PidAndEpoch
 
 from tests.support.verify import read_topic
+from workers.apps.broker import Broker
 from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.errors import DataLossError, FencedError
 from workers.kafka.cluster import Cluster
-from workers.kafka.errors import PASSING
+from workers.kafka.commit import PartitionSink
+from workers.kafka.errors import PASSING, KafkaError, is_forgotten
 from workers.kafka.memory import MemoryKafka
 from workers.kafka.ports import Commit, CommitSink, Kafka, OversizedError
 from workers.settings import Settings
@@ -402,9 +405,8 @@ class TestKafka:
                 assert first.owned | second.owned == {0, 1}
                 assert ("revoked", {0, 1}) in first.told
                 (theirs,) = second.owned
-                await second.consumer.confirm_membership(theirs)
-                with pytest.raises(FencedError):
-                    await first.consumer.confirm_membership(theirs)
+                assert await second.consumer.confirm_membership(theirs)
+                assert not await first.consumer.confirm_membership(theirs)
             finally:
                 told = len(second.told)
                 await second.consumer.stop()
@@ -490,3 +492,19 @@ async def read_through_both(workers: Sequence[Worker], ends: Sequence[int]) -> N
         }
 
     await until(lambda: committed() == dict(enumerate(ends)), f"committed up to {ends}")
+
+
+@pytest.mark.broker
+async def test_a_producer_that_the_cluster_has_forgotten_is_known_as_such(broker: Broker, topic_name: str) -> None:
+    """As after a week without a tick; here it names an id that the cluster never gave."""
+    place = OnBroker(broker.bootstrap_servers, topic_name)
+    await place.kafka.prepare()
+    await settled(place.kafka, 0)
+    async with opened(place.kafka) as sink:
+        assert isinstance(sink, PartitionSink)
+        assert sink._producer is not None
+        sink._producer._txn_manager._pid_and_epoch = PidAndEpoch(10**15, 0)
+        with pytest.raises(PASSING) as caught:
+            await sink.commit(work(1, b"late"))
+    assert is_forgotten(caught.value)
+    assert not is_forgotten(KafkaError("of another kind"))

@@ -20,6 +20,7 @@ from workers.kafka.lz4 import use_fast_lz4
 from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, KnownTopics, OutTopic, PartitionsCallback
 from workers.kafka.process import ProcessCommitter, ProcessSink
+from workers.kafka.record_times import too_near
 from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 
@@ -65,7 +66,8 @@ class Cluster:
                 self._is_shared = self._settings.commit_scope == "process" and await self._can_share(admin)
 
         def out(name: str, partitions: int) -> OutTopic:
-            return OutTopic(name, partitions, layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES))
+            size = layout.max_message_bytes.get(name, DEFAULT_MAX_MESSAGE_BYTES)
+            return OutTopic(name, partitions, size, layout.ahead_limits_ms.get(name))
 
         self._spec = SinkSpec(
             topics.ticks,
@@ -88,6 +90,9 @@ class Cluster:
         if self._topics is not None:
             identities = dict(self._topics.identities)  # whoever asks again works on what was found first
         self._topics = KnownTopics(layout.ticks, self._spec, layout.frames_retention_ms, identities)
+        problem = too_near(self._spec.frames, self._settings)
+        if problem is not None:
+            log.warning(problem)
 
     async def _can_share(self, admin: AIOKafkaAdminClient) -> bool:
         """Whether all brokers have what one transaction for several partitions needs; what they lack is said."""

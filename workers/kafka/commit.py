@@ -14,11 +14,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
@@ -30,6 +31,7 @@ from workers.kafka.hanging import Decision, end_and_decide, finish, last_decisio
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, send_offsets, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.protocol import Membership
+from workers.kafka.record_times import refused_time_error
 from workers.kafka.repairs import abandon
 from workers.kafka.takeover import take_over
 
@@ -139,6 +141,7 @@ class TransactionWriter:
         assert isinstance(batch_bytes, int)
         self._batch_bytes = batch_bytes
         self._queued_bytes = 0  # since it was last waited for all
+        self._refused_time: OutTopic | None = None  # a topic that refused a record for its time
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
@@ -194,7 +197,12 @@ class TransactionWriter:
 
         Raises `FencedError`, ``KafkaError``, or ``TimeoutError`` after ``commit_timeout_s``.
         """
-        await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
+        try:
+            await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
+        except InvalidTimestampError as error:
+            if self._refused_time is None:
+                raise
+            raise refused_time_error(self._refused_time, self.spec.producer_options["bootstrap_servers"]) from error
 
     async def _write(self, attempt: Attempt) -> None:
         producer, works = self._producer, attempt.works
@@ -294,10 +302,18 @@ class TransactionWriter:
                 keyless=partition % topic.partitions,
             )
             self.spec.note_step("pack", began_s)
-            sent += [_watched(await producer.send_batch(batch, topic.name, partition=at)) for at, batch in packed]
+            for at, batch in packed:
+                future = await producer.send_batch(batch, topic.name, partition=at)
+                future.add_done_callback(partial(self._note_failure, topic))
+                sent.append(future)
             self._queued_bytes += sum(batch.size() for _, batch in packed)
             await asyncio.sleep(0)
         return sent
+
+    def _note_failure(self, topic: OutTopic, sent: asyncio.Future[object]) -> None:
+        """Look at the failure, which is not complained of then should the commit end before it is awaited."""
+        if not sent.cancelled() and isinstance(sent.exception(), InvalidTimestampError):
+            self._refused_time = topic
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not. Done before a cancellation of it is passed on:
@@ -386,12 +402,6 @@ def pack(
         open_batch[1](0, timestamp_ms, key, record.value, headers)
     packed += [(to, close_batch(builder, count)) for to, (builder, _, count) in fill.items()]
     return packed
-
-
-def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
-    """The future, whose failure is not complained of should the commit end before it is awaited."""
-    sent.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-    return sent
 
 
 def _is_acknowledged(sent: asyncio.Future[object]) -> bool:

@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    IllegalGenerationError,
+    IllegalStateError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 
 from workers.errors import BrokerError, DataLossError, FencedError, TopicReplacedError
 from workers.kafka.errors import UnstableOffsetError
@@ -28,8 +35,8 @@ from workers.kafka.fetch_hook import install
 from workers.kafka.internals import (
     client_of,
     committed_offset,
-    confirm_heartbeat,
     failed_tasks,
+    heartbeat_error,
     membership_of,
     raise_coordinator_errors,
 )
@@ -47,6 +54,8 @@ log = structlog.get_logger(__name__)
 NO_PARTITION = 2**31 - 1
 UNSTABLE_LIMIT_S = 10.0
 UNSTABLE_REST_S = 0.02
+NOT_IN_GROUP_WAIT_S = 0.5
+_NO_MEMBER = (UnknownMemberIdError, IllegalGenerationError)
 
 
 class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -181,14 +190,20 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         assert self._changelog is not None
         return await look(client_of(self._consumer), self._topic, self._changelog, partitions)
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides. Raises `FencedError` where the group has gone on without this process, ``KafkaError`` where it does not
+        answer.
 
-        One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
-        that fences whoever has it now.
+        One that was frozen or cut off still believes that it is a member. It must ask before it takes a partition up
+        again, for that fences whoever has it now.
         """
-        if not await confirm_heartbeat(self._consumer) or not self.owns(partition):
+        error = await heartbeat_error(self._consumer)
+        if error in _NO_MEMBER:
             raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
+        if error is not None and error is not RebalanceInProgressError:
+            raise error(f"membership of the group that reads {self._topic}")
+        return error is None and self.owns(partition)
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""
@@ -214,7 +229,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def stay(self) -> None:
         """Show that this member is alive while it fetches nothing: one that doesn't ask for ``max.poll.interval.ms``
         leaves the group. Asks for a partition that can't exist, which touches nothing that was fetched."""
-        await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
+        await self._fetch([self._tp(NO_PARTITION)], timeout_ms=0)
 
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions, in log order; waits ``timeout_ms`` for the first.
@@ -227,7 +242,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         if not tps:
             return {}
         try:
-            found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+            found = await self._fetch(tps, timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError as error:
             raise DataLossError(
                 f"{self._topic} no longer has the records to be read next ({error}); {self._if_lost}"
@@ -237,6 +252,20 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }
+
+    async def _fetch(
+        self, tps: list[TopicPartition], *, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[TopicPartition, Sequence[Any]]:
+        """What the client's ``getmany`` gives, but within the time given: out of the group that waits for however long
+        it takes to get in, and who asks could do nothing else meanwhile, not even end."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 + NOT_IN_GROUP_WAIT_S):
+                found: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+                    *tps, timeout_ms=timeout_ms, max_records=max_records
+                )
+                return found
+        except TimeoutError:
+            return {}
 
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator

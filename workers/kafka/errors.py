@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Final
 
 from aiokafka.errors import (
@@ -9,6 +11,7 @@ from aiokafka.errors import (
     CoordinatorNotAvailableError,
     GroupAuthorizationFailedError,
     IllegalStateError,
+    InvalidProducerIdMapping,
     KafkaError,
     KafkaTimeoutError,
     LeaderNotAvailableError,
@@ -18,6 +21,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
+    UnknownProducerId,
     UnknownTopicOrPartitionError,
 )
 
@@ -39,6 +43,8 @@ __all__ = [
     "TopicAuthorizationFailedError",
     "TransactionalIdAuthorizationFailed",
     "UnstableOffsetError",
+    "is_forgotten",
+    "told",
 ]
 
 
@@ -64,3 +70,25 @@ PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
 
 REFUSED: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 """Rights that are missing, which doesn't change by itself. To be looked for first: these are among `PASSING`, too."""
+
+
+def told(error: BaseException) -> str:
+    """An error for a log: what it says, and what led to it, where it doesn't say that itself."""
+    causes = (each for each in _chain(error) if not isinstance(each, asyncio.CancelledError))
+    return " from ".join(dict.fromkeys(map(repr, causes)))
+
+
+def is_forgotten(error: BaseException) -> bool:
+    """Whether the cluster has forgotten a producer that was idle for longer than ``transactional.id.expiration.ms``,
+    as it should; a new one goes on."""
+    return any(isinstance(each, InvalidProducerIdMapping | UnknownProducerId) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from; bounded, since causes can form a ring."""
+    found: BaseException | None = error
+    for _ in range(10):
+        if found is None:
+            return
+        yield found
+        found = found.__cause__

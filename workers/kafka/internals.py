@@ -15,19 +15,24 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import (
     ConcurrentTransactions,
+    CoordinatorNotAvailableError,
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
     KafkaConnectionError,
+    KafkaError,
     LeaderNotAvailableError,
     NodeNotReadyError,
     NoError,
     ProducerFenced,
+    RebalanceInProgressError,
     RequestTimedOutError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.group import HeartbeatRequest
 
 from workers.core.packed import PackedBatch
 from workers.kafka.errors import NO_COORDINATOR_YET, StaleMemberError, UnstableOffsetError
@@ -38,13 +43,14 @@ __all__ = [
     "add_to_transaction",
     "adopt",
     "api_versions",
+    "ask_coordinator",
     "brokers",
     "client_of",
     "close_batch",
     "codec_of",
     "committed_offset",
-    "confirm_heartbeat",
     "failed_tasks",
+    "heartbeat_error",
     "lacking_of",
     "leader_of",
     "learn_topic",
@@ -88,9 +94,33 @@ def raise_coordinator_errors(consumer: AIOKafkaConsumer) -> None:
     consumer._coordinator.check_errors()
 
 
-async def confirm_heartbeat(consumer: AIOKafkaConsumer) -> bool:
-    """Send a heartbeat now; whether the group answers that this consumer is a member."""
-    return bool(await consumer._coordinator._do_heartbeat())
+async def ask_coordinator(consumer: AIOKafkaConsumer, request: Request[Any]) -> Any:
+    """What the group's coordinator answers to a request.
+
+    Not the client's own ``_send_req``: that gives the coordinator up where one answer fails, for all who use it. Who
+    only asks leaves that to the client's heartbeats. Raises ``KafkaError``.
+    """
+    coordinator = consumer._coordinator
+    if coordinator.coordinator_id is None:
+        raise CoordinatorNotAvailableError(coordinator.group_id)
+    return await consumer._client.send(coordinator.coordinator_id, request, group=ConnectionGroup.COORDINATION)
+
+
+async def heartbeat_error(consumer: AIOKafkaConsumer) -> type[KafkaError] | None:
+    """Send a heartbeat now; what the group answers, None where this consumer is a member as it believes.
+
+    Not the client's own ``_do_heartbeat``: that acts upon the answer. One that came while the group was joined anew
+    would reset the membership that the client has just been given, which leaves a ghost in the group for as long as a
+    session, and everybody waiting for it. Where the membership has changed meanwhile, the answer is
+    ``RebalanceInProgressError``. Raises ``KafkaError``.
+    """
+    coordinator = consumer._coordinator
+    asked = (coordinator.generation, coordinator.member_id)
+    response = await ask_coordinator(consumer, HeartbeatRequest(coordinator.group_id, *asked))
+    if asked != (coordinator.generation, coordinator.member_id):
+        return RebalanceInProgressError  # type: ignore[no-any-return]
+    error = for_code(response.error_code)
+    return None if error is NoError else error
 
 
 def membership_of(consumer: AIOKafkaConsumer) -> Membership | None:

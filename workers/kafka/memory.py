@@ -343,10 +343,11 @@ class MemoryConsumer:
         if self._joining is not None and self._joining.done():
             self._joining.result()
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Raises `FencedError` where the group has another member for the partition."""
-        if not self._kafka.is_member(self) or not self.owns(partition):
+    async def confirm_membership(self, partition: int) -> bool:
+        """Whether the partition is owned here; raises `FencedError` where this is no member any more."""
+        if not self._kafka.is_member(self):
             raise FencedError(f"the group has not confirmed that {self._kafka.topic}[{partition}] is owned here")
+        return self.owns(partition)
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on."""

@@ -78,6 +78,7 @@ class OutTopic:
     name: str
     partitions: int
     max_record_bytes: int
+    ahead_limit_ms: int | None = None  # how far ahead of its brokers' clocks it takes records, where that is limited
 
 
 class OutTopics(Protocol):
@@ -153,8 +154,9 @@ class GroupConsumer(Protocol):
     async def look(self, partitions: Collection[int]) -> Sighting:
         """The topics as they are now, and where these partitions of the changelog begin."""
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; `FencedError` where it doesn't say so."""
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides, `FencedError` where the group has gone on without this process."""
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""

@@ -17,15 +17,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    InvalidConfigurationError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from workers.errors import TopicError
 from workers.kafka.connection import explain_connection_error
+from workers.kafka.record_times import ANY_TIME, ahead_limit_ms
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -81,6 +88,7 @@ class TopicLayout:
     feedback: int
     frames_retention_ms: int | None = None
     max_message_bytes: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where it isn't told
+    ahead_limits_ms: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where there is none
     routed: Mapping[str, int] = field(default_factory=dict)  # by topic name
     ids: Mapping[str, str | None] = field(default_factory=dict, compare=False)  # Kafka's, by topic name
     created: tuple[str, ...] = field(default=(), compare=False)
@@ -111,8 +119,9 @@ def planned_topics(settings: Settings, *, tick_partitions: int | None = None) ->
         "delete.retention.ms": "900000",
     }
     partitions = topics.partitions
+    ticks, kept, compacted = kept, {**kept, **ANY_TIME}, {**compacted, **ANY_TIME}
     return [
-        TopicPlan("ticks", topics.ticks, partitions, kept),
+        TopicPlan("ticks", topics.ticks, partitions, ticks),
         TopicPlan("frames", topics.frames, partitions, kept),
         TopicPlan("late", topics.late, partitions, kept),
         TopicPlan("dead_letters", topics.dead_letters, partitions, kept),
@@ -211,10 +220,19 @@ async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replicatio
         request.replication_factor = replication_factor  # -1, the broker's default, is refused by NewTopic alone
         requests.append(request)
     response = await admin.create_topics(requests)
+    without: list[TopicPlan] = []
+    by_name = {plan.name: plan for plan in plans}
     for name, code, message in response.topic_errors:
         error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:
+        if error is InvalidConfigurationError and ANY_TIME.keys() & by_name[name].configs.keys():
+            without.append(by_name[name])  # a broker that knows no limits of record times, and so has none
+        elif code and error is not TopicAlreadyExistsError:
             raise TopicError(f"topic {name} can't be created: {message or error.description or error.__name__}")
+    await _create(admin, [_of_no_time(plan) for plan in without], replication_factor)
+
+
+def _of_no_time(plan: TopicPlan) -> TopicPlan:
+    return replace(plan, configs={name: value for name, value in plan.configs.items() if name not in ANY_TIME})
 
 
 def _waiting_for(plans: list[TopicPlan], found: Mapping[str, TopicState]) -> list[str]:
@@ -271,6 +289,9 @@ def _layout(
         frames_retention_ms=int(retention) if retention is not None else None,
         max_message_bytes={
             name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
+        },
+        ahead_limits_ms={
+            name: limit for name, config in configs.items() if (limit := ahead_limit_ms(config)) is not None
         },
         routed={name: partitions(name) for name in _routed_topics(settings)},
         ids={name: state.id for name, state in found.items() if name in (topics.ticks, topics.changelog)},

@@ -12,6 +12,7 @@ import structlog
 from workers.core.effects import Effects, SequenceGap
 from workers.core.lane import Lane
 from workers.core.packed import oldest_ms
+from workers.kafka.errors import is_forgotten, told
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
@@ -101,7 +102,7 @@ class PartitionReport:
         log.warning(
             "can't open the partition; retrying",
             partition=self._number,
-            error=repr(error),
+            error=told(error),
             retry_in_s=round(retry_in_s, 1),
         )
 
@@ -153,7 +154,10 @@ class PartitionReport:
 
     def commit_failed(self, error: BaseException) -> None:
         """The partition will be restored."""
-        log.warning("commit failed; restoring the partition", partition=self._number, error=repr(error))
+        if is_forgotten(error):
+            log.info("the cluster has forgotten a producer that was idle for long; restoring", partition=self._number)
+            return
+        log.warning("commit failed; restoring the partition", partition=self._number, error=told(error))
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()
 
     def committed(self, commit: CommitUnderWay, lane: Lane | None, seconds: float) -> None:

@@ -155,8 +155,13 @@ class PartitionRunner:
                 continue
             try:
                 async with self._context.restoring():
-                    await self._open_once()
-                return
+                    if not self._consumer.owns(self.number):  # while it waited for its turn
+                        continue
+                    if await self._consumer.confirm_membership(self.number):
+                        await self._open_once()
+                        return
+                await asyncio.sleep(OWNED_LOOK_S)
+                continue
             except (*REFUSED, TopicError):
                 raise
             except OffsetsDisagreeError as error:
@@ -172,7 +177,6 @@ class PartitionRunner:
 
     async def _open_once(self) -> None:
         context, number, began_s = self._context, self.number, time.monotonic()
-        await self._consumer.confirm_membership(number)
         await context.kafka.refresh()
         self._sink = sink = context.kafka.sink(number)
         await sink.open()  # fences the previous owner, so what is read next is the last that was committed

@@ -99,7 +99,10 @@ class Worker:
         for sentence in advice(self.settings):
             log.info(sentence)
         self._failure = asyncio.get_running_loop().create_future()
-        await self._kafka.prepare()  # first, as it says within seconds what is wrong with the cluster or the settings
+        # First, as it says within seconds what is wrong with the cluster or the settings.
+        if not await _done_before(stop, self._kafka.prepare()):
+            log.info("worker stopped before it reached the cluster")
+            return
         self._is_native = self._choose_lane()
         self._threads = LaneThreads(self.settings.lane.threads if self._is_native else 1)
         consumer = self._kafka.consumer(
@@ -108,25 +111,30 @@ class Worker:
         self._context = self._context_with(consumer)
         try:
             async with self._kafka.connecting():
-                await consumer.start()
-            log.info(
-                "worker started",
-                application_id=self.settings.application_id,
-                topic=self.topic,
-                guarantee=self.settings.processing_guarantee,
-            )
-            watch = asyncio.ensure_future(self._watch_topics(consumer))
-            try:
-                async with self._pace:
-                    await self._loop(consumer, stop)
-            except TopicReplacedError:
-                await self._forsake()
-                raise
-            finally:
-                watch.cancel()
+                started = await _done_before(stop, consumer.start())
+            if started:
+                log.info(
+                    "worker started",
+                    application_id=self.settings.application_id,
+                    topic=self.topic,
+                    guarantee=self.settings.processing_guarantee,
+                )
+                await self._work(consumer, stop)
         finally:
             await self._shut_down(consumer)
             self._threads.close()
+
+    async def _work(self, consumer: GroupConsumer, stop: asyncio.Event) -> None:
+        """The loop, until it ends, with an eye on the topics."""
+        watch = asyncio.ensure_future(self._watch_topics(consumer))
+        try:
+            async with self._pace:
+                await self._loop(consumer, stop)
+        except TopicReplacedError:
+            await self._forsake()
+            raise
+        finally:
+            watch.cancel()
 
     def _choose_lane(self) -> bool:
         """Whether lanes are native; what is missing for them to be is said."""
@@ -432,6 +440,20 @@ class _Every:
             return False
         self._next_s = now_s + self._interval_s
         return True
+
+
+async def _done_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do the work; False where it was cancelled because ``stop`` came first. Raises what the work raises."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})
 
 
 def _partition_rules(settings: Settings) -> PartitionRules:

@@ -24,7 +24,7 @@ from workers.errors import (
     TopicReplacedError,
     WorkersError,
 )
-from workers.kafka.memory import MemoryKafka, MemorySink
+from workers.kafka.memory import MemoryConsumer, MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
 from workers.settings import Settings
 from workers.testing import TestDriver
@@ -117,6 +117,72 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 def read_through(kafka: MemoryKafka) -> Callable[[], bool]:
     return lambda: all(kafka.offsets[number] == kafka.bounds(number)[1] for number in range(PARTITIONS))
+
+
+class StandingStill(FailingKafka):
+    """Never gets past a phase; ``reached`` is set when it is there."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self._phase = phase
+        self.reached = asyncio.Event()
+
+    async def _stand_still_in(self, phase: str) -> None:
+        if phase == self._phase:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+    async def prepare(self) -> None:
+        await self._stand_still_in("looking at the topics")
+
+    @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        yield
+
+    def consumer(self, **callbacks: object) -> MemoryConsumer:  # type: ignore[override]
+        made = super().consumer(**callbacks)  # type: ignore[arg-type]
+        start, confirm = made.start, made.confirm_membership
+
+        async def started() -> None:
+            await self._stand_still_in("connecting")
+            await start()
+
+        async def confirmed(partition: int) -> bool:
+            await self._stand_still_in("asking the group")
+            return await confirm(partition)
+
+        made.start, made.confirm_membership = started, confirmed  # type: ignore[method-assign]
+        return made
+
+    def sink(self, partition: int) -> FailingSink:
+        made = super().sink(partition)
+        open_it, commit = made.open, made.commit
+
+        async def opened() -> None:
+            await self._stand_still_in("opening")
+            await open_it()
+
+        async def committed(work: Commit) -> None:
+            await self._stand_still_in("committing")
+            await commit(work)
+
+        made.open, made.commit = opened, committed  # type: ignore[method-assign]
+        return made
+
+    async def read_changelog(self, partition: int, on_progress: Callable[[int], None]) -> Mapping[bytes, bytes]:
+        await self._stand_still_in("restoring")
+        return await super().read_changelog(partition, on_progress)
+
+
+@pytest.mark.parametrize(
+    "phase", ["looking at the topics", "connecting", "asking the group", "opening", "restoring", "committing"]
+)
+async def test_a_worker_that_is_told_to_stop_does_in_every_phase(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.worker.STOP_TIMEOUT_S", 0.05)  # for the last commits
+    kafka, driver = StandingStill(phase), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    async with working(kafka):
+        await asyncio.wait_for(kafka.reached.wait(), LIMIT_S)
 
 
 async def test_a_partition_is_read_as_soon_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:

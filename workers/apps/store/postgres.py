@@ -8,6 +8,7 @@ pooler in transaction mode can be in between.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -156,12 +157,13 @@ _REFUSING_CLASSES: Final = ("21", "22", "23", "54")
 """SQLSTATE classes that a value causes: cardinality, data, integrity, and limits such as that of an index entry."""
 _FATAL_CLASSES: Final = ("0A", "42")
 """SQLSTATE classes that no waiting cures: what isn't supported, tables or rights that are missing."""
+_PORTS: Final = re.compile(r"[\d,]*")
 
 
 class PostgresStore:
     """A `Store` in a PostgreSQL database; ``dsn`` is anything that libpq takes, environment and .pgpass included.
 
-    Raises ``ConfigError`` where ``dsn`` is none.
+    Raises ``ConfigError`` where ``dsn`` is none, or a URI with a password that is not encoded as one needs.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -172,6 +174,12 @@ class PostgresStore:
             raise ConfigError(
                 "the PostgreSQL address is neither a URI (postgresql://user@host:5432/database) nor name=value pairs"
             ) from None
+        if "@" in given.get("host", "") + given.get("dbname", "") or not _PORTS.fullmatch(given.get("port", "")):
+            # A password with one of these in it was cut there, and its end would be shown as host, port or database.
+            raise ConfigError(
+                "the PostgreSQL address has no number for a port, or an @ in its host or database. In a URI, the "
+                "characters / @ : ? # % of a user name or password are written as %2F %40 %3A %3F %23 %25"
+            )
         self.has_password = bool(given.get("password"))
         self._conninfo = make_conninfo(**{**_DEFAULTS, **given})
         shown = {name: given[name] for name in ("host", "port", "dbname", "user", "service") if given.get(name)}

@@ -431,6 +431,10 @@ def test_flags_choose_the_database_before_settings(tmp_path: Path, monkeypatch: 
         ({"postgres": "postgresql://u:hunter2@h/d"}, "WORKERS_STORE_DSN"),
         ({"postgres": "postgresql://h/d?password=hunter2"}, "WORKERS_STORE_DSN"),
         ({"postgres": "hunter2"}, "neither a URI"),
+        ({"postgres": "postgresql://u:hunter2/3@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u:5/hunter2@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u:p@hunter2@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u@h:hunter2/d"}, "%2F %40"),
     ],
 )
 def test_what_can_not_be_a_database_is_refused_without_repeating_secrets(
