@@ -11,6 +11,7 @@ from workers.core.encoding import to_json
 from workers.core.formats.corrections import Correction
 from workers.core.frames import OutRecord
 from workers.core.reasons import Reason
+from workers.core.records import LargeRecord
 from workers.core.ticks import Rejection, Tick
 from workers.core.windows.window import Lateness
 from workers.times import NS_PER_MS
@@ -129,6 +130,8 @@ def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
         (PARTITION_HEADER, str(partition).encode()),
         (OFFSET_HEADER, str(record.offset).encode()),
     )
+    if isinstance(record, LargeRecord):
+        headers = (*headers, (TRUNCATED_HEADER, str(record.length).encode()))
     return OutRecord(record.key, record.value, None, headers)
 
 

@@ -10,7 +10,7 @@ letter, as it is in no window that could be made anew. A correct gives it its ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -24,11 +24,12 @@ from workers.core.pipeline.stage import Passage
 from workers.core.pipeline.throttle import DumpedPassage, dump_passage, load_passage
 from workers.core.reasons import Reason
 from workers.core.records import Record
+from workers.core.steps import Portion
 from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time
 
-__all__ = ["SUSPECT", "Quarantine"]
+__all__ = ["SUSPECT", "Quarantine", "held_in_steps"]
 
 SUSPECT: Final = b"hs"
 """How the changelog keys of held ticks begin."""
@@ -150,3 +151,13 @@ class Quarantine:
             ) from error
         self._stored = {suspect.key for suspect in suspects}
         self._guard.load(self._stored_clock_ns, suspects)
+
+
+def held_in_steps(entries: Iterable[bytes]) -> Generator[None, None, int]:
+    """How many ticks stored state holds."""
+    held, portion = 0, Portion()
+    for key in entries:
+        held += key.startswith(SUSPECT)
+        if portion.is_done(0.02):
+            yield
+    return held

@@ -30,6 +30,7 @@ from workers.kafka.hanging import finish, last_decision
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.repairs import abandon
+from workers.native.probe import packed_records
 
 __all__ = ["PartitionSink", "SinkSpec", "reached"]
 
@@ -248,10 +249,13 @@ def pack(
     """Batches of at most ``limit_bytes`` before compression, closed, with the partition each is for, in order.
 
     A record goes to ``partition``, or where murmur2 puts its key among ``partitions``, without a key to ``keyless``.
-    Packed records become batches in native code. For others the C builder inside aiokafka's is filled directly: this
-    runs once for every frame and every changed window.
+    Batches are made by native code where it is there: cramjam packs LZ4 at a level that takes seconds for a megabyte of
+    one letter, with the event loop waiting. Without it the C builder inside aiokafka's is filled directly: this runs
+    once for every frame and every changed window.
     """
     now_ms = time.time_ns() // 1_000_000
+    if isinstance(records, list) and packed_records is not None:
+        records = packed_records(records)
     if not isinstance(records, list):
         batches = records.batches(
             partitions=partitions,

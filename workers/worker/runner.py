@@ -200,10 +200,10 @@ class PartitionRunner:
         self._wake()
         return portion
 
-    def processed(self, portion: Fetched, effects: Effects, took_s: float) -> None:
+    def processed(self, effects: Effects, took_s: float) -> None:
         """Take what the lane made of a portion, in so many seconds."""
         self._report.processed(self.state.take(effects))
-        self._begin(self.state.processed(portion.records, took_s))
+        self._begin(self.state.processed(effects.records, took_s))
         self._wake()
 
     async def show_overdue(self, now_ns: int) -> None:

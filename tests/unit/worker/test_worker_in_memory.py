@@ -15,7 +15,8 @@ import pytest
 from workers.core.effects import Effects
 from workers.core.lane import Lane
 from workers.core.partitioning import partition_for
-from workers.core.records import Record
+from workers.core.portions import StepLimit
+from workers.core.records import RawBatch, Record
 from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
 from workers.kafka.memory import MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
@@ -210,9 +211,9 @@ async def test_nothing_is_committed_of_a_lane_that_raised_and_all_of_the_others(
         lane = make(number)
         process = lane.process
 
-        def raises(records: Sequence[Record]) -> Effects:
+        def raises(records: Sequence[Record | RawBatch], limit: StepLimit) -> Effects:
             nonlocal steps
-            effects = process(records)
+            effects = process(records, limit)
             steps += number == 1
             if steps == 3:
                 raise BrokerError("the batch is broken")
