@@ -135,8 +135,6 @@ class PartitionSink:
                 f"another worker has taken over {self._spec.input_topic}[{self._partition}]; "
                 "nothing after the last commit was published"
             ) from error
-        except MessageSizeTooLargeError as error:
-            raise OversizedError(str(error)) from error
 
     async def _commit(self, work: Commit) -> None:
         producer, spec = self._producer, self._spec
@@ -203,7 +201,9 @@ class PartitionSink:
                 keyless=self._partition % topic.partitions,
             )
             self._spec.note_step("pack", began_s)
-            sent += [_watched(await producer.send_batch(batch, topic.name, partition=to)) for to, batch in packed]
+            sent += [
+                _watched(await producer.send_batch(batch, topic.name, partition=to), topic) for to, batch in packed
+            ]
             await asyncio.sleep(0)
         return sent
 
@@ -289,10 +289,26 @@ def pack(
     return packed
 
 
-def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
-    """The future, whose failure is not complained of should the commit end before it is awaited."""
-    sent.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-    return sent
+def _watched(sent: asyncio.Future[object], topic: OutTopic) -> asyncio.Future[object]:
+    """What the future gives; its error says which topic refused, and is not complained of should the commit end before
+    it is awaited."""
+    watched = asyncio.get_running_loop().create_future()
+
+    def pass_on(done: asyncio.Future[object]) -> None:
+        if watched.done():
+            done.cancelled() or done.exception()
+        elif done.cancelled():
+            watched.cancel()
+        elif (error := done.exception()) is None:
+            watched.set_result(done.result())
+        else:
+            if isinstance(error, MessageSizeTooLargeError):
+                error = OversizedError(topic.name, topic.max_record_bytes)
+            watched.set_exception(error)
+            watched.exception()
+
+    sent.add_done_callback(pass_on)
+    return watched
 
 
 async def _acknowledged(sent: list[asyncio.Future[object]]) -> None:

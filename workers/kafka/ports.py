@@ -38,7 +38,11 @@ PartitionsCallback = Callable[[set[int]], Awaitable[None]]
 
 
 class OversizedError(BrokerError):
-    """A batch was refused as too large for its topic."""
+    """A batch was refused as too large for ``topic``, which was believed to take records of ``limit_bytes``."""
+
+    def __init__(self, topic: str, limit_bytes: int) -> None:
+        super().__init__(f"{topic} refused a record as too large; it was believed to take {limit_bytes} bytes")
+        self.topic, self.limit_bytes = topic, limit_bytes
 
 
 class Fetched:

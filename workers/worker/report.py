@@ -151,9 +151,14 @@ class PartitionReport:
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
-    def commit_failed(self, error: BaseException) -> None:
+    def commit_failed(self, error: BaseException, retry_in_s: float) -> None:
         """The partition will be restored."""
-        log.warning("commit failed; restoring the partition", partition=self._number, error=repr(error))
+        log.warning(
+            "commit failed; restoring the partition",
+            partition=self._number,
+            error=repr(error),
+            retry_in_s=round(retry_in_s, 1),
+        )
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()
 
     def committed(self, commit: CommitUnderWay, lane: Lane | None, seconds: float) -> None:

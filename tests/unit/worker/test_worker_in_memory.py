@@ -146,7 +146,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
         TimeoutError("late"),
         FencedError("taken over"),
         OSError("gone"),
-        OversizedError("large"),
+        OversizedError("frames", 1_000),
         BrokerError("?"),
     ]
     kafka = FailingKafka({where: draw.choices(errors, k=draw.randrange(1, 4)) for where in ("open", "before", "after")})
@@ -170,7 +170,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
 
 
 async def test_a_record_that_was_too_large_makes_the_limits_be_asked_for_again() -> None:
-    kafka = FailingKafka({"before": [OversizedError("a batch of 2 MB")]})
+    kafka = FailingKafka({"before": [OversizedError("frames", 1_000)]})
     driver = TestDriver(SETTINGS)
     async with working(kafka):
         send(kafka, driver, 0, 600)
