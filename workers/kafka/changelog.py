@@ -144,7 +144,7 @@ async def _put_batches(reader: TopicReader, partition: int, entries: dict[bytes,
             put_entries(entries, item, where=f"{reader.topic}[{partition}]")
         else:
             _put(entries, item)
-        held += count_of([item])  # type: ignore[arg-type]  # one of either kind
+        held += count_of([item])
         if held >= CHUNK_BATCHED_RECORDS:
             held = 0
             await asyncio.sleep(0)

@@ -14,7 +14,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import structlog
@@ -34,6 +33,7 @@ from workers.kafka.protocol import Membership
 from workers.kafka.record_times import refused_time_error
 from workers.kafka.repairs import abandon
 from workers.kafka.takeover import take_over
+from workers.native.probe import packed_records
 
 __all__ = ["Attempt", "PartitionSink", "SinkSpec", "TransactionWriter", "explained", "reached"]
 
@@ -101,7 +101,7 @@ class PartitionSink:
         """
         try:
             await self._writer.write(Attempt({self._partition: work}))
-        except (ProducerFenced, MessageSizeTooLargeError) as error:
+        except ProducerFenced as error:
             raise explained(error, self._spec, self._partition) from error
 
     async def close(self) -> None:
@@ -141,7 +141,6 @@ class TransactionWriter:
         assert isinstance(batch_bytes, int)
         self._batch_bytes = batch_bytes
         self._queued_bytes = 0  # since it was last waited for all
-        self._refused_time: OutTopic | None = None  # a topic that refused a record for its time
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
@@ -197,12 +196,7 @@ class TransactionWriter:
 
         Raises `FencedError`, ``KafkaError``, or ``TimeoutError`` after ``commit_timeout_s``.
         """
-        try:
-            await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
-        except InvalidTimestampError as error:
-            if self._refused_time is None:
-                raise
-            raise refused_time_error(self._refused_time, self.spec.producer_options["bootstrap_servers"]) from error
+        await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
 
     async def _write(self, attempt: Attempt) -> None:
         producer, works = self._producer, attempt.works
@@ -302,18 +296,38 @@ class TransactionWriter:
                 keyless=partition % topic.partitions,
             )
             self.spec.note_step("pack", began_s)
-            for at, batch in packed:
-                future = await producer.send_batch(batch, topic.name, partition=at)
-                future.add_done_callback(partial(self._note_failure, topic))
-                sent.append(future)
+            sent += [
+                self._watched(await producer.send_batch(batch, topic.name, partition=at), topic) for at, batch in packed
+            ]
             self._queued_bytes += sum(batch.size() for _, batch in packed)
             await asyncio.sleep(0)
         return sent
 
-    def _note_failure(self, topic: OutTopic, sent: asyncio.Future[object]) -> None:
-        """Look at the failure, which is not complained of then should the commit end before it is awaited."""
-        if not sent.cancelled() and isinstance(sent.exception(), InvalidTimestampError):
-            self._refused_time = topic
+    def _watched(self, sent: asyncio.Future[object], topic: OutTopic) -> asyncio.Future[object]:
+        """What the future gives; its error says which topic refused, and is not complained of should the commit end
+        before it is awaited."""
+        watched = asyncio.get_running_loop().create_future()
+
+        def pass_on(done: asyncio.Future[object]) -> None:
+            if watched.done():
+                done.cancelled() or done.exception()
+            elif done.cancelled():
+                watched.cancel()
+            elif (error := done.exception()) is None:
+                watched.set_result(done.result())
+            else:
+                watched.set_exception(self._refusal(error, topic))
+                watched.exception()
+
+        sent.add_done_callback(pass_on)
+        return watched
+
+    def _refusal(self, error: BaseException, topic: OutTopic) -> BaseException:
+        if isinstance(error, MessageSizeTooLargeError):
+            return OversizedError(topic.name, topic.max_record_bytes)
+        if isinstance(error, InvalidTimestampError):
+            return refused_time_error(topic, self.spec.producer_options["bootstrap_servers"])
+        return error
 
     async def close(self) -> None:
         """Let go of the producers; whatever was not committed is not. Done before a cancellation of it is passed on:
@@ -335,7 +349,7 @@ def explained(error: Exception, spec: SinkSpec, partition: int) -> Exception:
             f"another worker has taken over {spec.input_topic}[{partition}]; "
             "nothing after the last commit was published"
         )
-    return OversizedError(str(error)) if isinstance(error, MessageSizeTooLargeError) else error
+    return error
 
 
 def _portions(records: OutRecords) -> Iterator[OutRecords]:
@@ -367,10 +381,13 @@ def pack(
     """Batches of at most ``limit_bytes`` before compression, closed, with the partition each is for, in order.
 
     A record goes to ``partition``, or where murmur2 puts its key among ``partitions``, without a key to ``keyless``.
-    Packed records become batches in native code. For others the C builder inside aiokafka's is filled directly: this
-    runs once for every frame and every changed window.
+    Batches are made by native code where it is there: cramjam packs LZ4 at a level that takes seconds for a megabyte of
+    one letter, with the event loop waiting. Without it the C builder inside aiokafka's is filled directly: this runs
+    once for every frame and every changed window.
     """
     now_ms = time.time_ns() // 1_000_000
+    if isinstance(records, list) and packed_records is not None:
+        records = packed_records(records)
     if not isinstance(records, list):
         batches = records.batches(
             partitions=partitions,

@@ -215,7 +215,7 @@ class MemoryKafka:
         for records in (work.frames, work.late, work.dead_letters, *work.routed.values()):
             largest = max((record.size for record in records), default=0)
             if largest > self._max_record_bytes:
-                raise OversizedError(f"a record of {largest} bytes; the topic takes {self._max_record_bytes}")
+                raise OversizedError("a topic", self._max_record_bytes)
 
     # -- as `workers.kafka.ports.Kafka` -------------------------------------------------------------------------------
 

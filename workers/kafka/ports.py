@@ -40,17 +40,23 @@ PartitionsCallback = Callable[[set[int]], Awaitable[None]]
 
 
 class OversizedError(BrokerError):
-    """A batch was refused as too large for its topic."""
+    """A batch was refused as too large for ``topic``, which was believed to take records of ``limit_bytes``."""
+
+    def __init__(self, topic: str, limit_bytes: int) -> None:
+        super().__init__(f"{topic} refused a record as too large; it was believed to take {limit_bytes} bytes")
+        self.topic, self.limit_bytes = topic, limit_bytes
 
 
 class Fetched:
-    """Records of one partition in log order, or whole batches of them; not empty."""
+    """Records of one partition in log order, or whole batches of them; not empty. ``size_bytes`` is what they take in
+    memory, batches as they were packed."""
 
-    __slots__ = ("items", "records")
+    __slots__ = ("items", "records", "size_bytes")
 
-    def __init__(self, items: Sequence[Record] | Sequence[RawBatch]) -> None:
+    def __init__(self, items: Sequence[Record | RawBatch]) -> None:
         self.items = items
         self.records = sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
+        self.size_bytes = sum(map(_size_of, items))
 
     @property
     def next_offset(self) -> int:
@@ -69,6 +75,10 @@ class Fetched:
             taken += 1
         rest = self.items[taken:]
         return Fetched(self.items[:taken]), Fetched(rest) if rest else None
+
+
+def _size_of(item: Record | RawBatch) -> int:
+    return item.size_bytes if isinstance(item, RawBatch) else len(item.key or b"") + len(item.value or b"")
 
 
 @dataclass(slots=True)

@@ -47,7 +47,8 @@ class TopicReader:
 
     After `start`, `turn_to` a topic and `assign` its partitions. Methods that ask the cluster raise ``KafkaError``.
     Headers may have any names, unless ``any_headers`` is false, which is a fifth quicker: then one whose name is not
-    UTF-8 is an error. With ``batches``, whole record batches are handed out by `poll_batches`, and no records.
+    UTF-8 is an error. With ``batches``, whole record batches are handed out by `poll_batches`, and no records. With
+    ``glances``, records deep within a batch that unpacks to very much are passed over.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class TopicReader:
         *,
         any_headers: bool = True,
         batches: bool = False,
+        glances: bool = False,
         **fetching: Unpack[Fetching],
     ) -> None:
         self._topic = ""
         self._any_headers = any_headers
         self._batches = batches
+        self._glances = glances
         self._consumer = AIOKafkaConsumer(
             **{
                 **options,
@@ -81,7 +84,7 @@ class TopicReader:
         """Connect. Whatever comes of it, `stop` is to be called."""
         await self._consumer.start()
         if self._any_headers or self._batches:
-            install(self._consumer, records=not self._batches)
+            install(self._consumer, records=not self._batches, glances=self._glances)
 
     async def stop(self) -> None:
         """Close, within a few seconds. Raises nothing."""
@@ -170,14 +173,14 @@ class TopicReader:
 
 @asynccontextmanager
 async def reading(
-    settings: Settings, topic: str | None = None, **fetching: Unpack[Fetching]
+    settings: Settings, topic: str | None = None, *, glances: bool = False, **fetching: Unpack[Fetching]
 ) -> AsyncIterator[TopicReader]:
-    """A started reader, turned to ``topic`` if one is given, and stopped at the end.
+    """A started reader, turned to ``topic`` if one is given, and stopped at the end; ``glances`` as of `TopicReader`.
 
     Raises ``BrokerError`` where the cluster can't be reached or refuses the credentials, ``ConfigError`` where a
     certificate can't be read.
     """
-    reader = TopicReader(client_options(settings), **fetching)
+    reader = TopicReader(client_options(settings), glances=glances, **fetching)
     try:
         async with connecting(settings):
             await reader.start()

@@ -45,7 +45,7 @@ def refresh(worker: Worker) -> None:
     metrics, now_ns = worker.metrics, time.time_ns()
     for partition in (runner.state for runner in worker.partitions.values()):
         labels = (worker.topic, str(partition.number))
-        metrics.lane_depth.labels(*labels).set(partition.backlog_records)
+        metrics.lane_depth.labels(*labels).set(partition.waiting.records)
         metrics.lane_paused.labels(*labels).set(int(partition.paused))
         lane = partition.lane
         if lane is None:

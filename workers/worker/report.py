@@ -152,12 +152,17 @@ class PartitionReport:
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
-    def commit_failed(self, error: BaseException) -> None:
+    def commit_failed(self, error: BaseException, retry_in_s: float) -> None:
         """The partition will be restored."""
         if is_forgotten(error):
             log.info("the cluster has forgotten a producer that was idle for long; restoring", partition=self._number)
             return
-        log.warning("commit failed; restoring the partition", partition=self._number, error=told(error))
+        log.warning(
+            "commit failed; restoring the partition",
+            partition=self._number,
+            error=told(error),
+            retry_in_s=round(retry_in_s, 1),
+        )
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()
 
     def committed(self, commit: CommitUnderWay, lane: Lane | None, seconds: float) -> None:

@@ -23,11 +23,11 @@ from workers.worker.life import Action, Actions, LifeEvent, Phase
 from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, restore, side_by_side
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
+from workers.worker.setbacks import MAX_BACKOFF_S, Setbacks
 
 __all__ = ["CLOSE_TIMEOUT_S", "Context", "PartitionRunner"]
 
 OWNED_LOOK_S: Final = 0.05
-MAX_BACKOFF_S: Final = 5.0
 DISAGREEING_LOOKS: Final = 6  # at state and group's offset, over some 3 s, before their disagreement is believed
 CLOSE_TIMEOUT_S: Final = 5.0
 
@@ -66,6 +66,7 @@ class PartitionRunner:
         self._has_work = asyncio.Event()  # as the committer's attributes
         self._urgent = asyncio.Event()
         self._committing = asyncio.Lock()
+        self._setbacks = Setbacks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_once: Mapping[Action, Callable[[], None]] = {
             Action.OPEN: self.open,
@@ -149,6 +150,7 @@ class PartitionRunner:
 
     async def _open_until_done(self) -> None:
         backoff, looks = Backoff(0.1, MAX_BACKOFF_S), 0
+        await asyncio.sleep(self._setbacks.rest_s)
         while self.state.phase is Phase.OPENING:
             if not self._consumer.owns(self.number):
                 await asyncio.sleep(OWNED_LOOK_S)  # a rebalance is under way, whose end decides
@@ -213,10 +215,10 @@ class PartitionRunner:
         self._wake()
         return portion
 
-    def processed(self, portion: Fetched, effects: Effects, took_s: float) -> None:
+    def processed(self, effects: Effects, took_s: float) -> None:
         """Take what the lane made of a portion, in so many seconds."""
         self._report.processed(self.state.take(effects))
-        self._begin(self.state.processed(portion.records, took_s))
+        self._begin(self.state.processed(effects.records, took_s))
         self._wake()
 
     async def show_overdue(self, now_ns: int) -> None:
@@ -297,13 +299,15 @@ class PartitionRunner:
             finally:
                 self.state.committer.ended()
             self.state.committed(under_way)
+            self._setbacks = Setbacks()
             self._report.committed(under_way, self.state.lane, (time.monotonic_ns() - under_way.began_ns) / 1e9)
             context.report.warn_of_short_retention(under_way.effects, context.kafka.topics.frames_retention_ms)
             return True
 
     async def _recover(self, error: BaseException) -> None:
         """After any failed commit: nothing of it may be trusted, so start again from what was committed."""
-        self._report.commit_failed(error)
+        self._setbacks.note(error)
+        self._report.commit_failed(error, self._setbacks.rest_s)
         if isinstance(error, OversizedError):
             self._context.kafka.doubt()
         await self.finish(self.tell(LifeEvent.COMMIT_FAILED))

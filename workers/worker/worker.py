@@ -34,14 +34,14 @@ from workers.kafka.cluster import Cluster
 from workers.kafka.errors import PASSING, REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
 from workers.native.choose import is_available, make_lane, supports, takes_batches
-from workers.settings import Settings, advice
+from workers.settings import LaneSettings, Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
 from workers.worker.lane_threads import LaneThreads
 from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin
-from workers.worker.partition import PartitionRules
+from workers.worker.partition import Fullness, PartitionRules
 from workers.worker.report import WorkerReport
 from workers.worker.runner import CLOSE_TIMEOUT_S, Context, PartitionRunner
 from workers.worker.watch import TopicWatch, partitions_added
@@ -58,7 +58,7 @@ RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 MARKERS_EVERY_S: Final = 1.0
-BATCHES_AT_ONCE: Final = 32  # of record batches fetched whole
+BATCHES_AT_ONCE: Final = 32  # of record batches, which are fetched whole
 WAITING_LIMITS = WaitingLimits()
 
 
@@ -106,7 +106,7 @@ class Worker:
         self._is_native = self._choose_lane()
         self._threads = LaneThreads(self.settings.lane.threads if self._is_native else 1)
         consumer = self._kafka.consumer(
-            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=self._is_native
+            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=True
         )
         self._context = self._context_with(consumer)
         try:
@@ -220,11 +220,11 @@ class Worker:
             await asyncio.wait_for(self._opened.wait(), limit_s)
 
     def _fetch_at_once(self) -> int:
-        """Records, or batches of them. The client hands out all it has of one partition before the next one's: with no
-        more than a lane takes at once a partition with much to read would never fill its lane and be paused, and the
-        others would wait for it."""
+        """Batches, or records where there are none. The client hands out all it has of one partition before the next
+        one's: with no more than a lane takes at once a partition with much to read would never fill its lane and be
+        paused, and the others would wait for it."""
         lane = self.settings.lane
-        return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high_records)
+        return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high.records)
 
     async def _process(self) -> None:
         """One step of each lane, as many side by side as there are threads."""
@@ -249,12 +249,12 @@ class Worker:
         if portions:
             self._report.note_step("process", began_s)
         failures: list[Exception] = []
-        for (runner, portion), outcome in zip(portions, made, strict=True):
+        for (runner, _), outcome in zip(portions, made, strict=True):
             if isinstance(outcome, Exception):
                 runner.state.discard()
                 failures.append(outcome)
             else:
-                runner.processed(portion, *outcome)
+                runner.processed(*outcome)
         if failures:
             raise failures[0]
         return bool(portions)
@@ -459,8 +459,12 @@ async def _done_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -
 def _partition_rules(settings: Settings) -> PartitionRules:
     lane = settings.lane
     return PartitionRules(
-        high_records=max(1, int(lane.high_watermark * lane.capacity)),
-        low_records=int(lane.low_watermark * lane.capacity),
+        high=_filled(lane, lane.high_watermark),
+        low=_filled(lane, lane.low_watermark),
         batch_size=lane.batch_size,
         commit=CommitRules(settings.commit_interval, is_aligned=settings.commit_scope == "process"),
     )
+
+
+def _filled(lane: LaneSettings, share: float) -> Fullness:
+    return Fullness(max(1, int(share * lane.capacity)), int(share * lane.capacity_bytes))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError
 
 from workers.errors import FencedError
 from workers.kafka import process
@@ -154,7 +154,7 @@ async def test_works_that_come_while_one_is_under_way_go_together(
     await close(first, second, third)
 
 
-@pytest.mark.parametrize("error", [MessageSizeTooLargeError("large"), TimeoutError()], ids=["refused", "no leader"])
+@pytest.mark.parametrize("error", [OversizedError("frames", 1_000), TimeoutError()], ids=["refused", "no leader"])
 async def test_one_that_is_refused_fails_alone_and_stays_alone_until_it_succeeds(
     committer: ProcessCommitter, cluster: Cluster, error: Exception
 ) -> None:

@@ -15,7 +15,8 @@ import pytest
 from workers.core.effects import Effects
 from workers.core.lane import Lane
 from workers.core.partitioning import partition_for
-from workers.core.records import Record
+from workers.core.portions import StepLimit
+from workers.core.records import RawBatch, Record
 from workers.errors import (
     BrokerError,
     ConfigError,
@@ -218,7 +219,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
         TimeoutError("late"),
         FencedError("taken over"),
         OSError("gone"),
-        OversizedError("large"),
+        OversizedError("frames", 1_000),
         BrokerError("?"),
     ]
     kafka = FailingKafka({where: draw.choices(errors, k=draw.randrange(1, 4)) for where in ("open", "before", "after")})
@@ -242,7 +243,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
 
 
 async def test_a_record_that_was_too_large_makes_the_limits_be_asked_for_again() -> None:
-    kafka = FailingKafka({"before": [OversizedError("a batch of 2 MB")]})
+    kafka = FailingKafka({"before": [OversizedError("frames", 1_000)]})
     driver = TestDriver(SETTINGS)
     async with working(kafka):
         send(kafka, driver, 0, 600)
@@ -283,9 +284,9 @@ async def test_nothing_is_committed_of_a_lane_that_raised_and_all_of_the_others(
         lane = make(number)
         process = lane.process
 
-        def raises(records: Sequence[Record]) -> Effects:
+        def raises(records: Sequence[Record | RawBatch], limit: StepLimit) -> Effects:
             nonlocal steps
-            effects = process(records)
+            effects = process(records, limit)
             steps += number == 1
             if steps == 3:
                 raise BrokerError("the batch is broken")
