@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import BrokerResponseError, MessageSizeTooLargeError, OutOfOrderSequenceNumber, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
@@ -120,9 +120,15 @@ class Attempt:
     is_ending: bool = False  # all was in the transaction, and its commit may have been asked for
     sent: dict[int, list[asyncio.Future[object]]] = field(default_factory=dict)
 
-    def suspects(self) -> set[int]:
+    def unacknowledged(self) -> set[int]:
         """The partitions whose batches were refused, or are not acknowledged."""
         return {partition for partition, batches in self.sent.items() if not all(map(_is_acknowledged, batches))}
+
+    def suspects(self) -> set[int]:
+        """The partitions to blame: those whose batches were refused, or else not acknowledged. Behind one that was
+        refused, others to the same partition of a topic are out of order, whosever they are."""
+        refused = {partition for partition, batches in self.sent.items() if any(map(_is_refused, batches))}
+        return refused or self.unacknowledged()
 
 
 class TransactionWriter:
@@ -234,7 +240,7 @@ class TransactionWriter:
         try:
             await _acknowledged(attempt.sent)
         finally:
-            attempt.out |= attempt.sent.keys() - attempt.suspects()
+            attempt.out |= attempt.sent.keys() - attempt.unacknowledged()
 
     async def _until_taken(self, attempt: Attempt) -> None:
         """Where many bytes are queued, wait for them: a broker hangs up at a request of 100 MiB."""
@@ -396,6 +402,11 @@ def _watched(sent: asyncio.Future[object]) -> asyncio.Future[object]:
 
 def _is_acknowledged(sent: asyncio.Future[object]) -> bool:
     return sent.done() and not sent.cancelled() and sent.exception() is None
+
+
+def _is_refused(sent: asyncio.Future[object]) -> bool:
+    error = sent.exception() if sent.done() and not sent.cancelled() else None
+    return isinstance(error, BrokerResponseError) and not isinstance(error, OutOfOrderSequenceNumber)
 
 
 async def _acknowledged(sent: Mapping[int, list[asyncio.Future[object]]]) -> None:
