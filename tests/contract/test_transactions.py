@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -62,10 +63,11 @@ async def topic(broker: Broker, topic_name: str) -> str:
 
 
 @asynccontextmanager
-async def member(broker: Broker, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+async def member(broker: Broker, topic: str, instance: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
     """A member of the group that is called as the topic is."""
     consumer = AIOKafkaConsumer(
         topic,
+        group_instance_id=instance,
         bootstrap_servers=broker.bootstrap_servers,
         group_id=topic,
         enable_auto_commit=False,
@@ -113,6 +115,20 @@ async def test_the_group_refuses_offsets_of_a_generation_that_is_over(broker: Br
                 await send_offsets(producer, topic, Membership(stale.generation + 1, "who"), topic, {0: (8, "")})
             await producer.abort_transaction()
         assert await committed_offset(first, topic, 0) == 1
+
+
+async def test_a_static_member_commits_as_itself_and_nobody_else_does(broker: Broker, topic: str) -> None:
+    async with member(broker, topic, "one") as consumer, producing(broker, f"{topic}-id") as producer:
+        membership = membership_of(consumer)
+        assert membership is not None
+        assert membership.instance_id == "one"
+        await producer.begin_transaction()
+        await send_offsets(producer, topic, membership, topic, {0: (1, "")})
+        await producer.commit_transaction()
+        await producer.begin_transaction()
+        with pytest.raises(StaleMemberError, match="FENCED_INSTANCE_ID"):
+            await send_offsets(producer, topic, replace(membership, member_id="another"), topic, {0: (7, "")})
+        await producer.abort_transaction()
 
 
 async def test_an_offset_is_not_told_while_a_transaction_may_change_it(broker: Broker, topic: str) -> None:

@@ -121,8 +121,8 @@ def _reader(consumer_options: Mapping[str, object]) -> TopicReader:
 async def _read(reader: TopicReader, partition: int, progress: _Progress, *, to_the_end: bool) -> dict[bytes, bytes]:
     entries: dict[bytes, bytes] = {}
     put = _put_batches if is_available() else _put_records
-    ends = await (reader.log_ends if to_the_end else reader.ends)([partition])
-    begins = await reader.begins([partition])
+    ends_of = reader.log_ends if to_the_end else reader.ends
+    ends, begins = await asyncio.gather(ends_of([partition]), reader.begins([partition]))
     if begins[partition] == ends[partition]:
         return entries
     reader.assign([partition])

@@ -18,14 +18,20 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import (
+    BrokerResponseError,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
-from workers.errors import FencedError
+from workers.errors import BrokerError, FencedError
 from workers.kafka.hanging import Decision, end_and_decide, finish, last_decision
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, send_offsets, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
@@ -122,9 +128,15 @@ class Attempt:
     is_ending: bool = False  # all was in the transaction, and its commit may have been asked for
     sent: dict[int, list[asyncio.Future[object]]] = field(default_factory=dict)
 
-    def suspects(self) -> set[int]:
+    def unacknowledged(self) -> set[int]:
         """The partitions whose batches were refused, or are not acknowledged."""
         return {partition for partition, batches in self.sent.items() if not all(map(_is_acknowledged, batches))}
+
+    def suspects(self) -> set[int]:
+        """The partitions to blame: those whose batches were refused, or else not acknowledged. Behind one that was
+        refused, others to the same partition of a topic are out of order, whosever they are."""
+        refused = {partition for partition, batches in self.sent.items() if any(map(_is_refused, batches))}
+        return refused or self.unacknowledged()
 
 
 class TransactionWriter:
@@ -236,7 +248,7 @@ class TransactionWriter:
         try:
             await _acknowledged(attempt.sent)
         finally:
-            attempt.out |= attempt.sent.keys() - attempt.suspects()
+            attempt.out |= attempt.sent.keys() - attempt.unacknowledged()
 
     async def _until_taken(self, attempt: Attempt) -> None:
         """Where many bytes are queued, wait for them: a broker hangs up at a request of 100 MiB."""
@@ -423,6 +435,11 @@ def pack(
 
 def _is_acknowledged(sent: asyncio.Future[object]) -> bool:
     return sent.done() and not sent.cancelled() and sent.exception() is None
+
+
+def _is_refused(sent: asyncio.Future[object]) -> bool:
+    error = sent.exception() if sent.done() and not sent.cancelled() else None
+    return isinstance(error, BrokerResponseError | BrokerError) and not isinstance(error, OutOfOrderSequenceNumber)
 
 
 async def _acknowledged(sent: Mapping[int, list[asyncio.Future[object]]]) -> None:

@@ -286,8 +286,9 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""
         tp = self._tp(partition)
-        begins = await begin_offsets(self.client, [tp])
-        ends = await end_offsets(self.client, [tp], committed=self._is_committed)
+        begins, ends = await asyncio.gather(
+            begin_offsets(self.client, [tp]), end_offsets(self.client, [tp], committed=self._is_committed)
+        )
         return begins[tp], ends[tp]
 
     async def at_end(self, partition: int) -> bool:

@@ -30,7 +30,7 @@ from aiokafka.client import AIOKafkaClient
 from workers.errors import FencedError
 from workers.kafka.commit import Attempt, SinkSpec, TransactionWriter, explained
 from workers.kafka.errors import StaleMemberError
-from workers.kafka.hanging import Decision
+from workers.kafka.hanging import Decision, end_and_decide
 from workers.kafka.ports import Commit
 from workers.kafka.protocol import Membership
 from workers.kafka.takeover import take_over
@@ -369,9 +369,6 @@ class ProcessCommitter:
                 writer = self._lone_writers.pop()
                 try:
                     await self._write_with(writer, item)
-                except BaseException:
-                    await writer.close()
-                    raise
                 finally:
                     self._lone_writers.append(writer)
         except Exception as error:
@@ -387,10 +384,21 @@ class ProcessCommitter:
     async def _write_with(self, writer: TransactionWriter, item: _Item) -> None:
         if not self._may_commit(item):
             raise self._not_owned(item.sink)
+        attempt = self._attempt([item])
         writer.spec = self._spec
-        if not writer.is_open:
-            await writer.open(sorted(self._sinks))
-        await writer.write(self._attempt([item]))
+        try:
+            if not writer.is_open:
+                await writer.open(sorted(self._sinks))
+            await writer.write(attempt)
+        except Exception:
+            await writer.close()
+            # Open, its transaction would be in the way of whoever opens the partition next.
+            decision = await end_and_decide(self._member.client, writer.transactional_id)
+            if decision is not Decision.COMMIT or not attempt.is_ending:
+                raise
+        except BaseException:
+            await writer.close()
+            raise
 
     def _lone_writer(self, number: int) -> TransactionWriter:
         return TransactionWriter(self._spec, f"{self.transactional_id}-{number}")

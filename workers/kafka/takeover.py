@@ -57,9 +57,8 @@ async def take_over(
     for changelog in await open_transactions(client, sorted(changelogs)):
         await _finish(client, spec, changelog)
     for name in sorted({spec.partition_id(number) for number in partitions} & listed.keys()) if fence else ():
-        found = await describe(client, name)
-        if found is not None:
-            await initialise(client, found)
+        while (found := await describe(client, name)) is not None and await initialise(client, found) is None:
+            pass  # somebody initialised it in between, and is to be fenced, too
 
 
 async def _end(client: AIOKafkaClient, transactional_id: str, changelogs: Collection[TopicPartition]) -> None:

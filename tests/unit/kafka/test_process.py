@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OutOfOrderSequenceNumber
 
 from workers.errors import FencedError
 from workers.kafka import process
@@ -96,7 +96,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     async def take_over(*arguments: object, **options: object) -> None:
         pass
 
+    async def end_and_decide(*arguments: object) -> Decision:
+        return made.decision
+
     monkeypatch.setattr(process, "take_over", take_over)
+    monkeypatch.setattr(process, "end_and_decide", end_and_decide)
     return made
 
 
@@ -183,6 +187,22 @@ async def test_one_that_is_refused_fails_alone_and_stays_alone_until_it_succeeds
     assert await commit(bad, *good) == [None, None, None]
     assert cluster.committed == [[3, 4, 5]], "together again"
     await close(bad, *good)
+
+
+async def test_who_was_refused_is_to_blame_and_not_who_came_behind() -> None:
+    def sent(error: Exception | None) -> asyncio.Future[object]:
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        future.set_result(None) if error is None else future.set_exception(error)
+        future.exception()
+        return future
+
+    pending: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    attempt = Attempt({number: Commit(1) for number in range(4)})
+    attempt.sent = {0: [sent(None)], 1: [sent(None), sent(OutOfOrderSequenceNumber())], 2: [pending], 3: []}
+    assert attempt.suspects() == {1, 2}
+    attempt.sent[3] = [sent(OversizedError("frames", 1_000)), sent(None)]
+    assert attempt.suspects() == {3}
+    assert attempt.unacknowledged() == {1, 2, 3}
 
 
 async def test_a_transaction_that_failed_for_no_work_in_particular_is_tried_again_and_then_each_alone(
