@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     InvalidConfigurationError,
@@ -44,6 +44,7 @@ __all__ = [
     "delete_topics",
     "describe_topics",
     "ensure_topics",
+    "fit_changelog",
     "planned_topics",
 ]
 
@@ -179,6 +180,51 @@ async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, TopicState]:
     return states
 
 
+async def fit_changelog(admin: AIOKafkaAdminClient, settings: Settings) -> str | None:
+    """Make the changelog what the ticks topic needs, where its state is dropped anyway; what was done, if anything.
+
+    Partitions that are missing are added. One with too many, or that is not compacted, is deleted and made again.
+    Raises ``TopicError`` where the cluster refuses, ``BrokerError`` where it does not answer.
+    """
+    name = settings.topics.changelog
+    try:
+        found = await describe_topics(admin)
+        changelog, ticks = found.get(name), found.get(settings.topics.ticks)
+        if changelog is None or ticks is None:
+            return None  # both are made as they should be
+        policy = (await _configs(admin, [name])).get(name, {}).get("cleanup.policy")
+        if changelog.partitions > ticks.partitions or not _is_compact(policy):
+            await _make_again(admin, settings, changelog, ticks.partitions)
+            return f"{name} was made again, with {ticks.partitions} partitions"
+        if changelog.partitions < ticks.partitions:
+            await admin.create_partitions({name: NewPartitions(ticks.partitions)})
+            await _until_it_is(admin, name, lambda now: now.partitions == ticks.partitions)
+            return f"{name} was given {ticks.partitions} partitions, {changelog.partitions} before"
+    except KafkaError as error:
+        raise explain_connection_error(error, settings) from error
+    return None
+
+
+async def _make_again(admin: AIOKafkaAdminClient, settings: Settings, changelog: TopicState, partitions: int) -> None:
+    await delete_topics(admin, [changelog.name])
+    plans = [plan for plan in planned_topics(settings, tick_partitions=partitions) if plan.name == changelog.name]
+    await _until_it_is(admin, changelog.name, None)
+    await _create(admin, plans, settings.topics.replication_factor)
+    await _until_it_is(admin, changelog.name, lambda now: now.partitions == partitions)
+
+
+async def _until_it_is(admin: AIOKafkaAdminClient, name: str, condition: Callable[[TopicState], bool] | None) -> None:
+    """Wait until a topic has leaders and meets the condition; None: until it is gone. Raises ``TopicError``."""
+    deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
+    while True:
+        now = (await describe_topics(admin)).get(name)
+        if now is None if condition is None else (now is not None and now.ready and condition(now)):
+            return
+        if time.monotonic() > deadline_s:
+            raise TopicError(f"topic {name} did not change within {_APPEAR_TIMEOUT_S:.0f} s; are enough brokers up?")
+        await asyncio.sleep(0.05)
+
+
 async def delete_topics(admin: AIOKafkaAdminClient, names: list[str]) -> list[str]:
     """Delete topics and return those that were there; a topic that is missing already is fine.
 
@@ -304,16 +350,23 @@ def _check(settings: Settings, layout: TopicLayout, changelog_configs: Mapping[s
     if layout.changelog != layout.ticks:
         raise TopicError(
             f"{topics.changelog} has {layout.changelog} partitions and {topics.ticks} has {layout.ticks}; expected the "
-            "same number, since partition i of the changelog holds the state of input partition i. If partitions were "
-            "added to the ticks topic, keys moved and the old state is useless: start again under a new "
-            "application_id"
+            "same number, since partition i of the changelog holds the state of input partition i. Where partitions "
+            "were added to the ticks topic, its keys have moved between partitions. Stop all workers and drop the "
+            "state with `workers state reset`, which gives the changelog as many partitions; or use another "
+            "application_id and another topics.frames"
         )
     policy = changelog_configs.get("cleanup.policy")
-    if policy is not None and {word.strip() for word in policy.split(",")} != {"compact"}:
+    if not _is_compact(policy):
         raise TopicError(
             f"{topics.changelog} has cleanup.policy={policy}; expected compact, or the state of quiet symbols would be "
-            f"deleted. Set it with kafka-configs --alter --topic {topics.changelog} --add-config cleanup.policy=compact"
+            f"deleted. Set it with kafka-configs --alter --topic {topics.changelog} --add-config "
+            "cleanup.policy=compact; or drop the state with `workers state reset`, which makes the topic again"
         )
+
+
+def _is_compact(policy: str | None) -> bool:
+    """Whether the topic keeps all state; where the cluster doesn't tell, it is taken to."""
+    return policy is None or {word.strip() for word in policy.split(",")} == {"compact"}
 
 
 def _missing_error(missing: list[TopicPlan], settings: Settings) -> TopicError:
