@@ -267,9 +267,10 @@ async def _leave_while_joining(consumer: AIOKafkaConsumer) -> None:
     """Take a member that waits to be let into its group out of it: the client would wait on, and the group afterwards
     for a session. Asked on another connection, as the broker answers one after the other."""
     coordinator, client = consumer._coordinator, consumer._client
-    if consumer._group_id is None or consumer._group_instance_id is not None or coordinator.coordinator_id is None:
-        return
-    if coordinator.member_id and consumer._subscription.reassignment_in_progress:
+    if coordinator is None or consumer._group_id is None or consumer._group_instance_id is not None:
+        return  # not started, in no group, or in it for good
+    waits = consumer._subscription.reassignment_in_progress and coordinator.member_id
+    if waits and coordinator.coordinator_id is not None:
         with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(FORCE_TIMEOUT_S):
                 request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
