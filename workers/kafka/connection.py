@@ -102,6 +102,8 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
             return "connection refused. Is a broker running there? Set it with --bootstrap-servers"
         if isinstance(cause, _NotAsAdvertisedError):
             return f"it answers, but not at the address that it advertises, {cause} (the broker's advertised.listeners)"
+        if isinstance(cause, _SilentError):
+            return "it accepts connections, but does not answer. Is it a broker, and not frozen or overloaded?"
         if isinstance(cause, _AnswersNowError):
             return "it did not answer in time, but does now; try again"
         if isinstance(cause, kafka_errors.NodeNotReadyError):
@@ -116,6 +118,10 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
 
 class _NotAsAdvertisedError(Exception):
     """A broker answers where it was asked, but nobody at the address that it gives for itself, which the text names."""
+
+
+class _SilentError(Exception):
+    """Connections are accepted, and nothing that is asked on them is answered."""
 
 
 class _AnswersNowError(Exception):
@@ -136,6 +142,8 @@ async def _first_failure(settings: Settings) -> BaseException | None:
                 # A listener that wants a login answers the handshake without one, and hangs up at the next request.
                 found = await connection.send(SafeMetadataRequest([]))
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and await _accepts(host, port):
+                error = _SilentError()
             failure = failure or error
         else:
             return await _unreachable(((host, port) for _node, host, port, *_ in found.brokers), options)
@@ -143,6 +151,17 @@ async def _first_failure(settings: Settings) -> BaseException | None:
             if connection is not None:
                 await close_connection(connection)
     return failure
+
+
+async def _accepts(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True
 
 
 async def _unreachable(advertised: Iterable[tuple[str, int]], options: Mapping[str, Any]) -> BaseException:

@@ -215,6 +215,7 @@ async def abandon(producer: AIOKafkaProducer) -> None:
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # there is nothing to flush, which is all that its own stop would do more
+    _read_failures(producer)  # before closing makes the client forget some
     await _close(producer.client)
     await _cancel([producer._sender.sender_task])
     _read_failures(producer)
@@ -225,16 +226,19 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
 
 
 def _read_failures(producer: AIOKafkaProducer) -> None:
-    """Look at the failures that nobody waits for: unread, each would be logged as never retrieved. The caller has the
-    reason from the call that failed."""
+    """Look at the failures that nobody waits for, those to come as well: unread, each would be logged as never
+    retrieved. The caller has the reason from the call that failed."""
     accumulator = producer._message_accumulator
     batches = [batch for queue in accumulator._batches.values() for batch in queue]
     futures = [
         future for batch in (*batches, *accumulator._pending_batches) for future in (batch._drain_waiter, batch.future)
     ]
-    for future in (getattr(producer._txn_manager, "_transaction_waiter", None), *futures):
-        if future is not None and future.done() and not future.cancelled():
-            future.exception()
+    manager = producer._txn_manager
+    if manager is not None:
+        futures += [manager._transaction_waiter, *(future for *_, future in manager._pending_txn_offsets)]
+    for future in futures:
+        if future is not None:
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def stop_producer(producer: AIOKafkaProducer, *, within_s: float = STOP_TIMEOUT_S) -> None:
@@ -270,9 +274,10 @@ async def _leave_while_joining(consumer: AIOKafkaConsumer) -> None:
     """Take a member that waits to be let into its group out of it: the client would wait on, and the group afterwards
     for a session. Asked on another connection, as the broker answers one after the other."""
     coordinator, client = consumer._coordinator, consumer._client
-    if consumer._group_id is None or consumer._group_instance_id is not None or coordinator.coordinator_id is None:
-        return
-    if coordinator.member_id and consumer._subscription.reassignment_in_progress:
+    if coordinator is None or consumer._group_id is None or consumer._group_instance_id is not None:
+        return  # not started, in no group, or in it for good
+    waits = consumer._subscription.reassignment_in_progress and coordinator.member_id
+    if waits and coordinator.coordinator_id is not None:
         with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(FORCE_TIMEOUT_S):
                 request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
