@@ -18,16 +18,17 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import IllegalOperation, MessageSizeTooLargeError, ProducerFenced, TopicAuthorizationFailedError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
-from workers.errors import FencedError
+from workers.errors import BrokerError, FencedError
+from workers.kafka.errors import NO_COORDINATOR_YET
 from workers.kafka.hanging import finish, last_decision
-from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, start_sending
+from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, start_sending, transaction_failure
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.repairs import abandon
 from workers.native.probe import packed_records
@@ -93,6 +94,13 @@ class PartitionSink:
                 await start_sending(producer)
                 changelog = TopicPartition(self._spec.changelog.name, self._partition)
                 await finish(producer, decision, changelog, self._result_partitions(), self._spec.group_id)
+        except NO_COORDINATOR_YET as error:
+            await abandon(producer)
+            raise BrokerError(
+                f"no broker coordinates the transactions of {transactional_id}: the log that they are in, "
+                "__transaction_state, has no leader or can't be made. Are as many brokers up as "
+                "transaction.state.log.replication.factor wants?"
+            ) from error
         except BaseException:
             await abandon(producer)
             raise
@@ -134,6 +142,13 @@ class PartitionSink:
             raise FencedError(
                 f"another worker has taken over {self._spec.input_topic}[{self._partition}]; "
                 "nothing after the last commit was published"
+            ) from error
+        except (
+            IllegalOperation
+        ) as error:  # said of a transaction that has failed between two steps, for whatever reason
+            cause = transaction_failure(self._producer) if self._producer is not None else None
+            raise cause or BrokerError(
+                f"the transaction of {self._spec.input_topic}[{self._partition}] has failed"
             ) from error
 
     async def _commit(self, work: Commit) -> None:
@@ -304,6 +319,8 @@ def _watched(sent: asyncio.Future[object], topic: OutTopic) -> asyncio.Future[ob
         else:
             if isinstance(error, MessageSizeTooLargeError):
                 error = OversizedError(topic.name, topic.max_record_bytes)
+            elif isinstance(error, TopicAuthorizationFailedError):
+                error = TopicAuthorizationFailedError(topic.name)
             watched.set_exception(error)
             watched.exception()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,12 +16,32 @@ from workers.core.packed import oldest_ms
 from workers.telemetry.metrics import Metrics
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
+from workers.worker.trouble import words
 
 __all__ = ["PartitionReport", "WorkerReport"]
 
 log = structlog.get_logger(__name__)
 
+SAID_EVERY_S: Final = 10.0
+FORGOTTEN_AFTER_S: Final = 300.0
 GAPS_LOGGED_AT_ONCE: Final = 5  # of one batch; all are counted
+
+
+class Spared:
+    """Which of many alike is said: one in `SAID_EVERY_S`, by what it says."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[float, int]] = {}  # when last, and how many since
+
+    def note(self, what: str) -> int | None:
+        """How many were left out since the last that was said; None where this is one of them."""
+        now_s = self._clock()
+        self._said = {each: found for each, found in self._said.items() if now_s - found[0] < FORGOTTEN_AFTER_S}
+        last_s, left_out = self._said.get(what, (-math.inf, 0))
+        is_said = now_s - last_s >= SAID_EVERY_S
+        self._said[what] = (now_s, 0) if is_said else (last_s, left_out + 1)
+        return left_out if is_said else None
 
 
 class WorkerReport:
@@ -32,6 +53,7 @@ class WorkerReport:
         self.ticks = ticks
         self.dead_letters = dead_letters
         self._frames = frames
+        self.opening_failures = Spared()
         self._longest_s: dict[str, float] = {}
         self._warned_of_retention = False
 
@@ -96,13 +118,17 @@ class PartitionReport:
             seconds=round(seconds, 3),
         )
 
-    def opening_failed(self, error: Exception, retry_in_s: float) -> None:
-        """It will be tried again."""
+    def opening_failed(self, why: str, retry_in_s: float) -> None:
+        """It will be tried again. Said once in ten seconds of all partitions together, where they fail alike."""
+        left_out = self._worker.opening_failures.note(why)
+        if left_out is None:
+            return
         log.warning(
             "can't open the partition; retrying",
             partition=self._number,
-            error=repr(error),
+            error=why,
             retry_in_s=round(retry_in_s, 1),
+            **({"and_more_like_it": left_out} if left_out else {}),
         )
 
     def paused(self) -> None:
@@ -156,7 +182,7 @@ class PartitionReport:
         log.warning(
             "commit failed; restoring the partition",
             partition=self._number,
-            error=repr(error),
+            error=words(error),
             retry_in_s=round(retry_in_s, 1),
         )
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()

@@ -24,6 +24,7 @@ from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, 
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
 from workers.worker.setbacks import MAX_BACKOFF_S, Setbacks
+from workers.worker.trouble import Trouble
 
 __all__ = ["CLOSE_TIMEOUT_S", "Context", "PartitionRunner"]
 
@@ -61,6 +62,7 @@ class PartitionRunner:
         self._has_work = asyncio.Event()  # as the committer's attributes
         self._urgent = asyncio.Event()
         self._committing = asyncio.Lock()
+        self.trouble: Trouble | None = None  # what keeps it from being opened
         self._setbacks = Setbacks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_once: Mapping[Action, Callable[[], None]] = {
@@ -152,6 +154,7 @@ class PartitionRunner:
             try:
                 async with self._context.restoring():
                     await self._open_once()
+                self.trouble = None
                 return
             except (*REFUSED, TopicError):
                 raise
@@ -162,8 +165,9 @@ class PartitionRunner:
                 failure: Exception = error
             except (*PASSING, FencedError, BrokerError) as error:
                 failure = error
+            self.trouble = Trouble.of(failure, self.trouble)
             await self.finish(self.tell(LifeEvent.OPENING_FAILED))
-            self._report.opening_failed(failure, backoff.rest_s)
+            self._report.opening_failed(self.trouble.text, backoff.rest_s)
             await asyncio.sleep(backoff.grow())
 
     async def _open_once(self) -> None:

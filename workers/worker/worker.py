@@ -33,6 +33,7 @@ from workers.errors import TopicError
 from workers.kafka.cluster import Cluster
 from workers.kafka.errors import REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
+from workers.kafka.refusals import refusal
 from workers.native.choose import is_available, make_lane, supports, takes_batches
 from workers.settings import LaneSettings, Settings, advice
 from workers.settings.lane import lane_spec
@@ -55,6 +56,7 @@ RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 MARKERS_EVERY_S: Final = 1.0
+OUTSIDE_SAID_EVERY_S: Final = 30.0
 BATCHES_AT_ONCE: Final = 32  # of record batches, which are fetched whole
 WAITING_LIMITS = WaitingLimits()
 
@@ -73,6 +75,7 @@ class Worker:
         self.partitions: dict[int, PartitionRunner] = {}
         self.joined = False  # in the group, with no rebalance under way
         self.turned_s: float | None = None  # when the loop last turned, monotonic
+        self._outside_s = time.monotonic()  # when it was last in the group, or that it is not was last said
         self._report = WorkerReport(
             self.metrics, ticks=topics.ticks, frames=topics.frames, dead_letters=topics.dead_letters
         )
@@ -91,7 +94,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then commit, leave the group and close.
 
-        Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
+        Raises `WorkersError` for what the user must act on.
         """
         for sentence in advice(self.settings):
             log.info(sentence)
@@ -114,6 +117,8 @@ class Worker:
             )
             async with self._pace:
                 await self._loop(consumer, stop)
+        except REFUSED as error:
+            raise refusal(error, self.settings) from error
         finally:
             await self._shut_down(consumer)
             self._threads.close()
@@ -161,6 +166,7 @@ class Worker:
             await self._show_overdue()
             if markers.is_due():
                 await self._pass_markers()
+                self._say_if_outside()
             if self.settings.window.emit_partial and flush.is_due():
                 self._flush_partial()
         if self._failure.done():
@@ -253,6 +259,20 @@ class Worker:
     def _flush_partial(self) -> None:
         for runner in list(self.partitions.values()):
             runner.flush_partial()
+
+    def _say_if_outside(self) -> None:
+        """Say what to look at where the group lets this worker wait for long; the client only says that it tries."""
+        now_s = time.monotonic()
+        if self.joined:
+            self._outside_s = now_s
+        elif now_s - self._outside_s >= OUTSIDE_SAID_EVERY_S:
+            self._outside_s = now_s
+            log.warning(
+                "not in the group yet; trying on. Is a broker its coordinator: are as many up as "
+                "offsets.topic.replication.factor wants, and has __consumer_offsets leaders? Does a member take long "
+                "to rejoin (kafka.rebalance.timeout.ms)?",
+                group=self.settings.application_id,
+            )
 
     def _has_backlog(self) -> bool:
         return any(runner.state.backlog for runner in self.partitions.values())
