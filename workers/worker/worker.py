@@ -30,6 +30,7 @@ from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.core.lane import Input, Lane
 from workers.errors import TopicError
+from workers.kafka.backoff import Backoff
 from workers.kafka.cluster import Cluster
 from workers.kafka.errors import REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
@@ -38,6 +39,7 @@ from workers.native.choose import is_available, make_lane, supports, takes_batch
 from workers.settings import LaneSettings, Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
+from workers.telemetry.spared import Spared
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
 from workers.worker.lane_threads import LaneThreads
 from workers.worker.life import Action, Actions, LifeEvent
@@ -56,6 +58,7 @@ RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 MARKERS_EVERY_S: Final = 1.0
+LONGEST_FETCH_REST_S: Final = 4.0
 OUTSIDE_SAID_EVERY_S: Final = 30.0
 BATCHES_AT_ONCE: Final = 32  # of record batches, which are fetched whole
 WAITING_LIMITS = WaitingLimits()
@@ -85,6 +88,7 @@ class Worker:
         self._threads = LaneThreads(1)
         self._context: Context | None = None
         self._opened = asyncio.Event()
+        self._fetch_rests, self._fetch_failures = Backoff(0.5, LONGEST_FETCH_REST_S), Spared()
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
@@ -194,13 +198,19 @@ class Worker:
         except REFUSED:
             raise
         except KafkaError as error:
-            log.warning("fetch failed; retrying", error=repr(error))
-            await asyncio.sleep(1.0)
+            await self._rest_from(error)
             return
+        self._fetch_rests.reset()
         for number, found in fetched.items():
             reading = self.partitions.get(number)
             if reading is not None and reading.state.is_running:
                 reading.accept(found)
+
+    async def _rest_from(self, error: KafkaError) -> None:
+        """Say that a fetch failed, sparingly, and wait; longer each time, until one works."""
+        if (left_out := self._fetch_failures.note(repr(error))) is not None:
+            log.warning("fetch failed; retrying", error=repr(error), and_more_like_it=left_out)
+        await asyncio.sleep(self._fetch_rests.grow())
 
     async def _until_opened(self, limit_s: float) -> None:
         """Wait until a partition can be read, or for as long as that."""

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from workers.errors import BrokerError
+from workers.telemetry.spared import SAID_EVERY_S, Spared
 from workers.worker import trouble
 from workers.worker.life import Phase
 from workers.worker.main import OWN_TROUBLE_S, not_alive, not_ready
-from workers.worker.report import SAID_EVERY_S, Spared
 from workers.worker.trouble import Trouble, raise_descriptor_limit
 
 
