@@ -20,10 +20,12 @@ import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     BrokerResponseError,
+    IllegalOperation,
     InvalidTimestampError,
     MessageSizeTooLargeError,
     OutOfOrderSequenceNumber,
     ProducerFenced,
+    TopicAuthorizationFailedError,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
@@ -32,8 +34,17 @@ from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.errors import BrokerError, FencedError
+from workers.kafka.errors import NO_COORDINATOR_YET
 from workers.kafka.hanging import Decision, end_and_decide, finish, last_decision
-from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, send_offsets, start_sending
+from workers.kafka.internals import (
+    ClosedBatch,
+    close_batch,
+    codec_of,
+    new_batch,
+    send_offsets,
+    start_sending,
+    transaction_failure,
+)
 from workers.kafka.ports import Commit, OutTopic, OversizedError
 from workers.kafka.protocol import Membership
 from workers.kafka.record_times import refused_time_error
@@ -180,6 +191,13 @@ class TransactionWriter:
                 held = await finish(producer, decision, changelogs, self.spec.result_partitions, self.spec.group_id)
                 if held:
                     await take_over(producer.client, self.spec, [tp.partition for tp in held])
+        except NO_COORDINATOR_YET as error:
+            await abandon(producer)
+            raise BrokerError(
+                f"no broker coordinates the transactions of {self.transactional_id}: the log that they are in, "
+                "__transaction_state, has no leader or can't be made. Are as many brokers up as "
+                "transaction.state.log.replication.factor wants?"
+            ) from error
         except BaseException:
             await abandon(producer)
             raise
@@ -208,7 +226,11 @@ class TransactionWriter:
 
         Raises `FencedError`, ``KafkaError``, or ``TimeoutError`` after ``commit_timeout_s``.
         """
-        await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
+        try:
+            await asyncio.wait_for(self._write(attempt), self.spec.commit_timeout_s)
+        except IllegalOperation as error:  # said of a transaction that failed between two steps, for whatever reason
+            cause = transaction_failure(self._producer) if self._producer is not None else None
+            raise cause or BrokerError(f"the transaction of {self.transactional_id} has failed") from error
 
     async def _write(self, attempt: Attempt) -> None:
         producer, works = self._producer, attempt.works
@@ -337,6 +359,8 @@ class TransactionWriter:
     def _refusal(self, error: BaseException, topic: OutTopic) -> BaseException:
         if isinstance(error, MessageSizeTooLargeError):
             return OversizedError(topic.name, topic.max_record_bytes)
+        if isinstance(error, TopicAuthorizationFailedError):
+            return TopicAuthorizationFailedError(topic.name)  # type: ignore[no-any-return]
         if isinstance(error, InvalidTimestampError):
             return refused_time_error(topic, self.spec.producer_options["bootstrap_servers"])
         return error

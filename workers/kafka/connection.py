@@ -17,8 +17,10 @@ from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
 
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.errors import REFUSED
 from workers.kafka.metadata import SafeMetadataRequest
 from workers.kafka.options import client_options
+from workers.kafka.refusals import refusal
 from workers.kafka.repairs import close_connection, repair_client
 
 if TYPE_CHECKING:
@@ -33,12 +35,6 @@ _LOGIN_ERRORS = (
     kafka_errors.SaslAuthenticationFailed,
     kafka_errors.AuthenticationFailedError,
     kafka_errors.IllegalSaslStateError,
-)
-_FORBIDDEN_ERRORS = (
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.TransactionalIdAuthorizationFailed,
 )
 
 
@@ -82,8 +78,8 @@ def explain_connection_error(error: BaseException, settings: Settings) -> Worker
             )
         if isinstance(cause, kafka_errors.UnsupportedSaslMechanismError):
             return BrokerError(f"the broker at {where} does not offer kafka.sasl.mechanism = {kafka.sasl_mechanism}")
-        if isinstance(cause, _FORBIDDEN_ERRORS):
-            return BrokerError(f"the cluster at {where} denied this: {_words(cause)}; check its ACLs")
+        if isinstance(cause, REFUSED):
+            return refusal(cause, settings)
         if isinstance(cause, ssl.SSLError):
             return BrokerError(
                 f"no TLS connection to {where}: {cause.reason or cause}. Check kafka.security.protocol "

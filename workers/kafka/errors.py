@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     GroupAuthorizationFailedError,
     IllegalStateError,
     InvalidProducerIdMapping,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeout,
     KafkaError,
     KafkaTimeoutError,
     LeaderNotAvailableError,
@@ -68,8 +71,16 @@ NEW_TOPIC: Final = (LeaderNotAvailableError, NotLeaderForPartitionError, Unknown
 PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
 """What may be over when it is tried again; the client asserts where its connections change under it."""
 
-REFUSED: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
-"""Rights that are missing, which doesn't change by itself. To be looked for first: these are among `PASSING`, too."""
+REFUSED: Final = (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeout,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+"""Rights that are missing, and limits of the broker that settings exceed, which doesn't change by itself; in words by
+`workers.kafka.refusals`. To be looked for first: these are among `PASSING`, too."""
 
 
 def told(error: BaseException) -> str:

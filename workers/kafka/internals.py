@@ -231,6 +231,12 @@ def _taken(code: int, what: str) -> bool:
     raise error(what)
 
 
+def transaction_failure(producer: AIOKafkaProducer) -> BaseException | None:
+    """Why the producer's transaction can't go on; None where nothing is known to be wrong with it."""
+    waiter = producer._txn_manager.wait_for_transaction_end()
+    return waiter.exception() if waiter.done() and not waiter.cancelled() else None
+
+
 def new_batch(producer: AIOKafkaProducer, limit_bytes: int) -> tuple[BatchBuilder, Callable[..., Any]]:
     """A batch as the producer's ``create_batch`` makes it, of a size of its own, and the C function that fills it.
 

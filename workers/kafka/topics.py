@@ -24,13 +24,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     InvalidConfigurationError,
+    InvalidReplicationFactorError,
     KafkaError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 
 from workers.errors import TopicError
+from workers.kafka.acls import allowing, principal
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.record_times import ANY_TIME, ahead_limit_ms
 
@@ -50,6 +53,7 @@ __all__ = [
 
 KEEP_FOR_EVER: Final = "-1"
 _APPEAR_TIMEOUT_S: Final = 30.0
+_HIDDEN_TIMEOUT_S: Final = 5.0  # metadata shows a topic a moment after it was made
 _REQUEST_TIMEOUT_S: Final = 30.0
 _MIN_RECORD_BYTES: Final = 4 * 1024 * 1024
 
@@ -158,7 +162,7 @@ async def ensure_topics(
         if missing:
             await _create_missing(admin, settings, plans, missing)
         if _waiting_for(plans, found):
-            found = await _until_ready(admin, plans)
+            found = await _until_ready(admin, settings, plans)
         configs = await _configs(admin, [plan.name for plan in plans])
     except KafkaError as error:
         raise explain_connection_error(error, settings) from error
@@ -209,7 +213,7 @@ async def _make_again(admin: AIOKafkaAdminClient, settings: Settings, changelog:
     await delete_topics(admin, [changelog.name])
     plans = [plan for plan in planned_topics(settings, tick_partitions=partitions) if plan.name == changelog.name]
     await _until_it_is(admin, changelog.name, None)
-    await _create(admin, plans, settings.topics.replication_factor)
+    await _create(admin, settings, plans)
     await _until_it_is(admin, changelog.name, lambda now: now.partitions == partitions)
 
 
@@ -247,19 +251,19 @@ async def _create_missing(
 ) -> None:
     """Make the ticks topic, then the others: the changelog needs to know how many partitions the ticks topic really
     has, which somebody else may have made a moment ago."""
-    replication_factor = settings.topics.replication_factor
-    await _create(admin, [plan for plan in missing if plan.role == "ticks"], replication_factor)
+    await _create(admin, settings, [plan for plan in missing if plan.role == "ticks"])
     ticks = [plan for plan in plans if plan.role == "ticks"]
-    found = await _until_ready(admin, ticks)
+    found = await _until_ready(admin, settings, ticks)
     partitions = found[settings.topics.ticks].partitions if ticks else None
     replanned = {plan.name: plan for plan in planned_topics(settings, tick_partitions=partitions)}
     others = [replanned[plan.name] for plan in missing if plan.role != "ticks"]
-    await _create(admin, others, replication_factor)
+    await _create(admin, settings, others)
 
 
-async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replication_factor: int) -> None:
+async def _create(admin: AIOKafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> None:
     if not plans:
         return
+    replication_factor = settings.topics.replication_factor
     requests = []
     for plan in plans:
         request = NewTopic(plan.name, plan.partitions, 1, topic_configs=dict(plan.configs))
@@ -270,11 +274,21 @@ async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replicatio
     by_name = {plan.name: plan for plan in plans}
     for name, code, message in response.topic_errors:
         error = for_code(code)
+        if error is TopicAuthorizationFailedError:
+            raise TopicError(
+                f"topic {name} is missing, or not shown to {principal(settings)}, who may not create it. Create it, or "
+                f"allow it: {allowing(settings, ('Create', 'Describe'), f'--topic {name}')}"
+            )
+        if error is InvalidReplicationFactorError:
+            raise TopicError(
+                f"topic {name} can't be created: {message}. Start more brokers, or set topics.replication_factor "
+                f"({replication_factor}; -1: the brokers' default.replication.factor) to how many there are"
+            )
         if error is InvalidConfigurationError and ANY_TIME.keys() & by_name[name].configs.keys():
             without.append(by_name[name])  # a broker that knows no limits of record times, and so has none
         elif code and error is not TopicAlreadyExistsError:
             raise TopicError(f"topic {name} can't be created: {message or error.description or error.__name__}")
-    await _create(admin, [_of_no_time(plan) for plan in without], replication_factor)
+    await _create(admin, settings, [_of_no_time(plan) for plan in without])
 
 
 def _of_no_time(plan: TopicPlan) -> TopicPlan:
@@ -285,14 +299,26 @@ def _waiting_for(plans: list[TopicPlan], found: Mapping[str, TopicState]) -> lis
     return [plan.name for plan in plans if plan.name not in found or not found[plan.name].ready]
 
 
-async def _until_ready(admin: AIOKafkaAdminClient, plans: list[TopicPlan]) -> dict[str, TopicState]:
+def _hidden(names: list[str], settings: Settings) -> str:
+    """Of topics that are there, as they were made or were there already, and that the cluster does not show."""
+    commands = "; ".join(allowing(settings, ("Describe",), f"--topic {name}") for name in names)
+    return (
+        f"the cluster does not show {', '.join(names)} to {principal(settings)}, who lacks Describe on it, which Read "
+        f"or Write imply. Allow it: {commands}"
+    )
+
+
+async def _until_ready(admin: AIOKafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> dict[str, TopicState]:
     """The topics once each has a leader for every partition; creation is answered before metadata shows it."""
     deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
+    hidden_s = time.monotonic() + _HIDDEN_TIMEOUT_S
     while True:
         found = await describe_topics(admin)
         waiting = _waiting_for(plans, found)
         if not waiting:
             return found
+        if time.monotonic() > hidden_s and (hidden := [name for name in waiting if name not in found]):
+            raise TopicError(_hidden(hidden, settings))
         if time.monotonic() > deadline_s:
             raise TopicError(
                 f"{', '.join(waiting)}: still without a leader for every partition after {_APPEAR_TIMEOUT_S:.0f} s; "

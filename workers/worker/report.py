@@ -12,10 +12,12 @@ import structlog
 from workers.core.effects import Effects, SequenceGap
 from workers.core.lane import Lane
 from workers.core.packed import oldest_ms
-from workers.kafka.errors import is_forgotten, told
+from workers.kafka.errors import is_forgotten
 from workers.telemetry.metrics import Metrics
+from workers.telemetry.spared import Spared
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
+from workers.worker.trouble import words
 
 __all__ = ["PartitionReport", "WorkerReport"]
 
@@ -33,6 +35,7 @@ class WorkerReport:
         self.ticks = ticks
         self.dead_letters = dead_letters
         self._frames = frames
+        self.opening_failures = Spared()
         self._longest_s: dict[str, float] = {}
         self._warned_of_retention = False
 
@@ -97,13 +100,17 @@ class PartitionReport:
             seconds=round(seconds, 3),
         )
 
-    def opening_failed(self, error: Exception, retry_in_s: float) -> None:
-        """It will be tried again."""
+    def opening_failed(self, why: str, retry_in_s: float) -> None:
+        """It will be tried again. Said once in ten seconds of all partitions together, where they fail alike."""
+        left_out = self._worker.opening_failures.note(why)
+        if left_out is None:
+            return
         log.warning(
             "can't open the partition; retrying",
             partition=self._number,
-            error=told(error),
+            error=why,
             retry_in_s=round(retry_in_s, 1),
+            **({"and_more_like_it": left_out} if left_out else {}),
         )
 
     def paused(self) -> None:
@@ -160,7 +167,7 @@ class PartitionReport:
         log.warning(
             "commit failed; restoring the partition",
             partition=self._number,
-            error=told(error),
+            error=words(error),
             retry_in_s=round(retry_in_s, 1),
         )
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()

@@ -24,6 +24,7 @@ from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, 
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
 from workers.worker.setbacks import MAX_BACKOFF_S, Setbacks
+from workers.worker.trouble import Trouble
 
 __all__ = ["CLOSE_TIMEOUT_S", "Context", "PartitionRunner"]
 
@@ -66,6 +67,7 @@ class PartitionRunner:
         self._has_work = asyncio.Event()  # as the committer's attributes
         self._urgent = asyncio.Event()
         self._committing = asyncio.Lock()
+        self.trouble: Trouble | None = None  # what keeps it from being opened
         self._setbacks = Setbacks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_once: Mapping[Action, Callable[[], None]] = {
@@ -161,6 +163,7 @@ class PartitionRunner:
                         continue
                     if await self._consumer.confirm_membership(self.number):
                         await self._open_once()
+                        self.trouble = None
                         return
                 await asyncio.sleep(OWNED_LOOK_S)
                 continue
@@ -173,8 +176,9 @@ class PartitionRunner:
                 failure: Exception = error
             except (*PASSING, FencedError, BrokerError) as error:
                 failure = error
+            self.trouble = Trouble.of(failure, self.trouble)
             await self.finish(self.tell(LifeEvent.OPENING_FAILED))
-            self._report.opening_failed(failure, backoff.rest_s)
+            self._report.opening_failed(self.trouble.text, backoff.rest_s)
             await asyncio.sleep(backoff.grow())
 
     async def _open_once(self) -> None:

@@ -30,13 +30,16 @@ from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.core.lane import Input, Lane
 from workers.errors import TopicReplacedError, WorkersError
+from workers.kafka.backoff import Backoff
 from workers.kafka.cluster import Cluster
 from workers.kafka.errors import PASSING, REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
+from workers.kafka.refusals import refusal
 from workers.native.choose import is_available, make_lane, supports, takes_batches
 from workers.settings import LaneSettings, Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
+from workers.telemetry.spared import Spared
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
 from workers.worker.lane_threads import LaneThreads
 from workers.worker.life import Action, Actions, LifeEvent
@@ -58,6 +61,8 @@ RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 MARKERS_EVERY_S: Final = 1.0
+LONGEST_FETCH_REST_S: Final = 4.0
+OUTSIDE_SAID_EVERY_S: Final = 30.0
 BATCHES_AT_ONCE: Final = 32  # of record batches, which are fetched whole
 WAITING_LIMITS = WaitingLimits()
 
@@ -76,6 +81,7 @@ class Worker:
         self.partitions: dict[int, PartitionRunner] = {}
         self.joined = False  # in the group, with no rebalance under way
         self.turned_s: float | None = None  # when the loop last turned, monotonic
+        self._outside_s = time.monotonic()  # when it was last in the group, or that it is not was last said
         self._report = WorkerReport(
             self.metrics, ticks=topics.ticks, frames=topics.frames, dead_letters=topics.dead_letters
         )
@@ -85,6 +91,7 @@ class Worker:
         self._threads = LaneThreads(1)
         self._context: Context | None = None
         self._opened = asyncio.Event()
+        self._fetch_rests, self._fetch_failures = Backoff(0.5, LONGEST_FETCH_REST_S), Spared()
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
@@ -94,7 +101,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then commit, leave the group and close.
 
-        Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
+        Raises `WorkersError` for what the user must act on.
         """
         for sentence in advice(self.settings):
             log.info(sentence)
@@ -120,6 +127,8 @@ class Worker:
                     guarantee=self.settings.processing_guarantee,
                 )
                 await self._work(consumer, stop)
+        except REFUSED as error:
+            raise refusal(error, self.settings) from error
         finally:
             await self._shut_down(consumer)
             self._threads.close()
@@ -179,6 +188,7 @@ class Worker:
             await self._show_overdue()
             if markers.is_due():
                 await self._pass_markers()
+                self._say_if_outside()
             if self.settings.window.emit_partial and flush.is_due():
                 self._flush_partial()
         if self._failure.done():
@@ -206,13 +216,19 @@ class Worker:
         except REFUSED:
             raise
         except KafkaError as error:
-            log.warning("fetch failed; retrying", error=repr(error))
-            await asyncio.sleep(1.0)
+            await self._rest_from(error)
             return
+        self._fetch_rests.reset()
         for number, found in fetched.items():
             reading = self.partitions.get(number)
             if reading is not None and reading.state.is_running:
                 reading.accept(found)
+
+    async def _rest_from(self, error: KafkaError) -> None:
+        """Say that a fetch failed, sparingly, and wait; longer each time, until one works."""
+        if (left_out := self._fetch_failures.note(repr(error))) is not None:
+            log.warning("fetch failed; retrying", error=repr(error), and_more_like_it=left_out)
+        await asyncio.sleep(self._fetch_rests.grow())
 
     async def _until_opened(self, limit_s: float) -> None:
         """Wait until a partition can be read, or for as long as that."""
@@ -271,6 +287,20 @@ class Worker:
     def _flush_partial(self) -> None:
         for runner in list(self.partitions.values()):
             runner.flush_partial()
+
+    def _say_if_outside(self) -> None:
+        """Say what to look at where the group lets this worker wait for long; the client only says that it tries."""
+        now_s = time.monotonic()
+        if self.joined:
+            self._outside_s = now_s
+        elif now_s - self._outside_s >= OUTSIDE_SAID_EVERY_S:
+            self._outside_s = now_s
+            log.warning(
+                "not in the group yet; trying on. Is a broker its coordinator: are as many up as "
+                "offsets.topic.replication.factor wants, and has __consumer_offsets leaders? Does a member take long "
+                "to rejoin (kafka.rebalance.timeout.ms)?",
+                group=self.settings.application_id,
+            )
 
     def _has_backlog(self) -> bool:
         return any(runner.state.backlog for runner in self.partitions.values())
