@@ -25,7 +25,7 @@ from aiokafka.structs import OffsetAndMetadata
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
-from workers.errors import FencedError
+from workers.errors import FencedError, WorkersError
 from workers.kafka.hanging import Decision, end_and_decide, finish, last_decision
 from workers.kafka.internals import ClosedBatch, close_batch, codec_of, new_batch, send_offsets, start_sending
 from workers.kafka.ports import Commit, OutTopic, OversizedError
@@ -411,7 +411,7 @@ def _is_acknowledged(sent: asyncio.Future[object]) -> bool:
 
 def _is_refused(sent: asyncio.Future[object]) -> bool:
     error = sent.exception() if sent.done() and not sent.cancelled() else None
-    return isinstance(error, BrokerResponseError) and not isinstance(error, OutOfOrderSequenceNumber)
+    return isinstance(error, BrokerResponseError | WorkersError) and not isinstance(error, OutOfOrderSequenceNumber)
 
 
 async def _acknowledged(sent: Mapping[int, list[asyncio.Future[object]]]) -> None:
