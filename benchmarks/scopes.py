@@ -1,6 +1,6 @@
 """What partitions cost in one process, in both scopes of a commit: the start, live commits, and idling.
 
-usage: python -m benchmarks.scopes [--partitions N,N,...] [--scopes SCOPE,...] [--ticks N] [--live-s N] [--refused]
+usage: python -m benchmarks.scopes [--partitions N,...] [--scopes SCOPE,...] [--ticks N] [--live-s N] [--refused|--once]
 
 For each number of partitions a topic is filled with the same market. A worker starts on it, drains it, is sent 3,000
 ticks a second for a while, and then nothing. Measured from outside: from the start of the process until all partitions
@@ -8,8 +8,9 @@ are read, and until the last frame that the data caused could be read; CPU and e
 comes any more. Measured inside, by a wrapper that notes each commit's duration: from when a partition's commit begins
 until it is acknowledged, while ticks come live. Needs a broker; writes a table in Markdown to standard output.
 
-With ``--refused`` instead: 64 partitions commit together, and one of them has a record that the broker refuses. How
-long until the others are committed, beside a round in which nothing is refused.
+With ``--once`` instead: all partitions commit at once, again and again; the time until all are committed, and CPU of
+the process and of the broker. With ``--refused``: 64 partitions commit together, and one of them has a record that the
+broker refuses; how long until the others are committed, beside a round in which nothing is refused.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +43,8 @@ from workers.apps.produce.sender import TickSender
 from workers.core.frames import OutRecord
 from workers.core.partitioning import partition_for
 from workers.kafka.cluster import Cluster
-from workers.kafka.ports import Commit
+from workers.kafka.errors import PASSING
+from workers.kafka.ports import Commit, CommitSink
 from workers.settings import load_settings
 
 LIMIT_S = 240.0
@@ -237,16 +239,17 @@ async def _once(bootstrap: str) -> None:
     await measure(bootstrap, topic, 1, "partition", 50_000, 1.0)
 
 
-async def measure_refused(bootstrap: str, partitions: int, rounds: int = 20) -> str:
-    """A table of what one refused work costs the others that are committed with it."""
-    name = f"refused-{uuid.uuid4().hex[:8]}"
+@asynccontextmanager
+async def _opened(bootstrap: str, partitions: int, scope: str) -> AsyncIterator[tuple[Cluster, list[CommitSink]]]:
+    """A member that owns all partitions of an application of its own, and the sink of each."""
+    name = f"scopes-{uuid.uuid4().hex[:8]}"
     values = {
         "bootstrap_servers": bootstrap,
         "application_id": name,
         "topics.ticks": name,
         "topics.frames": f"{name}-frames",
         "topics.partitions": partitions,
-        "commit_scope": "process",
+        "commit_scope": scope,
     }
     await asyncio.to_thread(_create_topics, values)
     kafka = Cluster(load_settings(overrides=values, environ={}), lambda step, began_s: None)
@@ -264,9 +267,56 @@ async def measure_refused(bootstrap: str, partitions: int, rounds: int = 20) -> 
     await consumer.start()
     try:
         await asyncio.wait_for(owned.wait(), LIMIT_S)
-        sinks = [kafka.sink(number) for number in range(partitions)]
-        for sink in sinks:
+        sinks = [await _open(kafka, number) for number in range(partitions)]
+        yield kafka, sinks
+        await asyncio.gather(*(sink.close() for sink in sinks))
+    finally:
+        await consumer.stop()
+
+
+async def _open(kafka: Cluster, partition: int) -> CommitSink:
+    """Topics that are new have no leader for a moment."""
+    limit_s = time.monotonic() + LIMIT_S
+    while True:
+        sink = kafka.sink(partition)
+        try:
             await sink.open()
+            return sink
+        except PASSING:
+            await sink.close()
+            if time.monotonic() > limit_s:
+                raise
+            await asyncio.sleep(0.2)
+
+
+async def measure_once(bootstrap: str, partitions: int, scope: str, rounds: int = 15) -> str:
+    """A row: all partitions commit at once."""
+    brokers = [each for each in psutil.Process().children(recursive=True) if "java" in each.name()]
+    wall_ms, cpu_ms, broker_ms = [], [], []
+    async with _opened(bootstrap, partitions, scope) as (_, sinks):
+        keys = _keys_of_each(partitions, 4)
+        for number in range(rounds + 5):  # the first of them warm up
+            works = [_some(number, found) for found in keys]
+            begun_s, cpu_s, broker_s = time.perf_counter(), time.process_time(), _cpu_s(brokers)
+            await asyncio.gather(*(sink.commit(work) for sink, work in zip(sinks, works, strict=True)))
+            if number >= 5:
+                wall_ms.append((time.perf_counter() - begun_s) * 1e3)
+                cpu_ms.append((time.process_time() - cpu_s) * 1e3)
+                broker_ms.append((_cpu_s(brokers) - broker_s) * 1e3)
+    return (
+        f"| {partitions} | {scope} | {statistics.median(wall_ms):.0f} | {min(wall_ms):.0f} "
+        f"| {statistics.median(cpu_ms):.0f} | {statistics.mean(broker_ms):.0f} |"
+    )
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times)
+
+
+async def measure_refused(bootstrap: str, partitions: int, rounds: int = 20) -> str:
+    """A table of what one refused work costs the others that are committed with it."""
+    async with _opened(bootstrap, partitions, "process") as (kafka, sinks):
         keys = _keys_of_each(partitions, 20)
         good_ms, refused_ms = [], []
         for number in range(2 * rounds):
@@ -286,10 +336,6 @@ async def measure_refused(bootstrap: str, partitions: int, rounds: int = 20) -> 
                 sinks[0] = kafka.sink(0)
                 await sinks[0].open()
                 await sinks[0].commit(_some(number, keys[0]))
-        for sink in sinks:
-            await sink.close()
-    finally:
-        await consumer.stop()
     lines = ["| 64 partitions | the others are committed after: p50, ms | longest, ms |", "|---|---:|---:|"]
     for what, found in (("nothing is refused", good_ms[1:]), ("one work is refused", refused_ms)):
         lines.append(f"| {what} | {statistics.median(found):.0f} | {max(found):.0f} |")
@@ -350,11 +396,18 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=500_000)
     parser.add_argument("--live-s", type=float, default=15.0)
     parser.add_argument("--refused", action="store_true", help="only what a refused record costs the others")
+    parser.add_argument("--once", action="store_true", help="only what one commit of all partitions costs")
     options = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # topics that are new have no leader for a moment
     os.environ.setdefault("KAFKA_HEAP_OPTS", "-Xms1g -Xmx1g")
     with find_broker() as broker:
-        if options.refused:
+        if options.once:
+            print("| partitions | `commit_scope` | all committed, p50, ms | shortest | CPU-ms | of the broker |")
+            print("|---:|---|---:|---:|---:|---:|", flush=True)
+            for partitions in map(int, options.partitions.split(",")):
+                for scope in options.scopes.split(","):
+                    print(asyncio.run(measure_once(broker.bootstrap_servers, partitions, scope)), flush=True)
+        elif options.refused:
             print(asyncio.run(measure_refused(broker.bootstrap_servers, 64)))
         else:
             asyncio.run(_run(broker.bootstrap_servers, options))

@@ -1,7 +1,9 @@
 """All that touches the Kafka client: reading, committing, topics, offsets, and repairs of the client itself.
 
 - `changelog`: reading a partition's state back
-- `commit`: one transactional producer per input partition, and the commit
+- `commit`: the commit, and one transactional producer per input partition
+- `process`: one transactional producer for all partitions of a process
+- `takeover`: ending what another worker's transaction holds of a partition
 - `connection`: reaching the cluster, and saying why it can't be reached
 - `consumer`: the group's consumer: ownership, positions, pauses, batches
 - `fetch_hook`: whole record batches from the consumer
@@ -9,6 +11,8 @@
 - `hanging`: transactions that a broker decided and did not finish: found, and finished, before state is read
 - `log_reader`: stretches of partitions, read from outside the group
 - `lz4`: lz4 at the level that is fast
+- `protocol`: requests of Kafka's protocol that the client lacks
+- `transactions`: questions about transactions: who has one open where
 - `repairs`: aiokafka's clients: repairs, and ends within a bound
 - `topics`: what the topics must be like; making and checking them
 - `acls`: what a cluster with authorization must allow: the one list of it

@@ -33,7 +33,7 @@ from aiokafka.structs import OffsetAndMetadata
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
-from workers.errors import BrokerError, FencedError
+from workers.errors import BrokerError, FencedError, WorkersError
 from workers.kafka.errors import NO_COORDINATOR_YET
 from workers.kafka.hanging import Decision, end_and_decide, finish, last_decision
 from workers.kafka.internals import (
@@ -59,6 +59,7 @@ log = structlog.get_logger(__name__)
 _NO_HEADERS: list[tuple[str, bytes]] = []
 PACKED_RECORDS = 4_000  # at once, where each is an object
 PACKED_BYTES = 2 * 1024 * 1024
+HOLD_S = 0.005  # what packing holds the event loop for; works of many partitions are small
 QUEUED_BYTES = 16 * 1024 * 1024  # of batches that are not acknowledged; all that wait go out in one request to a broker
 
 
@@ -164,6 +165,7 @@ class TransactionWriter:
         assert isinstance(batch_bytes, int)
         self._batch_bytes = batch_bytes
         self._queued_bytes = 0  # since it was last waited for all
+        self._held_s = 0.0  # that packing has held the event loop
         self._results_producer: AIOKafkaProducer | None = None
         self._producer: AIOKafkaProducer | None = None
 
@@ -334,7 +336,10 @@ class TransactionWriter:
                 self._watched(await producer.send_batch(batch, topic.name, partition=at), topic) for at, batch in packed
             ]
             self._queued_bytes += sum(batch.size() for _, batch in packed)
-            await asyncio.sleep(0)
+            self._held_s += time.perf_counter() - began_s
+            if self._held_s > HOLD_S:
+                self._held_s = 0.0
+                await asyncio.sleep(0)
         return sent
 
     def _watched(self, sent: asyncio.Future[object], topic: OutTopic) -> asyncio.Future[object]:
@@ -463,7 +468,7 @@ def _is_acknowledged(sent: asyncio.Future[object]) -> bool:
 
 def _is_refused(sent: asyncio.Future[object]) -> bool:
     error = sent.exception() if sent.done() and not sent.cancelled() else None
-    return isinstance(error, BrokerResponseError | BrokerError) and not isinstance(error, OutOfOrderSequenceNumber)
+    return isinstance(error, BrokerResponseError | WorkersError) and not isinstance(error, OutOfOrderSequenceNumber)
 
 
 async def _acknowledged(sent: Mapping[int, list[asyncio.Future[object]]]) -> None:

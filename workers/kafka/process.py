@@ -35,7 +35,7 @@ from workers.kafka.ports import Commit
 from workers.kafka.protocol import Membership
 from workers.kafka.takeover import take_over
 
-__all__ = ["Member", "ProcessCommitter", "ProcessSink"]
+__all__ = ["Assigned", "ProcessCommitter", "ProcessSink"]
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ TRIES: Final = 2  # of what was not refused, together
 PATIENCE: Final = 3  # of a work, in commit timeouts
 
 
-class Member(Protocol):
+class Assigned(Protocol):
     """A member of the group, as `workers.kafka.consumer.KafkaGroupConsumer` tells of itself."""
 
     @property
@@ -107,7 +107,7 @@ class ProcessSink:
 class ProcessCommitter:
     """The sinks of a process, and the one producer behind them, which lives as long as one of them is open."""
 
-    def __init__(self, spec: SinkSpec, member: Member) -> None:
+    def __init__(self, spec: SinkSpec, member: Assigned) -> None:
         self.transactional_id = f"{spec.group_id}-{uuid.uuid4().hex}"
         self._spec = spec
         self._member = member
