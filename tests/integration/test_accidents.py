@@ -207,7 +207,10 @@ async def test_another_ticks_topic_under_the_same_application_is_refused(
     refused = app.run_command("run", topics__ticks=other)
     assert refused.returncode == STATE_ERROR
     said = refused.stderr + refused.stdout
-    assert f"was made of the topic {app.topics.ticks}, and topics.ticks is {other}" in said
+    wrong = f"was made of the topic {app.topics.ticks}, and topics.ticks is {other}"
+    assert wrong in said
+    shown = app.run_command("state", "show", topics__ticks=other)
+    assert (shown.returncode, wrong in shown.stdout) == (1, True), shown.stdout + shown.stderr
 
 
 async def test_ticks_between_a_clean_stop_and_the_next_start_are_read_also_from_the_end_on(
