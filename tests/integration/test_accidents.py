@@ -113,7 +113,7 @@ async def test_a_changelog_that_is_made_again_under_a_worker_ends_it(
         said = await ended(process)
     finally:
         process.kill()
-    assert f"the topic {app.topics.changelog} was deleted and made again while this worker ran" in said
+    assert f"the topic {app.topics.changelog} was deleted and made again while it was in use" in said
     assert "`workers state reset`" in said
     refused = app.run_command("run")
     assert refused.returncode == STATE_ERROR
@@ -183,7 +183,7 @@ async def test_a_ticks_topic_that_is_made_again_longer_is_refused_by_a_running_w
         said = await ended(process)
     finally:
         process.kill()
-    assert f"the topic {app.topics.ticks} was deleted and made again while this worker" in said
+    assert f"the topic {app.topics.ticks} was deleted and made again while it was in use" in said
     assert await frames_of(app) == before, "frames of a log that begins in the middle"
     refused = app.run_command("run")
     assert refused.returncode == STATE_ERROR

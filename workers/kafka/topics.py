@@ -319,7 +319,7 @@ def _layout(
             name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
         },
         routed={name: partitions(name) for name in _routed_topics(settings)},
-        ids={name: state.id for name, state in found.items() if name in (topics.ticks, topics.changelog)},
+        ids={name: found[name].id for name in (topics.ticks, topics.frames, topics.changelog) if name in found},
         created=created,
     )
 
