@@ -239,6 +239,15 @@ class TestKafka:
             reader.consumer.check()
             await reader.consumer.stay()
 
+    async def test_a_look_shows_the_topics_as_they_were_found_at_the_start(self, place: Place) -> None:
+        async with member(place.kafka) as reader:
+            seen = await reader.consumer.look({1})
+        known = place.kafka.topics.identities
+        assert dict(seen.identities) == dict(known)
+        assert all(topic.id for topic in known.values())
+        assert seen.input_partitions == place.kafka.topics.input_partitions == PARTITIONS
+        assert seen.changelog_begins == {1: 0}
+
     async def test_what_is_paused_or_no_longer_read_is_not_handed_out(self, place: Place) -> None:
         async with member(place.kafka) as reader:
             for partition in range(PARTITIONS):

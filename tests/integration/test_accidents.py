@@ -113,7 +113,7 @@ async def test_a_changelog_that_is_made_again_under_a_worker_ends_it(
         said = await ended(process)
     finally:
         process.kill()
-    assert f"the topic {app.topics.changelog} was deleted and made again while this worker ran" in said
+    assert f"the topic {app.topics.changelog} was deleted and made again while it was in use" in said
     assert "`workers state reset`" in said
     refused = app.run_command("run")
     assert refused.returncode == STATE_ERROR
@@ -183,7 +183,7 @@ async def test_a_ticks_topic_that_is_made_again_longer_is_refused_by_a_running_w
         said = await ended(process)
     finally:
         process.kill()
-    assert f"the topic {app.topics.ticks} was deleted and made again while this worker" in said
+    assert f"the topic {app.topics.ticks} was deleted and made again while it was in use" in said
     assert await frames_of(app) == before, "frames of a log that begins in the middle"
     refused = app.run_command("run")
     assert refused.returncode == STATE_ERROR
@@ -207,7 +207,10 @@ async def test_another_ticks_topic_under_the_same_application_is_refused(
     refused = app.run_command("run", topics__ticks=other)
     assert refused.returncode == STATE_ERROR
     said = refused.stderr + refused.stdout
-    assert f"was made of the topic {app.topics.ticks}, and topics.ticks is {other}" in said
+    wrong = f"was made of the topic {app.topics.ticks}, and topics.ticks is {other}"
+    assert wrong in said
+    shown = app.run_command("state", "show", topics__ticks=other)
+    assert (shown.returncode, wrong in shown.stdout) == (1, True), shown.stdout + shown.stderr
 
 
 async def test_ticks_between_a_clean_stop_and_the_next_start_are_read_also_from_the_end_on(

@@ -460,12 +460,16 @@ async def test_show_reads_back_what_is_stored(app: App, database: Database, tmp_
 
 
 @pytest.mark.parametrize(
-    ("shift", "code", "said"),
-    [(-1, 1, "records were deleted before they were stored"), (1_000, 2, "the topic was deleted and recreated")],
-    ids=["deleted unread", "made again"],
+    ("change", "code", "said"),
+    [
+        ("next_offset = next_offset - 1", 1, "records were deleted before they were stored"),
+        ("next_offset = next_offset + 1000", 2, "the topic was deleted and recreated"),
+        ("topic_id = 'before'", 2, "that was deleted and made again since (its id was before, is "),
+    ],
+    ids=["deleted unread", "made again, shorter", "made again"],
 )
 async def test_a_topic_that_no_longer_fits_the_database_ends_the_store_with_what_to_do(
-    app: App, tmp_path: Path, shift: int, code: int, said: str
+    app: App, tmp_path: Path, change: str, code: int, said: str
 ) -> None:
     database = in_sqlite(tmp_path / "frames.db")
     await write(app, a_market(13, 10, 10))
@@ -483,7 +487,7 @@ async def test_a_topic_that_no_longer_fits_the_database_ends_the_store_with_what
         await admin.delete_records(everything)
     finally:
         await admin.close()
-    database.query(f"UPDATE store_offsets SET next_offset = next_offset + {shift}")
+    database.query(f"UPDATE store_offsets SET {change}")
     process = store(app, database, tmp_path / "log2")
     try:
         await wait_until(lambda: process.exit_code is not None, "the store to end")

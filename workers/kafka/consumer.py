@@ -75,11 +75,13 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         changelog: str | None = None,
         if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
         "is left",
+        if_replaced: str = "Drop the state with `workers state reset`: then all that the topic holds is processed from "
+        "its beginning",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
         names of their headers. ``on_stop`` is called by `stop`. ``topic_id`` is the one that the topic must have; None:
         any. ``changelog`` is the other topic that `look` looks at. ``if_lost`` ends the error that says that the log no
-        longer has records."""
+        longer has records, ``if_replaced`` the one that says that the topic is another."""
         self._topic = topic
         self._topic_id = topic_id
         self._changelog = changelog
@@ -87,6 +89,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._on_stop = on_stop
         self._batches = batches
         self._if_lost = if_lost
+        self._if_replaced = if_replaced
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
@@ -176,13 +179,16 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
             raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
         raise_coordinator_errors(self._consumer)
 
+    def expect(self, topic_id: str | None) -> None:
+        """The topic must have this id from now on; None: any."""
+        self._topic_id = topic_id
+
     def _check_topic(self) -> None:
         found = topic_id_of(client_of(self._consumer), self._topic)
         if self._topic_id is not None and found is not None and found != self._topic_id:
             raise TopicReplacedError(
-                f"the topic {self._topic} was deleted and made again while this worker read it (its id was "
-                f"{self._topic_id}, is {found}); what was not committed by then is dropped. Drop the state with "
-                "`workers state reset`: then all that the topic holds is processed from its beginning"
+                f"the topic {self._topic} was deleted and made again while it was in use (its id was {self._topic_id}, "
+                f"is {found}); what was not committed by then is dropped. {self._if_replaced}"
             )
 
     async def look(self, partitions: Collection[int]) -> Sighting:

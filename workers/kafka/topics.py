@@ -366,7 +366,7 @@ def _layout(
             name: limit for name, config in configs.items() if (limit := ahead_limit_ms(config)) is not None
         },
         routed={name: partitions(name) for name in _routed_topics(settings)},
-        ids={name: state.id for name, state in found.items() if name in (topics.ticks, topics.changelog)},
+        ids={name: found[name].id for name in (topics.ticks, topics.frames, topics.changelog) if name in found},
         created=created,
     )
 

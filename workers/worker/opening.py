@@ -46,7 +46,7 @@ def agreed_offset(
     where, application = f"{origin.topic}[{partition}]", origin.application_id
     begin, end = bounds
     if stored is None:
-        if committed is not None and committed > begin:
+        if committed is not None and committed != begin:  # which is what a reset leaves
             raise StateMismatchError(
                 f"the group {application!r} has committed offset {committed} of {where}, but "
                 f"{origin.changelog} holds no state for it. Restore the changelog topic, or "

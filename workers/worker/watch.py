@@ -73,7 +73,7 @@ class TopicWatch:
         self._missing_since_s.pop(role, None)
         if known.id is not None and found.id is not None and known.id != found.id:
             raise TopicReplacedError(
-                f"the topic {known.name} was deleted and made again while this worker ran (its id was {known.id}, is "
+                f"the topic {known.name} was deleted and made again while it was in use (its id was {known.id}, is "
                 f"{found.id}); what was not committed by then is dropped. {_MENDED[role]}"
             )
 

@@ -35,6 +35,7 @@ def test_state_and_group_that_agree(
     ("stored", "committed", "bounds", "error", "message"),
     [
         (None, 4, (3, 9), StateMismatchError, r"committed offset 4 of ticks\[7\], but app-changelog holds no state"),
+        (None, 2, (3, 9), StateMismatchError, r"committed offset 2 of ticks\[7\], but app-changelog holds no state"),
         (5, 6, (3, 9), OffsetsDisagreeError, r"reflects offset 5 of ticks\[7\], but the group 'app' has committed 6"),
         (2, 2, (3, 9), DataLossError, r"ticks\[7\] begins at offset 3, but was processed only up to 2: 1 records"),
         (10, 10, (3, 9), StateMismatchError, r"offset 10 of ticks\[7\], which ends at 9: the topic was deleted"),

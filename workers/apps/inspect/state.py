@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
-from workers.core.snapshot import LaneMeta, count_in_steps, read_meta
+from workers.core.snapshot import LaneMeta, TopicIdentity, count_in_steps, read_meta
 from workers.core.steps import run_through
 from workers.core.windows.window import Window
 from workers.errors import StateFormatError, StateMismatchError, TopicError, WorkersError
@@ -51,10 +51,15 @@ async def show_state(settings: Settings) -> list[PartitionState]:
     Raises `TopicError` where there is no changelog, `StateFormatError` where it can't be read.
     """
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
-        changelog = (await describe_topics(admin)).get(settings.topics.changelog)
+        topics = await describe_topics(admin)
+        changelog = topics.get(settings.topics.changelog)
         if changelog is None:
             raise TopicError(f"there is no topic {settings.topics.changelog}: no worker of this application ever ran")
         lag = await reader.read()
+    identities = {
+        "ticks": TopicIdentity(settings.topics.ticks, topics[settings.topics.ticks].id),
+        "changelog": TopicIdentity(changelog.name, changelog.id),
+    }
     options = consumer_options(settings)
     found = []
     for offsets in lag.partitions:
@@ -62,7 +67,8 @@ async def show_state(settings: Settings) -> list[PartitionState]:
             break
         where = f"{settings.topics.changelog}[{offsets.partition}]"
         entries = await read_changelog(settings.topics.changelog, offsets.partition, options)
-        lane = Lane(lane_spec(settings), Input(settings.topics.ticks, offsets.partition, len(lag.partitions)))
+        source = Input(settings.topics.ticks, offsets.partition, len(lag.partitions), identities)
+        lane = Lane(lane_spec(settings), source)
         meta = read_meta(entries, where=where)
         problem = _problem(lane, meta, entries, where) if meta is not None else None
         windows: list[Window[str]] = []

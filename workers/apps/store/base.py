@@ -134,12 +134,16 @@ class OffsetMove(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction stores: frames in log order per partition, rejected records, and the offsets' moves."""
+    """What one transaction stores: frames in log order per partition, rejected records, and the offsets' moves.
+
+    ``topic_id`` is Kafka's id of the topic that the offsets are of; None where the broker tells none.
+    """
 
     topic: str
     offsets: Mapping[int, OffsetMove]
     frames: Sequence[FrameRow] = ()
     rejected: Sequence[RejectedFrame] = field(default=())
+    topic_id: str | None = None
 
 
 class Store(Protocol):
@@ -159,6 +163,10 @@ class Store(Protocol):
 
     async def read_offsets(self, topic: str) -> dict[int, int]:
         """The next offset to read, by partition; a partition that nothing was stored of is missing."""
+        ...
+
+    async def topic_ids(self, topic: str) -> set[str]:
+        """Kafka's ids of the topics of that name that the offsets are of: more than one where it was made again."""
         ...
 
     async def apply(self, batch: Batch) -> None:

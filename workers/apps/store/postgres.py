@@ -78,6 +78,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TABLE store_offsets (
         topic text NOT NULL,
         partition integer NOT NULL,
+        topic_id text,
         next_offset bigint NOT NULL,
         updated_at timestamptz NOT NULL DEFAULT now(),
         PRIMARY KEY (topic, partition)
@@ -121,12 +122,14 @@ _INSERT_REJECTED: Final = """
     VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 """
 _FIRST_OFFSETS: Final = """
-    INSERT INTO store_offsets (topic, partition, next_offset)
-    SELECT %s, new.partition, new.next_offset FROM unnest(%s::integer[], %s::bigint[]) AS new (partition, next_offset)
+    INSERT INTO store_offsets (topic, topic_id, partition, next_offset)
+    SELECT %s, %s::text, new.partition, new.next_offset
+    FROM unnest(%s::integer[], %s::bigint[]) AS new (partition, next_offset)
     ON CONFLICT DO NOTHING RETURNING partition
 """
 _MOVE_OFFSETS: Final = """
-    UPDATE store_offsets AS old SET next_offset = new.next_offset, updated_at = now()
+    UPDATE store_offsets AS old
+    SET next_offset = new.next_offset, topic_id = coalesce(%s::text, old.topic_id), updated_at = now()
     FROM unnest(%s::integer[], %s::bigint[], %s::bigint[]) AS new (partition, expected, next_offset)
     WHERE old.topic = %s AND old.partition = new.partition AND old.next_offset = new.expected
     RETURNING old.partition
@@ -200,6 +203,12 @@ class PostgresStore:
     async def read_offsets(self, topic: str) -> dict[int, int]:
         async with self._translating_errors():
             return await self._offsets(await self._connected(), topic)
+
+    async def topic_ids(self, topic: str) -> set[str]:
+        query = "SELECT DISTINCT topic_id FROM store_offsets WHERE topic = %s AND topic_id IS NOT NULL"
+        async with self._translating_errors():
+            found = await (await self._connected()).execute(query, (topic,))
+            return {str(topic_id) for (topic_id,) in await found.fetchall()}
 
     async def apply(self, batch: Batch) -> None:
         try:
@@ -321,13 +330,15 @@ class PostgresStore:
         first = {number: move.to for number, move in batch.offsets.items() if move.expected is None}
         moved: set[int] = set()
         if first:
-            rows = await connection.execute(_FIRST_OFFSETS, (batch.topic, list(first), list(first.values())))
+            rows = await connection.execute(
+                _FIRST_OFFSETS, (batch.topic, batch.topic_id, list(first), list(first.values()))
+            )
             moved.update(number for (number,) in await rows.fetchall())
         known = sorted(number for number in batch.offsets if number not in first)
         if known:
             expected = [batch.offsets[number].expected for number in known]
             to = [batch.offsets[number].to for number in known]
-            rows = await connection.execute(_MOVE_OFFSETS, (known, expected, to, batch.topic))
+            rows = await connection.execute(_MOVE_OFFSETS, (batch.topic_id, known, expected, to, batch.topic))
             moved.update(number for (number,) in await rows.fetchall())
         stale = batch.offsets.keys() - moved
         if stale:

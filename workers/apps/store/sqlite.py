@@ -81,6 +81,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TABLE store_offsets (
         topic TEXT NOT NULL,
         partition INTEGER NOT NULL,
+        topic_id TEXT,
         next_offset INTEGER NOT NULL,
         updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
         PRIMARY KEY (topic, partition)
@@ -107,10 +108,11 @@ _INSERT_REJECTED: Final = """
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 _FIRST_OFFSET: Final = """
-    INSERT INTO store_offsets (topic, partition, next_offset) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO store_offsets (topic, partition, next_offset, topic_id) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 _MOVE_OFFSET: Final = """
-    UPDATE store_offsets SET next_offset = ?, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+    UPDATE store_offsets
+    SET next_offset = ?, topic_id = coalesce(?, topic_id), updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
     WHERE topic = ? AND partition = ? AND next_offset = ?
 """
 
@@ -134,6 +136,11 @@ class SqliteStore:
 
     async def read_offsets(self, topic: str) -> dict[int, int]:
         return await self._run(lambda: self._offsets(self._opened(), topic))
+
+    async def topic_ids(self, topic: str) -> set[str]:
+        query = "SELECT DISTINCT topic_id FROM store_offsets WHERE topic = ? AND topic_id IS NOT NULL"
+        rows = await self._run(lambda: self._opened().execute(query, (topic,)).fetchall())
+        return {found for (found,) in rows}
 
     async def apply(self, batch: Batch) -> None:
         await self._run(lambda: self._apply(self._opened(), batch))
@@ -259,9 +266,9 @@ class SqliteStore:
 def _move(connection: sqlite3.Connection, batch: Batch, partition: int, move: OffsetMove) -> bool:
     """Compare and set one offset; whether it was as expected."""
     if move.expected is None:
-        changed = connection.execute(_FIRST_OFFSET, (batch.topic, partition, move.to))
+        changed = connection.execute(_FIRST_OFFSET, (batch.topic, partition, move.to, batch.topic_id))
     else:
-        changed = connection.execute(_MOVE_OFFSET, (move.to, batch.topic, partition, move.expected))
+        changed = connection.execute(_MOVE_OFFSET, (move.to, batch.topic_id, batch.topic, partition, move.expected))
     return changed.rowcount == 1
 
 

@@ -96,8 +96,10 @@ class StoreWriter:
             on_revoked=self._revoked,
             on_assigned=self._assigned,
             if_lost="its retention is shorter than the time that they waited for the database",
+            if_replaced="Start the store again: it says what to do about the offsets that are stored",
         )
         self.coordinator = Coordinator(settings, self.group_id) if settings.store.feedback else None
+        self._topic_id: str | None = None
         self._partitions: dict[int, StoredPartition] = {}
         self._joined = False
         self._arrived = asyncio.Event()
@@ -171,7 +173,9 @@ class StoreWriter:
     async def _prepare_topics(self) -> None:
         needed = ("frames", "feedback") if self.coordinator is not None else ("frames",)
         async with admin_client(self.settings) as admin:
-            await ensure_topics(admin, self.settings, create=self.settings.topics.create, only=needed)
+            layout = await ensure_topics(admin, self.settings, create=self.settings.topics.create, only=needed)
+        self._topic_id = layout.ids.get(self.topic)
+        self.source.expect(self._topic_id)
 
     async def _finish(self, fetching: asyncio.Task[None], writing: asyncio.Task[None]) -> None:
         """Store what is queued, unless the database is away; the rest is read again by whoever comes next."""
@@ -255,6 +259,7 @@ class StoreWriter:
             try:
                 async with self.database.turn():
                     offsets = await self.store.read_offsets(self.topic)
+                    self._check_topic(await self.store.topic_ids(self.topic))
                 await asyncio.gather(*(self._open_partition(each, offsets.get(each.number)) for each in partitions))
                 return
             except _FATAL:
@@ -264,6 +269,17 @@ class StoreWriter:
             except (KafkaError, TimeoutError, OSError) as error:
                 log.warning("can't position partitions; retrying", error=repr(error), retry_in_s=backoff.rest_s)
             await asyncio.sleep(backoff.grow())
+
+    def _check_topic(self, stored: set[str]) -> None:
+        """Raise `StateMismatchError` where offsets are stored of a topic that is not there any more."""
+        others = stored - {self._topic_id}
+        if self._topic_id is not None and others:
+            raise StateMismatchError(
+                f"{self.store.name} holds offsets of a topic {self.topic} that was deleted and made again since (its "
+                f"id was {min(others)}, is {self._topic_id}): they mean other records now. Store its frames in another "
+                f"database; or, to read it from its beginning into this one, delete the rows from store_offsets where "
+                f"topic = '{self.topic}'"
+            )
 
     async def _open_partition(self, partition: StoredPartition, stored: int | None) -> None:
         begin, end = await self.source.log_bounds(partition.number)
@@ -419,6 +435,7 @@ class StoreWriter:
             {owner.number: OffsetMove(owner.stored, ends[owner]) for owner in items},
             [row for row in rows if isinstance(row, FrameRow)],
             [row for row in rows if isinstance(row, RejectedFrame)],
+            self._topic_id,
         )
         try:
             async with self.database.turn():

@@ -368,6 +368,15 @@ async def test_bars_of_two_applications_that_begin_together_are_two_rows(store: 
     assert await store.frames() == [minute._replace(rev=1), seconds]
 
 
+async def test_the_offsets_know_which_life_of_the_topic_they_are_of(store: Store) -> None:
+    await store.apply(Batch(TOPIC, {0: OffsetMove(None, 1), 1: OffsetMove(None, 1)}, topic_id="one"))
+    await store.apply(Batch(TOPIC, {0: OffsetMove(1, 2)}))  # by a broker that tells no ids
+    assert await store.topic_ids(TOPIC) == {"one"}
+    await store.apply(Batch(TOPIC, {1: OffsetMove(1, 2)}, topic_id="two"))
+    assert await store.topic_ids(TOPIC) == {"one", "two"}
+    assert await store.topic_ids("another") == set()
+
+
 async def test_the_start_of_a_window_is_also_there_as_a_time(store: Store, tmp_path: Path) -> None:
     await store.apply(Batch(TOPIC, {0: OffsetMove(None, 5)}, [row(start_ms=ms) for ms in (-5_000, 1_700_000_000_123)]))
     query = "SELECT start_at FROM frames ORDER BY start_ms"
