@@ -36,7 +36,7 @@ def arena(cluster: JvmCluster, tmp_path: Path) -> Iterator[Arena]:
 
 async def kill(cluster: JvmCluster, number: int) -> None:
     await asyncio.to_thread(cluster.nodes[number].kill)
-    await asyncio.sleep(3.0)
+    await asyncio.sleep(1.0)
     await asyncio.to_thread(cluster.nodes[number].start)
 
 
@@ -72,7 +72,7 @@ async def test_one_node_at_a_time_may_fail(
     for worker in workers:
         await arena.until_running(worker)
     harming = asyncio.ensure_future(harm(cluster, number))  # type: ignore[operator]
-    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=3_000, seconds=4.0)
+    await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=3_000, seconds=3.0)
     await harming
     await produce(arena.bootstrap, arena.topics.ticks, feed, per_second=3_000, seconds=1.0)
     await arena.until_committed()
