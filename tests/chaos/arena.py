@@ -134,11 +134,14 @@ class Arena:
     hangs says what it waited for.
     """
 
-    def __init__(self, broker: Broker, proxy_port: int, logs: Path, *, deadline_s: float = math.inf) -> None:
+    def __init__(
+        self, broker: Broker, proxy_port: int, logs: Path, *, deadline_s: float = math.inf, replication: int = 1
+    ) -> None:
         self.broker = broker
+        self.replication = replication
         self.deadline_s = deadline_s
         self.proxy_port = proxy_port
-        self.behind_proxy_port = int(broker.listeners["PROXY"].rpartition(":")[2])
+        self.behind_proxy_port = int(broker.listeners.get("PROXY", ":0").rpartition(":")[2])
         self.bootstrap = broker.bootstrap_servers
         self.workers: list[WorkerProcess] = []
         self._applications: list[str] = []
@@ -295,7 +298,7 @@ class Arena:
     async def create_topics(self) -> None:
         """The ticks topic; workers make the others."""
         async with self.within(READ_LIMIT_S, f"{self.topics.ticks} to be made"), self._admin() as admin:
-            topic = NewTopic(self.topics.ticks, PARTITIONS, 1, topic_configs={"retention.ms": "-1"})
+            topic = NewTopic(self.topics.ticks, PARTITIONS, self.replication, topic_configs={"retention.ms": "-1"})
             await admin.create_topics([topic])
 
     async def delete_topics(self) -> None:

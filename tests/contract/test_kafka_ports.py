@@ -517,3 +517,24 @@ async def test_a_producer_that_the_cluster_has_forgotten_is_known_as_such(broker
             await sink.commit(work(1, b"late"))
     assert is_forgotten(caught.value)
     assert not is_forgotten(KafkaError("of another kind"))
+
+
+@pytest.mark.broker
+async def test_a_transaction_that_fails_under_a_commit_fails_the_commit_alone(
+    broker: Broker, topic_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a node is frozen: the client learns of it in the background, between two of a commit's steps."""
+    place = OnBroker(broker.bootstrap_servers, topic_name)
+    await place.kafka.prepare()
+    await settled(place.kafka, 0)
+    for failed_at in (1, 2, 3):
+        async with opened(place.kafka) as sink:
+            assert isinstance(sink, PartitionSink)
+
+            def fail(step: int, producer: AIOKafkaProducer = sink._producer, failed_at: int = failed_at) -> None:
+                if step == failed_at:
+                    producer._txn_manager.error_transaction(KafkaError("a coordinator that is gone"))
+
+            monkeypatch.setattr("workers.kafka.commit.reached", fail)
+            with pytest.raises(PASSING):
+                await sink.commit(work(1, b"mine", changes=[(b"a", b"1")]))

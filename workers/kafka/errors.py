@@ -11,6 +11,7 @@ from aiokafka.errors import (
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     GroupAuthorizationFailedError,
+    IllegalOperation,
     IllegalStateError,
     InvalidProducerIdMapping,
     InvalidSessionTimeoutError,
@@ -68,8 +69,9 @@ NO_COORDINATOR_YET: Final = (CoordinatorLoadInProgressError, CoordinatorNotAvail
 NEW_TOPIC: Final = (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError)
 """What a topic answers for a moment after it was made."""
 
-PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
-"""What may be over when it is tried again; the client asserts where its connections change under it."""
+PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError, IllegalOperation)
+"""What may be over when it is tried again. The client asserts where its connections change under it, and its producer
+calls what is asked of it illegal where its transaction has failed meanwhile."""
 
 REFUSED: Final = (
     ClusterAuthorizationFailedError,

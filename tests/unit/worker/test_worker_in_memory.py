@@ -25,6 +25,7 @@ from workers.errors import (
     TopicReplacedError,
     WorkersError,
 )
+from workers.kafka.errors import PASSING
 from workers.kafka.memory import MemoryConsumer, MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
 from workers.settings import Settings
@@ -221,6 +222,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
         OSError("gone"),
         OversizedError("frames", 1_000),
         BrokerError("?"),
+        *(kind("passing") for kind in PASSING),
     ]
     kafka = FailingKafka({where: draw.choices(errors, k=draw.randrange(1, 4)) for where in ("open", "before", "after")})
     driver = TestDriver(SETTINGS)

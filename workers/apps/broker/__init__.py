@@ -15,6 +15,8 @@
 - `guard`: a small process that outlives its owner just long enough to clean up after it
 - `jars`: Apache Kafka's jars, fetched once by Maven and kept in the user's cache
 - `jvm`: a real Apache Kafka on this machine's Java: one KRaft node on loopback, its data in a temporary folder
+- `nodes`: several Kafka nodes on this machine's Java, one cluster: each is broker and controller, and can be harmed
+  alone
 - `probe`: asks an address whether a Kafka broker is behind it, in a few bytes and without an event loop
 - `supervisor`: the owner's side of `workers.apps.broker.guard`: start it, talk to it, end it
 """

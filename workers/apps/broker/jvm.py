@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from workers.apps.broker.probe import is_ready, wait_until
 from workers.apps.broker.supervisor import Supervisor
 from workers.errors import BrokerError, BrokerUnavailableError, ConfigError
 
-__all__ = ["JvmBroker", "find_java", "open_jvm"]
+__all__ = ["JvmBroker", "Node", "find_java", "open_jvm"]
 
 _JAVA_MIN: Final = 17
 _START_TIMEOUT_S = 90.0  # 3 s on two idle cores
@@ -38,17 +39,34 @@ _JVM_OPTIONS: Final = ("-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:+ExitOnOu
 _LOGGING: Final = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One of several nodes: its number, and the controllers' ports by number."""
+
+    number: int
+    controller_ports: Mapping[int, int]
+
+    @property
+    def controller_port(self) -> int:
+        """Its own."""
+        return self.controller_ports[self.number]
+
+
 class JvmBroker(Broker):
     """The node's process, started and ended through a supervisor that outlives this process."""
 
     way: BrokerWay = "jvm"
 
-    def __init__(self, supervisor: Supervisor, java: str, jars: Path, config: Mapping[str, str]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, java: str, jars: Path, config: Mapping[str, str], node: Node | None = None
+    ) -> None:
+        """``node``: which of several it is; it then gets up when most of them are there."""
         self._supervisor = supervisor
+        self._node = node
         self._java = [java, "-cp", f"{jars}/*", *_LOGGING]
         self.log_path = supervisor.directory / "broker.log"
         self.pid: int | None = None
-        self._layout = _Layout(config, supervisor.directory / "data")
+        self._layout = _Layout(config, supervisor.directory / "data", node)
         self._properties = supervisor.directory / "server.properties"
         self._properties.write_text(_as_properties_file(self._layout.properties), encoding="ascii")
         names = [name for name in self._layout.addresses if name not in (_INTERNAL, _CONTROLLER)]
@@ -61,7 +79,9 @@ class JvmBroker(Broker):
 
     def format(self) -> None:
         """Makes the empty data folder a KRaft node's. Raises ``BrokerError`` with the tool's own words."""
-        tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", _CLUSTER_ID, "-c", str(self._properties)]
+        tool = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(self._properties)]
+        if self._node is None:
+            tool.append("--standalone")
         self._supervisor.start([self._java[0], "-XX:TieredStopAtLevel=1", *self._java[1:], *tool], log=self.log_path)
         if not wait_until(lambda: not self._supervisor.running(), timeout_s=_FORMAT_TIMEOUT_S):
             raise BrokerError(f"formatting Kafka's data folder took more than {_FORMAT_TIMEOUT_S:.0f} s")
@@ -133,7 +153,7 @@ class _Layout:
     over it (transaction markers), and readiness is asked there.
     """
 
-    def __init__(self, config: Mapping[str, str], data: Path) -> None:
+    def __init__(self, config: Mapping[str, str], data: Path, node: Node | None = None) -> None:
         for key in _OWN_KEYS:
             if key in config:
                 raise ConfigError(f"broker config {key} = {config[key]!r}: a single node's {key} is fixed")
@@ -142,7 +162,7 @@ class _Layout:
         first_plain = protocols.get(next(iter(listeners)), "?") == "PLAINTEXT"
         if not first_plain:
             listeners[_INTERNAL] = ("127.0.0.1", 0)
-        listeners[_CONTROLLER] = ("127.0.0.1", 0)
+        listeners[_CONTROLLER] = ("127.0.0.1", node.controller_port if node is not None else 0)
         ports = iter(free_ports(len(listeners)))
         self.addresses = {name: f"{host}:{port or next(ports)}" for name, (host, port) in listeners.items()}
         inter_broker = next(iter(listeners)) if first_plain else _INTERNAL
@@ -152,13 +172,19 @@ class _Layout:
             "inter.broker.listener.name": inter_broker,
             **config,
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.bootstrap.servers": self.addresses[_CONTROLLER],
+            "node.id": "1" if node is None else str(node.number),
+            **self._quorum(node),
             "controller.listener.names": _CONTROLLER,
             "listeners": ",".join(f"{name}://{address}" for name, address in self.addresses.items()),
             "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "log.dirs": str(data),
         }
+
+    def _quorum(self, node: Node | None) -> dict[str, str]:
+        if node is None:
+            return {"controller.quorum.bootstrap.servers": self.addresses[_CONTROLLER]}
+        voters = (f"{number}@127.0.0.1:{port}" for number, port in node.controller_ports.items())
+        return {"controller.quorum.voters": ",".join(voters)}
 
 
 def _parse_listeners(text: str) -> dict[str, tuple[str, int]]:
