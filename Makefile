@@ -61,8 +61,9 @@ bench: $(READY)  ## measure, side by side with what others would use
 load: $(READY)  ## overload, a database that hangs, workers that are gone: tables and drawings in load-report/
 	$(BIN)/python -m benchmarks.load $(LOAD)
 
-soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, and native lanes beside the reference, with new seeds
+soak: $(READY)  ## chaos and hostile records for SOAK_MINUTES each, and every property, with new seeds
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m soak --timeout=0
+	HYPOTHESIS_PROFILE="new seeds" $(BIN)/python -m pytest --timeout=0 --ignore=tests/unit/native tests/unit
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout=0 tests/unit/native
 
 broker: $(READY)  ## an Apache Kafka in the foreground, until Ctrl-C

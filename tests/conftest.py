@@ -13,9 +13,11 @@ from tests.support.fixtures_postgres import own_postgres, postgres, postgres_dsn
 
 __all__ = ["broker", "own_broker", "own_postgres", "postgres", "postgres_dsn", "topic_name"]
 
-# Shared machines stall; a deadline would make slowness look like a wrong result.
-settings.register_profile("suite", deadline=None, print_blob=True)
-settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2_000)
+# Shared machines stall; a deadline would make slowness look like a wrong result. The suite tries the same examples at
+# each run, so that a change is judged by what it changed; `make soak` tries others.
+settings.register_profile("suite", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("new seeds", deadline=None, print_blob=True)
+settings.register_profile("thorough", settings.get_profile("new seeds"), max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # Brokers that live for seconds: the second of Java's compilers would take longer over their code than it saves them.

@@ -128,7 +128,7 @@ class LevelGauge:
         if raised > self.level:
             self._change(raised, now_ns)
         elif self.level > Level.OK and self._dwelt(now_ns):
-            relaxed = self._held(value)
+            relaxed = max(self._held(value), raised)  # with a release of 1, what raises a level may also release it
             if relaxed < self.level:
                 self._change(relaxed, now_ns)
         return self.level

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.backpressure.levels import (
@@ -61,6 +61,8 @@ def test_a_negative_measurement_is_refused() -> None:
     st.floats(0.05, 1.0),
     st.integers(0, 10 * S),
 )
+@example([(0, 100), (0, 100)], 1.0, 0)
+@example([(0, 1_000), (S, 1_000)], 1.0, S)
 def test_whatever_is_measured_relaxing_keeps_its_distance_and_hard_is_never_missed(
     steps: list[tuple[int, int]], release: float, dwell_ns: int
 ) -> None:

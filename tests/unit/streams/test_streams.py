@@ -731,7 +731,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        [sys.executable, "-W", "error", "-c", script],
         capture_output=True,
         text=True,
         timeout=30,
@@ -1129,7 +1129,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 def test_the_example_prints_the_windows_of_both_lanes() -> None:
     script = ROOT / "docs" / "examples" / "windowed_partitioned.py"
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", str(script)],
+        [sys.executable, "-W", "error", str(script)],
         capture_output=True,
         text=True,
         timeout=30,

@@ -42,7 +42,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 from workers.core.reasons import Status, Trigger
 from workers.core.steps import Portion, run_through
@@ -50,7 +50,7 @@ from workers.core.watermark import is_late
 from workers.core.windows.idle import IdleQueue
 from workers.core.windows.window import LONG_AGO, Emission, K, KeyState, Lateness, Window, WindowRules
 
-__all__ = ["Folding", "T", "WindowEngine"]
+__all__ = ["EngineOptions", "Folding", "T", "WindowEngine"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -68,37 +68,38 @@ class Folding(Protocol[T_contra]):
     def result(self, state: Any) -> Mapping[str, object]: ...
 
 
+class EngineOptions(TypedDict, Generic[T], total=False):
+    """What windows hold, and what is told of them. ``keep`` says what of an item its window keeps (None: nothing);
+    ``track_changes`` collects what `WindowEngine.take_changes` hands to a changelog."""
+
+    folding: Folding[T] | None
+    keep: Callable[[T], Any] | None
+    emit_partial: bool
+    track_changes: bool
+
+
 class WindowEngine(Generic[K, T]):
     """The windows of one partition (or one stream): ticks go in by `add`, what came out is taken by `take_emissions`.
 
-    ``keep`` says what of an item its window keeps (None: nothing); ``track_changes`` collects what `take_changes`
-    hands to a changelog. ``name_unit_ns``: frames name windows by their starts in this unit, where starts may be finer.
+    ``name_unit_ns``: frames name windows by their starts in this unit, where starts may be finer.
     """
 
-    def __init__(
-        self,
-        rules: WindowRules,
-        *,
-        folding: Folding[T] | None = None,
-        keep: Callable[[T], Any] | None = None,
-        emit_partial: bool = False,
-        track_changes: bool = False,
-        name_unit_ns: int = 1,
-    ) -> None:
+    def __init__(self, rules: WindowRules, *, name_unit_ns: int = 1, **options: Unpack[EngineOptions[T]]) -> None:
         self._rules = rules
+        emits_partial = options.get("emit_partial", False) and rules.emit == "eager"
         self._name_unit_ns = name_unit_ns
         self._least_expired_ns = NEVER if rules.key_ttl_ns is None else rules.key_ttl_ns - name_unit_ns
-        self._folding = folding
-        self._keep = keep
+        self._folding = options.get("folding")
+        self._keep = options.get("keep")
         self._keys: dict[K, KeyState[K]] = {}
         self._partition_max_ns = LONG_AGO
         self._emissions: list[Emission[K]] = []
         self._tie_break = count()  # keys need not be comparable
         self._due: list[tuple[int, int, KeyState[K], int]] = []  # partition scope
         self._idle: IdleQueue[K] = IdleQueue()
-        self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emit_partial and rules.emit == "eager" else None
+        self._unflushed: dict[tuple[K, int], Window[K]] | None = {} if emits_partial else None
         self._expiry: list[tuple[int, int, KeyState[K]]] = []  # heap of (max_ns when pushed, tie-break, key)
-        self._changes: dict[tuple[K, int], Window[K]] | None = {} if track_changes else None
+        self._changes: dict[tuple[K, int], Window[K]] | None = {} if options.get("track_changes", False) else None
         self._fresh_bytes = 0  # of items kept since changes were taken
 
     @property
@@ -314,10 +315,15 @@ class WindowEngine(Generic[K, T]):
                 self._unflushed[window.key, window.start_ns] = window
             if portion.is_done():
                 yield
-        for state in self._keys.values() if self._rules.key_ttl_ns is not None else ():
-            heapq.heappush(self._expiry, (state.max_ns, next(self._tie_break), state))
-            if portion.is_done(0.2):
+        for state in self._keys.values():
+            self._loaded(state)
+            if portion.is_done(0.1 + 0.1 * len(state.windows)):
                 yield
+
+    def _loaded(self, state: KeyState[K]) -> None:
+        """All windows of a key were taken from its stored state."""
+        if self._rules.key_ttl_ns is not None:
+            heapq.heappush(self._expiry, (state.max_ns, next(self._tie_break), state))
 
     def _make_state(self, key: K, max_ns: int) -> KeyState[K]:
         return KeyState(key, max_ns)

@@ -22,13 +22,11 @@ each key it is kept anyway, as it holds the clock.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, Unpack
 
 from workers.core.reasons import Status, Trigger
-from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.engine import EngineOptions, Folding, T, WindowEngine
 from workers.core.windows.window import LONG_AGO, K, KeyState, Window, WindowRules
 
 __all__ = ["Filling", "GapBarEngine", "GapKey"]
@@ -55,26 +53,17 @@ class GapBarEngine(WindowEngine[K, T]):
     folding, and keeps no items."""
 
     def __init__(
-        self,
-        rules: WindowRules,
-        fill_gaps_ns: int,
-        *,
-        folding: Filling[T],
-        emit_partial: bool = False,
-        track_changes: bool = False,
+        self, rules: WindowRules, fill_gaps_ns: int, filling: Filling[T], **options: Unpack[EngineOptions[T]]
     ) -> None:
-        super().__init__(rules, folding=folding, emit_partial=emit_partial, track_changes=track_changes)
+        options["folding"] = filling
+        super().__init__(rules, **options)
         self._fill_gaps_ns = fill_gaps_ns
-        self._filling = folding
+        self._filling = filling
 
-    def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
-        yield from super().load_in_steps(windows, partition_max_ns)
-        portion = Portion()
-        for state in self._keys.values():
-            if portion.is_done(0.1 * len(state.windows)):
-                yield
-            assert isinstance(state, GapKey)
-            state.newest_ns = max(state.windows)
+    def _loaded(self, state: KeyState[K]) -> None:
+        super()._loaded(state)
+        assert isinstance(state, GapKey)
+        state.newest_ns = max(state.windows)
 
     def _make_state(self, key: K, max_ns: int) -> GapKey[K]:
         return GapKey(key, max_ns)

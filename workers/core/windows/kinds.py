@@ -10,9 +10,8 @@ has them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Final, Literal, TypeVar, cast
+from typing import ClassVar, Final, Literal, TypeVar, Unpack, cast
 
 from workers.core.aggregates import can_merge
 from workers.core.windows.assign import (
@@ -24,9 +23,9 @@ from workers.core.windows.assign import (
     make_tumbling,
 )
 from workers.core.windows.corrections import CorrectingEngine, CorrectingSessionEngine
-from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.engine import EngineOptions, T, WindowEngine
 from workers.core.windows.gaps import Filling, GapBarEngine
-from workers.core.windows.sessions import Merging, SessionEngine
+from workers.core.windows.sessions import SessionEngine
 from workers.core.windows.window import K, WindowRules
 from workers.errors import ConfigError
 from workers.times import format_duration
@@ -84,21 +83,14 @@ class Windows(ABC):
         return 0
 
     def engine(
-        self,
-        rules: WindowRules,
-        *,
-        folding: Folding[T] | None = None,
-        keep: Callable[[T], Any] | None = None,
-        emit_partial: bool = False,
-        track_changes: bool = False,
-        name_unit_ns: int = 1,
+        self, rules: WindowRules, *, name_unit_ns: int = 1, **options: Unpack[EngineOptions[T]]
     ) -> WindowEngine[K, T]:
         """An engine for these windows, by the rules. ``name_unit_ns``: the unit of the starts by which frames name
         windows that have no edges of their own.
 
         Raises `ConfigError` where the windows need an aggregation that can do more.
         """
-        return WindowEngine(rules, folding=folding, keep=keep, emit_partial=emit_partial, track_changes=track_changes)
+        return WindowEngine(rules, **options)
 
     def correcting_engine(self) -> type[CorrectingEngine]:
         """The engine for these windows where trades are corrected. Raises `ConfigError` where they can't be."""
@@ -156,30 +148,16 @@ class TumblingWindows(Windows):
         return self.fill_gaps_ns + self.assigner().longest_ns if self.fill_gaps_ns else 0
 
     def engine(
-        self,
-        rules: WindowRules,
-        *,
-        folding: Folding[T] | None = None,
-        keep: Callable[[T], Any] | None = None,
-        emit_partial: bool = False,
-        track_changes: bool = False,
-        name_unit_ns: int = 1,
+        self, rules: WindowRules, *, name_unit_ns: int = 1, **options: Unpack[EngineOptions[T]]
     ) -> WindowEngine[K, T]:
         if not self.fill_gaps_ns:
-            return super().engine(
-                rules, folding=folding, keep=keep, emit_partial=emit_partial, track_changes=track_changes
-            )
-        if not hasattr(folding, "empty_after") or keep is not None:
+            return super().engine(rules, name_unit_ns=name_unit_ns, **options)
+        folding = options.pop("folding", None)
+        if not hasattr(folding, "empty_after") or options.get("keep") is not None:
             raise ConfigError(
                 'fill_gaps needs payload and aggregation "ohlcv": of a time without ticks there is only a close to show'
             )
-        return GapBarEngine(
-            rules,
-            self.fill_gaps_ns,
-            folding=cast("Filling[T]", folding),
-            emit_partial=emit_partial,
-            track_changes=track_changes,
-        )
+        return GapBarEngine(rules, self.fill_gaps_ns, cast("Filling[T]", folding), **options)
 
     def correcting_engine(self) -> type[CorrectingEngine]:
         if self.fill_gaps_ns:
@@ -223,25 +201,11 @@ class SessionWindows(Windows):
         return "gap"
 
     def engine(
-        self,
-        rules: WindowRules,
-        *,
-        folding: Folding[T] | None = None,
-        keep: Callable[[T], Any] | None = None,
-        emit_partial: bool = False,
-        track_changes: bool = False,
-        name_unit_ns: int = 1,
+        self, rules: WindowRules, *, name_unit_ns: int = 1, **options: Unpack[EngineOptions[T]]
     ) -> WindowEngine[K, T]:
-        if folding is not None:
+        if (folding := options.get("folding")) is not None:
             check_merges(folding)
-        return SessionEngine(
-            rules,
-            folding=cast("Merging[T] | None", folding),
-            keep=keep,
-            emit_partial=emit_partial,
-            track_changes=track_changes,
-            name_unit_ns=name_unit_ns,
-        )
+        return SessionEngine(rules, name_unit_ns=name_unit_ns, **options)
 
     def correcting_engine(self) -> type[CorrectingEngine]:
         return CorrectingSessionEngine

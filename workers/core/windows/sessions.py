@@ -30,15 +30,13 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import itemgetter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, Unpack, cast
 
 from workers.core.reasons import Status, Trigger
-from workers.core.steps import Portion
-from workers.core.windows.engine import Folding, T, WindowEngine
+from workers.core.windows.engine import EngineOptions, Folding, T, WindowEngine
 from workers.core.windows.window import K, KeyState, Window, WindowRules
 
 __all__ = ["Merging", "SessionEngine", "SessionKey"]
@@ -63,38 +61,19 @@ class SessionEngine(WindowEngine[K, T]):
     """The engine for `workers.core.windows.assign.Sessions`. A session whose start moves within a ``name_unit_ns``
     keeps its name."""
 
-    def __init__(
-        self,
-        rules: WindowRules,
-        *,
-        folding: Merging[T] | None = None,
-        keep: Callable[[T], Any] | None = None,
-        emit_partial: bool = False,
-        track_changes: bool = False,
-        name_unit_ns: int = 1,
-    ) -> None:
-        super().__init__(
-            rules,
-            folding=folding,
-            keep=keep,
-            emit_partial=emit_partial,
-            track_changes=track_changes,
-            name_unit_ns=name_unit_ns,
-        )
+    def __init__(self, rules: WindowRules, *, name_unit_ns: int = 1, **options: Unpack[EngineOptions[T]]) -> None:
+        super().__init__(rules, name_unit_ns=name_unit_ns, **options)
+        folding = cast("Merging[T] | None", options.get("folding"))
         self._merge = folding.merge if folding is not None else None
         self._next_order = 0
 
-    def load_in_steps(self, windows: Iterable[Window[K]], partition_max_ns: int) -> Generator[None, None, None]:
-        yield from super().load_in_steps(windows, partition_max_ns)
-        portion = Portion()
-        for state in self._keys.values():
-            if portion.is_done(0.1 * len(state.windows)):
-                yield
-            assert isinstance(state, SessionKey)
-            state.starts = sorted(state.windows)
-            for window in state.windows.values():
-                if window.orders:
-                    self._next_order = max(self._next_order, window.orders[-1] + 1)
+    def _loaded(self, state: KeyState[K]) -> None:
+        super()._loaded(state)
+        assert isinstance(state, SessionKey)
+        state.starts = sorted(state.windows)
+        for window in state.windows.values():
+            if window.orders:
+                self._next_order = max(self._next_order, window.orders[-1] + 1)
 
     def _make_state(self, key: K, max_ns: int) -> SessionKey[K]:
         return SessionKey(key, max_ns)
