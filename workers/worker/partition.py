@@ -28,6 +28,8 @@ FIRST_RECORDS: Final = 500  # until it is known what they cost
 LEAST_RECORDS: Final = 50  # at once, whatever they cost
 
 
+COMMITS_LEAST_RECORDS: Final = 10
+COMMITS_ANY_RECORDS: Final = 100_000  # of so many, no bound is needed any more
 STEP_BYTES: Final = 8 * 1024 * 1024  # of results: what all partitions may have waiting is eight times that
 
 
@@ -78,6 +80,8 @@ class Partition:
         self._heard_ns = 0  # when a record last came
         self._look_ns: int | None = 0  # when silence may next bring something out; None: not until something comes
         self._at_once = min(FIRST_RECORDS, rules.batch_size)  # records that the lane takes in a step
+        self._uncommitted = self._under_way = 0  # records since the last commit began, and in it
+        self._commits_at_most: int | None = None  # records, since a commit took too long; None: any number
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -118,6 +122,7 @@ class Partition:
         self.backlog.clear()
         self.waiting = EMPTY
         self.paused = False
+        self._uncommitted = 0
         self.committer.discard()
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -141,7 +146,8 @@ class Partition:
         if not self.is_running or not self.backlog:
             return None
         assert self.lane is not None
-        if self._is_full() or self.committer.is_held_up(self.lane.changes_waiting):
+        is_enough = self._commits_at_most is not None and self._uncommitted >= self._commits_at_most
+        if is_enough or self._is_full() or self.committer.is_held_up(self.lane.changes_waiting):
             self.committer.hurry()
             return None
         portion, rest = self.backlog.popleft().split(self._at_once)
@@ -158,7 +164,10 @@ class Partition:
         """What the lane makes of a portion, for `take`: the one part of a step that another thread may do, while nobody
         else touches the lane. Raises as `process` does."""
         assert self.lane is not None
-        return self.lane.process(portion.items, StepLimit(self._at_once, STEP_BYTES))
+        records = self._at_once
+        if self._commits_at_most is not None:  # of records that cost little a lane takes ten times as many
+            records = max(1, min(records, (self._commits_at_most - self._uncommitted) // 10))
+        return self.lane.process(portion.items, StepLimit(records, STEP_BYTES))
 
     def take(self, effects: Effects) -> Effects:
         """Have the committer take what the lane made of a portion; what it left goes back into the backlog."""
@@ -166,6 +175,7 @@ class Partition:
             rest = Fetched(effects.rest)
             self.backlog.appendleft(rest)
             self._count(rest)
+        self._uncommitted += effects.records
         self.committer.note_progress()
         return self._take(effects)
 
@@ -244,9 +254,20 @@ class Partition:
 
     def begin_commit(self, out: OutTopics, now_ns: int) -> CommitUnderWay | None:
         """Take what is to be committed; None where there is nothing."""
-        return None if self.lane is None else self.committer.begin(self.lane, out, now_ns)
+        under_way = None if self.lane is None else self.committer.begin(self.lane, out, now_ns)
+        if under_way is not None:
+            self._under_way, self._uncommitted = self._uncommitted, 0
+        return under_way
 
     def committed(self, under_way: CommitUnderWay) -> None:
         """The commit was acknowledged."""
         assert under_way.work.offset >= self.committed_offset, "a commit goes back"
         self.committed_offset = under_way.work.offset
+        if self._commits_at_most is not None:
+            doubled = 2 * self._commits_at_most
+            self._commits_at_most = doubled if doubled < COMMITS_ANY_RECORDS else None
+
+    def took_too_long(self) -> None:
+        """The commit under way did not end in time: the next ones cover less, twice as much after each that does. A
+        cluster that takes what it is given slowly, as by a producer's quota, would else never take it."""
+        self._commits_at_most = max(COMMITS_LEAST_RECORDS, self._under_way // 8)

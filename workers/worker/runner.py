@@ -311,6 +311,8 @@ class PartitionRunner:
     async def _recover(self, error: BaseException) -> None:
         """After any failed commit: nothing of it may be trusted, so start again from what was committed."""
         self._setbacks.note(error)
+        if isinstance(error, TimeoutError):
+            self.state.took_too_long()
         self._report.commit_failed(error, self._setbacks.rest_s)
         if isinstance(error, OversizedError):
             self._context.kafka.doubt()

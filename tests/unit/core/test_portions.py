@@ -21,6 +21,7 @@ from workers.core.records import EXCERPT, LARGEST_RECORD, RawBatch, RawRecord, R
 from workers.core.spec import LaneSpec
 from workers.errors import BrokerError
 from workers.kafka import unpacking
+from workers.kafka.memory import MemoryKafka
 from workers.kafka.ports import Fetched
 from workers.native.lane import NativeLane
 from workers.times import NS_PER_SECOND
@@ -223,6 +224,41 @@ def test_a_batch_of_many_records_is_taken_in_steps(kind: Kind) -> None:
     assert taken[0] == 500
     assert max(taken) <= 5_000
     assert sum(taken) == 20_000
+
+
+@LANES
+def test_after_a_commit_that_took_too_long_the_next_ones_cover_less(kind: Kind) -> None:
+    """Else a cluster that takes little in the time of a commit would never take anything."""
+    one, position = partition(kind(LaneSpec(), SOURCE), WaitingLimits()), 0
+    out = MemoryKafka().topics.out
+
+    def fill() -> int:
+        """Process what may be, and begin a commit; the records that it covers."""
+        before = one.lane.position if one.lane is not None else 0
+        while (portion := one.next_portion()) is not None:
+            one.processed(one.process(portion).records, 0.001)
+        assert one.lane is not None
+        return one.lane.position - before
+
+    one.accept(Fetched([build_batch([garbage(number) for number in range(20_000)], codec=ZSTD)]), 0)
+    position = fill()
+    assert position == 20_000
+    assert one.begin_commit(out, 0) is not None
+    one.took_too_long()
+    one.committer.ended()
+    one.discard()
+    one.lane = kind(LaneSpec(), SOURCE)
+    one.accept(Fetched([build_batch([garbage(number) for number in range(20_000)], codec=ZSTD)]), 0)
+    covered = []
+    while one.backlog:
+        covered.append(fill())
+        under_way = one.begin_commit(out, 0)
+        assert under_way is not None
+        one.committer.ended()
+        one.committed(under_way)
+    assert covered[0] == pytest.approx(2_500, abs=10)
+    assert covered[1] == pytest.approx(5_000, abs=10)
+    assert sum(covered) == 20_000
 
 
 # -- the backlog ------------------------------------------------------------------------------------------------------
