@@ -252,6 +252,11 @@ class Lane:
         return self._show(self._engine.flush_partial)
 
     @property
+    def fingerprint(self) -> Mapping[str, object]:
+        """The settings that give this lane's windows their meaning, as stored state says them."""
+        return self._fingerprint
+
+    @property
     def key_count(self) -> int:
         """Keys with state."""
         return self._engine.key_count

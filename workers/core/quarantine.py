@@ -28,12 +28,13 @@ from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time
 
-__all__ = ["SUSPECT", "Quarantine"]
+__all__ = ["CLOCK", "SUSPECT", "Quarantine"]
 
 SUSPECT: Final = b"hs"
 """How the changelog keys of held ticks begin."""
 
-_CLOCK: Final = b"hc"
+CLOCK: Final = b"hc"
+"""The changelog key of the greatest time let through."""
 
 
 class Quarantine:
@@ -128,7 +129,7 @@ class Quarantine:
                 self._stored.remove(symbol)
         clock_ns = self._guard.clock_ns
         if clock_ns != self._stored_clock_ns:
-            records.append(OutRecord(_CLOCK, msgspec.msgpack.encode(clock_ns)))
+            records.append(OutRecord(CLOCK, msgspec.msgpack.encode(clock_ns)))
             self._stored_clock_ns = clock_ns
         return records
 
@@ -136,7 +137,7 @@ class Quarantine:
         """Take over stored state. Raises `StateFormatError` where it can't be read. Only for a new one."""
         suspects = []
         try:
-            self._stored_clock_ns = msgspec.msgpack.decode(entries.get(_CLOCK, b"\xc0"), type=int | None)
+            self._stored_clock_ns = msgspec.msgpack.decode(entries.get(CLOCK, b"\xc0"), type=int | None)
             for key, value in entries.items():
                 if key.startswith(SUSPECT):
                     symbol = key[len(SUSPECT) :].decode()
