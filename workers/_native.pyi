@@ -173,6 +173,15 @@ class Lane:
     def take_changes(self) -> Records:
         """The changelog's records of what changed; those without a value delete their keys."""
 
+    @property
+    def stored(self) -> tuple[int, int, int, int]:
+        """How many records of each kind the changelog holds once what was taken of it is written: of windows, items,
+        operators, and held ticks."""
+
+    @property
+    def restored(self) -> tuple[int, int, int, int]:
+        """As many of each kind as `restore` was given."""
+
     def restore(self, entries: list[tuple[bytes, bytes]]) -> bool:
         """Take stored records over, some at a time; false where one is not what is written here."""
 

@@ -2,7 +2,7 @@
 
     WorkersError                    anything a user can act on
     ├── ConfigError                 a setting is unknown, malformed or impossible with another one
-    │   └── StateMismatchError      stored state was made under other settings than those given
+    │   └── StateMismatchError      stored state is of other settings or topics than those given, or not whole
     ├── StateFormatError            stored state is of a newer or foreign format, or damaged
     ├── BrokerError                 the cluster can't be reached, refuses the credentials, lacks a topic
     │   ├── BrokerUnavailableError  no broker could be found or started for a test or demo
@@ -42,7 +42,7 @@ class ConfigError(WorkersError):
 
 
 class StateMismatchError(ConfigError):
-    """Stored state was written under settings that give windows another meaning."""
+    """Stored state was written under settings that give windows another meaning, is of another topic, or not whole."""
 
 
 class StateFormatError(WorkersError):

@@ -19,7 +19,7 @@ use crate::pipeline::stage::Passing;
 use crate::pipeline::Pipeline;
 use crate::records::{BatchHead, Corrupt, Record, Records};
 use crate::resample::Outcome;
-use crate::snapshot::Written;
+use crate::snapshot::{Stored, Written};
 use crate::sums::Amount;
 use crate::ticks::Decoder;
 
@@ -54,6 +54,8 @@ pub struct Lane {
     /// Nanoseconds of the tick's unit.
     pub unit: i64,
     pub position: i64,
+    /// What the changelog holds.
+    pub stored: Stored,
     pub records: u64,
     pub aggregated: u64,
     /// Children that changed nothing.
@@ -85,6 +87,7 @@ impl Lane {
             decoder,
             unit,
             position: 0,
+            stored: Stored::default(),
             records: 0,
             aggregated: 0,
             repeated: 0,
@@ -279,11 +282,12 @@ impl Lane {
 
     /// The changelog's records of what changed; what they hold counts as stored.
     pub fn take_changes(&mut self) -> Written {
-        let mut out = Written::default();
+        let mut out = Written { stored: self.stored, ..Written::default() };
         self.engine.take_changes(&mut out);
         if let Some(pipeline) = self.pipeline.as_mut() {
             pipeline.take_changes(&mut out);
         }
+        self.stored = out.stored;
         out
     }
 

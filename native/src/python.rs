@@ -22,7 +22,7 @@ use crate::pipeline::stage::Spec as StagesSpec;
 use crate::pipeline::{headers, Pipeline};
 use crate::python_records::{PyBatch, PyRecords};
 use crate::records::{whole_record, BatchHead, OwnRecord, Records as BatchRecords};
-use crate::snapshot::Restore;
+use crate::snapshot::{Restore, Stored};
 use crate::sums::Amount;
 use crate::ticks::{Decoder, MessageFormat, TickFormat};
 
@@ -31,7 +31,7 @@ pyo3::create_exception!(_native, BatchError, PyValueError, "A record batch is no
 
 /// What Python and this module agree on: to be raised here and in `workers.native.probe` with every change of it, so that
 /// an extension that was built before is not used.
-const INTERFACE: u32 = 1;
+const INTERFACE: u32 = 2;
 
 /// More is not unpacked of one batch.
 const MOST_UNPACKED: usize = 1 << 28;
@@ -503,6 +503,19 @@ impl PyLane {
         Ok(PyRecords(self.run(py, |this| this.lane.take_changes())?.into()))
     }
 
+    /// How many records of each kind the changelog holds once what was taken of it is written: of windows, items,
+    /// operators, and held ticks.
+    #[getter]
+    fn stored(&self) -> (i64, i64, i64, i64) {
+        numbers(self.lane.stored)
+    }
+
+    /// As many of each kind as `restore` was given.
+    #[getter]
+    fn restored(&self) -> (i64, i64, i64, i64) {
+        numbers(self.restore.as_ref().map_or_else(Stored::default, |restore| restore.stored))
+    }
+
     /// Takes stored records over, some at a time; false where one is not what is written here.
     fn restore(&mut self, py: Python<'_>, entries: Vec<(PyBackedBytes, PyBackedBytes)>) -> PyResult<bool> {
         self.run(py, |this| {
@@ -544,12 +557,17 @@ impl PyLane {
     fn end_restore(&mut self, py: Python<'_>, partition_max_ns: i64) -> PyResult<bool> {
         self.run(py, |this| {
             let restore = this.restore.take().unwrap_or_default();
+            this.lane.stored = restore.stored;
             if let Some(pipeline) = this.lane.pipeline.as_mut() {
                 pipeline.sort_parts();
             }
             restore.finish(&mut this.lane.engine, partition_max_ns).is_some()
         })
     }
+}
+
+fn numbers(stored: Stored) -> (i64, i64, i64, i64) {
+    (stored.windows, stored.items, stored.operators, stored.held)
 }
 
 /// Puts a batch of a compacted topic into `entries`: the last value of each key, without keys that were deleted.

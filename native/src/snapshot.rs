@@ -24,12 +24,36 @@ const KNOWN: u8 = HAS_CLOSED | HAS_CHANGED | HAS_OWN_CLOCK | HAS_SHOWN | HAS_ORD
 const FLAGS: [(u16, u8); 4] =
     [(CLOSED, HAS_CLOSED), (CHANGED, HAS_CHANGED), (SHOWN, HAS_SHOWN), (SETTLED, HAS_SETTLED)];
 
+/// How many records of each kind the changelog holds: as `workers.core.snapshot.StoredRecords`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub windows: i64,
+    pub items: i64,
+    pub operators: i64,
+    /// Ticks that are ahead of their time, and their clock; written by Python's lane alone.
+    pub held: i64,
+}
+
+impl Stored {
+    fn count(&mut self, kind: u8, records: i64) {
+        match kind {
+            b'w' => self.windows += records,
+            b'i' => self.items += records,
+            b'o' => self.operators += records,
+            b'h' => self.held += records,
+            _ => {}
+        }
+    }
+}
+
 /// Records end to end, each a key and a value or none.
 #[derive(Debug, Default)]
 pub struct Written {
     pub text: Vec<u8>,
     /// Where a key ends and where its value does; `None` deletes.
     pub cuts: Vec<(usize, Option<usize>)>,
+    /// What the changelog holds once they are written.
+    pub stored: Stored,
 }
 
 impl Written {
@@ -41,10 +65,11 @@ impl Written {
         self.end(key_end);
     }
 
-    /// Appends a record that deletes.
+    /// Appends a record that deletes one of the stages' state.
     pub fn put_deletion(&mut self, key: impl FnOnce(&mut Vec<u8>)) {
         key(&mut self.text);
         self.cuts.push((self.text.len(), None));
+        self.stored.operators -= 1;
     }
 
     fn key(&mut self, kind: u8, start: i64, segment: Option<u32>, name: &str) -> usize {
@@ -64,6 +89,7 @@ impl Written {
     fn delete(&mut self, kind: u8, start: i64, segment: Option<u32>, name: &str) {
         let key_end = self.key(kind, start, segment, name);
         self.cuts.push((key_end, None));
+        self.stored.count(kind, -1);
     }
 
     fn delete_segments(&mut self, start: i64, segments: std::ops::Range<u32>, name: &str) {
@@ -111,6 +137,7 @@ fn write_window(window: &mut Window, name: &str, folds: bool, ordered: bool, out
     let has_own_clock = window.clock != window.last;
     flags |= if has_own_clock { HAS_OWN_CLOCK } else { 0 };
     let key_end = out.key(b'w', start, None, name);
+    out.stored.windows += i64::from(!window.is(STORED));
     let text = &mut out.text;
     text.extend([FORMAT, flags]);
     text.extend(window.rev.to_le_bytes());
@@ -141,6 +168,7 @@ fn write_window(window: &mut Window, name: &str, folds: bool, ordered: bool, out
 fn write_items(items: &mut Items, start: i64, name: &str, ordered: bool, out: &mut Written) {
     if !items.values.is_empty() && items.stored == 0 && items.segments > 0 {
         out.delete_segments(start, 1..items.segments, name);
+        out.stored.items -= 1; // the first is overwritten
         items.segments = 0;
     }
     while items.stored < items.values.len() {
@@ -156,6 +184,7 @@ fn write_items(items: &mut Items, start: i64, name: &str, ordered: bool, out: &m
         out.end(key_end);
         items.stored = end;
         items.segments += 1;
+        out.stored.items += 1;
     }
 }
 
@@ -180,11 +209,14 @@ pub struct Restore {
     /// With the number of its segments, and its flags.
     windows: Vec<(Window, u32, u8)>,
     segments: HashMap<Vec<u8>, Vec<u8>>,
+    /// What was seen.
+    pub stored: Stored,
 }
 
 impl Restore {
     /// Takes one record over; `None` where it is not what is written here.
     pub fn take(&mut self, engine: &mut Engine, key: &[u8], value: &[u8]) -> Option<()> {
+        self.stored.count(*key.first()?, 1);
         match key.first()? {
             b'w' => {
                 let (window, segments, flags) = read_window(engine, key, value)?;

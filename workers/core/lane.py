@@ -10,8 +10,8 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2s
 
 import orjson
@@ -29,20 +29,27 @@ from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Pipeline
 from workers.core.pipeline.stage import Passage
-from workers.core.quarantine import SUSPECT, Quarantine
+from workers.core.quarantine import Quarantine, held_in
 from workers.core.reasons import Reason
 from workers.core.records import Record
 from workers.core.snapshot import (
     LaneMeta,
+    StoredRecords,
+    TopicIdentity,
     check_fingerprint,
+    check_topics,
+    check_whole,
+    count_in_steps,
     differing_settings,
+    entries_of,
+    read_meta,
     read_state,
     read_state_in_steps,
     write_meta,
     write_windows,
 )
 from workers.core.spec import LaneSpec
-from workers.core.steps import Portion, run_through
+from workers.core.steps import run_through
 from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.corrections import Changed, CorrectingEngine, NotFound, make_correcting_engine
 from workers.core.windows.engine import WindowEngine
@@ -59,11 +66,15 @@ REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Which partition a lane reads, and of how many: keys are checked against the partitioner."""
+    """Which partition a lane reads, and of how many: keys are checked against the partitioner.
+
+    ``identities`` are the ticks topic's and the changelog's, as `LaneMeta` has them, where the cluster tells them.
+    """
 
     topic: str
     partition: int
     partitions: int
+    identities: Mapping[str, TopicIdentity] = field(default_factory=dict)
 
 
 def _digest(fingerprint: Mapping[str, object]) -> str:
@@ -91,6 +102,7 @@ class Lane:
         self._misrouted: set[str] = set()
         self._pipeline = self._new_pipeline()
         self._quarantine = self._new_quarantine()
+        self._stored = StoredRecords()
         self.position = 0
         self.counts = Counts()
 
@@ -252,11 +264,6 @@ class Lane:
         return self._show(self._engine.flush_partial)
 
     @property
-    def fingerprint(self) -> Mapping[str, object]:
-        """The settings that give this lane's windows their meaning, as stored state says them."""
-        return self._fingerprint
-
-    @property
     def key_count(self) -> int:
         """Keys with state."""
         return self._engine.key_count
@@ -278,14 +285,24 @@ class Lane:
     def take_changes(self) -> OutRecords:
         """The changelog records that bring the stored state to ``position``; what they hold counts as stored."""
         dump = self._aggregation.dump if self._aggregation is not None else None
-        records = write_windows(self._engine.take_changes(), dump)
+        stored = self._stored
+        records = write_windows(self._engine.take_changes(), dump, stored)
         if self._pipeline is not None:
             records += self._pipeline.take_changes()
+            stored.operators = self._pipeline.stored_records
         if self._quarantine is not None:
             records += self._quarantine.take_changes()
-        meta = LaneMeta(self.position, self._engine.partition_max_ns, self._fingerprint, self.counts)
-        records.append(write_meta(meta))
+            stored.held = self._quarantine.stored_records
+        records.append(self._meta(self._engine.partition_max_ns, stored))
         return records
+
+    def _meta(self, partition_max_ns: int, stored: StoredRecords) -> OutRecord:
+        """The changelog's record of a commit now."""
+        return write_meta(self.own(LaneMeta(self.position, partition_max_ns, {}, self.counts, stored)))
+
+    def own(self, meta: LaneMeta) -> LaneMeta:
+        """What a commit says, as of this lane's settings and topics."""
+        return replace(meta, fingerprint=self._fingerprint, topics=self._source.identities)
 
     def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
         """Take over stored state, the last record of each changelog key; None where there is none. New lanes only.
@@ -300,11 +317,15 @@ class Lane:
         Where it raises the lane must be discarded.
         """
         load = self._aggregation.load if self._aggregation is not None else None
-        meta, windows = yield from read_state_in_steps(entries, load, where=where)
+        meta = read_meta(entries, where=where)
+        if meta is not None:
+            self.check(meta, where=where)
+            self._stored = yield from count_in_steps(entries)
+            self.check_whole(meta, self._stored, where=where)
+        _, windows = yield from read_state_in_steps(entries, load, where=where)
         if meta is None:
             return None
-        self.check(meta, where=where)
-        self._refuse_held((yield from _held_in_steps(entries)), where=where)
+        self._refuse_held(held_in(entries, self._stored.held), where=where)
         yield from self._engine.load_in_steps(windows, meta.partition_max_ns)
         if self._pipeline is not None:
             yield from self._pipeline.restore_in_steps(entries, where=where)
@@ -319,8 +340,14 @@ class Lane:
         return read_state(entries, self._aggregation.load if self._aggregation is not None else None, where=where)
 
     def check(self, meta: LaneMeta, *, where: str) -> None:
-        """Raises `StateMismatchError` where state was made under settings that this lane's contradict."""
+        """Raises `StateMismatchError` where state was made under settings that this lane's contradict, or of another
+        topic."""
         check_fingerprint(meta, self._fingerprint, where=where)
+        check_topics(meta, self._source.identities, where=where)
+
+    def check_whole(self, meta: LaneMeta, found: StoredRecords, *, where: str) -> None:
+        """Raises `StateMismatchError` where the records found are not as many as state consists of."""
+        check_whole(meta, found, self._source.identities.get("changelog"), where=where)
 
     def _refuse_held(self, held: int, *, where: str) -> None:
         """Raises `StateMismatchError` where state holds ticks that nothing here would ever let go."""
@@ -471,25 +498,3 @@ class Lane:
             kind = (emission.status, emission.trigger)
             effects.emitted[kind] = effects.emitted.get(kind, 0) + 1
         return effects
-
-
-def _held_in_steps(entries: Iterable[bytes]) -> Generator[None, None, int]:
-    """How many ticks stored state holds."""
-    held, portion = 0, Portion()
-    for key in entries:
-        held += key.startswith(SUSPECT)
-        if portion.is_done(0.02):
-            yield
-    return held
-
-
-def entries_of(records: Iterable[OutRecord]) -> dict[bytes, bytes]:
-    """What a compacted topic holds after these records: the last value of each key, tombstones gone."""
-    entries: dict[bytes, bytes] = {}
-    for record in records:
-        assert record.key is not None
-        if record.value is None:
-            entries.pop(record.key, None)
-        else:
-            entries[record.key] = record.value
-    return entries

@@ -28,13 +28,16 @@ from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time
 
-__all__ = ["CLOCK", "SUSPECT", "Quarantine"]
+__all__ = ["CLOCK", "Quarantine", "held_in"]
 
-SUSPECT: Final = b"hs"
-"""How the changelog keys of held ticks begin."""
-
+_SUSPECT: Final = b"hs"
 CLOCK: Final = b"hc"
 """The changelog key of the greatest time let through."""
+
+
+def held_in(entries: Mapping[bytes, bytes], records: int) -> int:
+    """How many ticks stored state holds, of which so many ``records`` are here."""
+    return records - (CLOCK in entries)
 
 
 class Quarantine:
@@ -116,11 +119,16 @@ class Quarantine:
         """How many held ticks `take_changes` would write or delete."""
         return self._guard.changes_waiting
 
+    @property
+    def stored_records(self) -> int:
+        """How many records the changelog holds of this."""
+        return len(self._stored) + (self._stored_clock_ns is not None)
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records of what changed since the last call."""
         records = []
         for symbol, held in self._guard.take_changed():
-            key = SUSPECT + symbol.encode()
+            key = _SUSPECT + symbol.encode()
             if held is not None:
                 records.append(OutRecord(key, msgspec.msgpack.encode(dump_passage(held.item))))
                 self._stored.add(symbol)
@@ -139,8 +147,8 @@ class Quarantine:
         try:
             self._stored_clock_ns = msgspec.msgpack.decode(entries.get(CLOCK, b"\xc0"), type=int | None)
             for key, value in entries.items():
-                if key.startswith(SUSPECT):
-                    symbol = key[len(SUSPECT) :].decode()
+                if key.startswith(_SUSPECT):
+                    symbol = key[len(_SUSPECT) :].decode()
                     passage = load_passage(symbol, msgspec.msgpack.decode(value, type=DumpedPassage))
                     suspects.append(Suspect(symbol, passage.tick.ts_ns, passage.tick.offset, passage))
         except (ValueError, msgspec.DecodeError) as error:

@@ -3,7 +3,8 @@
 A changelog partition holds, compacted,
 
     key                         value
-    b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning
+    b"m"                        JSON: format, input offset, partition time, counts, the settings that give them meaning,
+                                records of each kind, topics
     b"w" start symbol           one window: flags, rev, count, times, what flags announce, the aggregation's own bytes
     b"i" start segment symbol   MessagePack: items of that window, as many as came between two commits, or fit
     b"o" stage ...              state of a pipeline stage (`workers.core.pipeline.stage`)
@@ -12,6 +13,13 @@ A changelog partition holds, compacted,
 with ``start`` as 8 and ``segment`` as 4 bytes, big-endian. A record is written when its window changed and deleted
 (tombstone) when the window is dropped, so a commit costs what changed, not what is kept. Keys' clocks need no record of
 their own: `workers.core.windows.engine` says why.
+
+``b"m"`` also says how many records of each kind there are, and of which topics all of it is. The number makes known
+whether a state is whole (`check_whole`). A log is cut at its beginning, by kafka-delete-records, by a retention or by
+making its topic anew, or at its end. A cut at the beginning takes records away and changes none: of each key the last
+record is there as it was, or it is missing, and then they are fewer than the last commit has counted. A cut at the end
+takes the last commit away, too, and the group's offset tells. So counting finds what a digest of keys and values would
+find, and no window has to keep what its last record was: a commit knows of each that it writes whether there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from struct import Struct
 from struct import error as StructError
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import orjson
@@ -35,8 +43,15 @@ from workers.times import format_duration
 
 __all__ = [
     "LaneMeta",
+    "StoredRecords",
+    "TopicIdentity",
     "check_fingerprint",
+    "check_topics",
+    "check_whole",
+    "count_in_steps",
     "differing_settings",
+    "entries_of",
+    "read_meta",
     "read_state",
     "read_state_in_steps",
     "symbol_of_window",
@@ -60,14 +75,53 @@ _CORRECTED = 32  # the items are more than the ticks: some are corrections of ot
 _CLOCK = Struct("<q")
 
 
+class TopicIdentity(NamedTuple):
+    """A topic's name, and Kafka's id of it: one that is made again under the same name has another. None: not told."""
+
+    name: str
+    id: str | None = None
+
+
+@dataclass(slots=True)
+class StoredRecords:
+    """How many records of each kind a changelog partition holds, but for that of the commit."""
+
+    windows: int = 0
+    items: int = 0
+    operators: int = 0
+    held: int = 0
+
+    def count(self, key: bytes) -> None:
+        """One more, by its key."""
+        name = _KINDS.get(key[:1])
+        if name is not None:
+            setattr(self, name, getattr(self, name) + 1)
+
+
+_UNREADABLE: Final = (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError)
+_KINDS: Final = {b"w": "windows", b"i": "items", b"o": "operators", b"h": "held"}
+_KINDS_SAID: Final = {
+    "windows": "windows",
+    "items": "records of windows' items",
+    "operators": "records of operators",
+    "held": "records of held ticks",
+}
+
+
 @dataclass(slots=True)
 class LaneMeta:
-    """What a commit says about a partition: everything before ``offset`` of the input is in the state."""
+    """What a commit says about a partition: everything before ``offset`` of the input is in the state.
+
+    ``stored``: the records that the state consists of. ``topics``: what it was made of and written to, by role: "ticks"
+    and "changelog".
+    """
 
     offset: int
     partition_max_ns: int
     fingerprint: Mapping[str, object]
     counts: Counts = field(default_factory=Counts)
+    stored: StoredRecords = field(default_factory=StoredRecords)
+    topics: Mapping[str, TopicIdentity] = field(default_factory=dict)
 
 
 def write_meta(meta: LaneMeta) -> OutRecord:
@@ -82,12 +136,15 @@ def write_meta(meta: LaneMeta) -> OutRecord:
         "partition_max_ns": meta.partition_max_ns,
         "counts": counts,
         "settings": meta.fingerprint,
+        "stored": asdict(meta.stored),
+        "topics": {role: topic._asdict() for role, topic in meta.topics.items()},
     }
     return OutRecord(META_KEY, to_json(value))
 
 
-def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
-    """The changelog's records for windows that changed, and tombstones for the dropped; marks them as stored.
+def write_windows(windows: Iterable[Window[str]], dump: Any, stored: StoredRecords) -> list[OutRecord]:
+    """The changelog's records for windows that changed, and tombstones for the dropped; marks them as stored, and
+    counts them in ``stored``.
 
     ``dump`` turns a window's aggregation state into bytes. A window that came and went between two commits leaves none.
     """
@@ -99,9 +156,14 @@ def write_windows(windows: Iterable[Window[str]], dump: Any) -> list[OutRecord]:
             if window.stored:
                 records.append(OutRecord(key, None))
                 records += _without_segments(window, symbol, 0)
+                stored.windows -= 1
+                stored.items -= window.stored_segments
             continue
+        stored.windows += not window.stored
         if window.items is not None:
+            stored.items -= window.stored_segments
             records += _fresh_segments(window, window.items, symbol)
+            stored.items += window.stored_segments
         flags = (
             _CLOSED * window.closed
             | _CHANGED * window.changed
@@ -168,6 +230,18 @@ def symbol_of_window(key: bytes) -> bytes:
     return key[1 + (_START.size if key[:1] == b"w" else _SEGMENT.size) :]
 
 
+def entries_of(records: Iterable[OutRecord]) -> dict[bytes, bytes]:
+    """What a compacted topic holds after these records: the last value of each key, tombstones gone."""
+    entries: dict[bytes, bytes] = {}
+    for record in records:
+        assert record.key is not None
+        if record.value is None:
+            entries.pop(record.key, None)
+        else:
+            entries[record.key] = record.value
+    return entries
+
+
 def read_state(entries: Mapping[bytes, bytes], load: Any, *, where: str) -> tuple[LaneMeta | None, list[Window[str]]]:
     """The state that the last record of each key describes; ``where`` names the changelog partition in errors.
 
@@ -180,7 +254,7 @@ def read_state_in_steps(
     entries: Mapping[bytes, bytes], load: Any, *, where: str
 ) -> Generator[None, None, tuple[LaneMeta | None, list[Window[str]]]]:
     """`read_state`, with a pause after each portion."""
-    meta: LaneMeta | None = None
+    meta = read_meta(entries, where=where)
     windows: list[Window[str]] = []
     portion = Portion()
     for key, value in entries.items():
@@ -190,16 +264,10 @@ def read_state_in_steps(
         try:
             if kind == b"w":
                 windows.append((yield from _read_window(key, value, load, entries, portion)))
-            elif key == META_KEY:
-                meta = _read_meta(value)
-            elif kind not in (b"i", b"o", b"h"):
+            elif key != META_KEY and kind not in _KINDS:
                 raise StateFormatError(f"unknown kind of record {kind!r}")
-        except (StructError, ValueError, KeyError, msgspec.DecodeError, StateFormatError) as error:
-            raise StateFormatError(
-                f"the changelog {where} holds a record that can't be read, key {key[:64]!r}: {error}. "
-                "It was written by another version or another program; use the version that wrote it, or start over "
-                "with `workers state reset`"
-            ) from error
+        except _UNREADABLE as error:
+            raise _unreadable(key, error, where) from error
     if meta is None and windows:
         raise StateFormatError(
             f"the changelog {where} holds {len(windows)} windows but not the input offset they reflect; "
@@ -208,11 +276,33 @@ def read_state_in_steps(
     return meta, windows
 
 
-def _read_meta(value: bytes) -> LaneMeta:
-    found = orjson.loads(value)
-    if found["format"] != FORMAT:
-        raise StateFormatError(f"its format is {found['format']}; this version reads format {FORMAT}")
-    return LaneMeta(found["offset"], found["partition_max_ns"], found["settings"], Counts(**found["counts"]))
+def read_meta(entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
+    """What the last commit says; None where there was none. Raises `StateFormatError`, as `read_state`."""
+    value = entries.get(META_KEY)
+    if value is None:
+        return None
+    try:
+        found = orjson.loads(value)
+        if found["format"] != FORMAT:
+            raise StateFormatError(f"its format is {found['format']}; this version reads format {FORMAT}")
+        return LaneMeta(
+            found["offset"],
+            found["partition_max_ns"],
+            found["settings"],
+            Counts(**found["counts"]),
+            StoredRecords(**found["stored"]),
+            {role: TopicIdentity(**topic) for role, topic in found["topics"].items()},
+        )
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(META_KEY, error, where) from error
+
+
+def _unreadable(key: bytes, error: Exception, where: str) -> StateFormatError:
+    return StateFormatError(
+        f"the changelog {where} holds a record that can't be read, key {key[:64]!r}: {error}. "
+        "It was written by another version or another program; use the version that wrote it, or start over "
+        "with `workers state reset`"
+    )
 
 
 def _read_window(
@@ -277,6 +367,62 @@ def check_fingerprint(meta: LaneMeta, fingerprint: Mapping[str, object], *, wher
             "and another topics.frames (it starts from the log, and in one topic the frames of both would mix); or "
             "drop the state with `workers state reset`"
         )
+
+
+def check_topics(meta: LaneMeta, topics: Mapping[str, TopicIdentity], *, where: str) -> None:
+    """Raise `StateMismatchError` where the state was made of another ticks topic, or of another life of it.
+
+    Another changelog is no reason: what was copied from one to another is good where it is whole.
+    """
+    was, now = meta.topics.get("ticks"), topics.get("ticks")
+    if was is None or now is None:
+        return
+    if was.name != now.name:
+        raise StateMismatchError(
+            f"the stored state {where} was made of the topic {was.name}, and topics.ticks is {now.name}: it would go "
+            f'on at offset {meta.offset:,}, which is another record there. Set topics.ticks = "{was.name}"; or run '
+            f"{now.name} under another application_id and another topics.frames; or drop the state with `workers state "
+            "reset`"
+        )
+    if None not in (was.id, now.id) and was.id != now.id:
+        raise StateMismatchError(
+            f"the topic {was.name} was deleted and made again since the stored state {where} was made of it (its id "
+            f"was {was.id}, is {now.id}): it would go on at offset {meta.offset:,}, which is another record now. Drop "
+            "the state with `workers state reset`: then all that the topic holds is processed from its begin on"
+        )
+
+
+def check_whole(meta: LaneMeta, found: StoredRecords, changelog: TopicIdentity | None, *, where: str) -> None:
+    """Raise `StateMismatchError` where the records that were ``found`` are not those that the state consists of.
+
+    ``changelog`` is the topic they were found in.
+    """
+    if found == meta.stored:
+        return
+    wrong = [
+        f"{getattr(found, kind):,} {said}, expected {getattr(meta.stored, kind):,}"
+        for kind, said in _KINDS_SAID.items()
+        if getattr(meta.stored, kind) != getattr(found, kind)
+    ]
+    was = meta.topics.get("changelog")
+    why = "Records were deleted from it (kafka-delete-records, or a retention while it was not compacted)"
+    if was is not None and changelog is not None and was.id != changelog.id:
+        why = f"The topic was deleted and made again (its id was {was.id}, is {changelog.id})"
+    raise StateMismatchError(
+        f"the changelog {where} is not whole: found {'; '.join(wrong)}. {why}. Windows that are missing would never "
+        "come out. Put back a whole copy of the changelog, or drop the state with `workers state reset`: then what the "
+        "ticks topic still holds is processed again"
+    )
+
+
+def count_in_steps(entries: Iterable[bytes]) -> Generator[None, None, StoredRecords]:
+    """How many records of each kind there are, by their keys, with a pause after each portion."""
+    found, portion = StoredRecords(), Portion()
+    for key in entries:
+        found.count(key)
+        if portion.is_done(0.03):
+            yield
+    return found
 
 
 def differing_settings(meta: LaneMeta, fingerprint: Mapping[str, object]) -> list[str]:

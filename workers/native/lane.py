@@ -23,10 +23,10 @@ from workers.core.formats.corrections import Correction, trade_id_of
 from workers.core.formats.frames import ChildBar
 from workers.core.lane import REPEATED, Input, Lane
 from workers.core.packed import OutRecords, joined
-from workers.core.quarantine import SUSPECT
+from workers.core.quarantine import held_in
 from workers.core.reasons import Reason
 from workers.core.records import RawBatch, RawRecord, Record
-from workers.core.snapshot import META_KEY, LaneMeta, read_state, write_meta
+from workers.core.snapshot import LaneMeta, StoredRecords, count_in_steps, read_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.corrections import Changed, NotFound, change_of
@@ -255,25 +255,25 @@ class NativeLane(Lane):
     def take_changes(self) -> OutRecords:
         """As `Lane.take_changes`, the same bytes in the same order."""
         records = self._native.take_changes()
-        records.append(
-            write_meta(LaneMeta(self.position, self._native.partition_max_ns, self._fingerprint, self.counts))
-        )
+        records.append(self._meta(self._native.partition_max_ns, StoredRecords(*self._native.stored)))
         return records
 
     def restore_in_steps(self, entries: Mapping[bytes, bytes], *, where: str) -> Generator[None, None, LaneMeta | None]:
         """As `Lane.restore_in_steps`."""
-        meta, _ = read_state({META_KEY: entries[META_KEY]} if META_KEY in entries else {}, None, where=where)
+        meta = read_meta(entries, where=where)
         if meta is not None:
             self.check(meta, where=where)
         else:
             self.peek(entries, where=where)  # there may be no windows either
             return None
-        items, good, held = iter(entries.items()), True, 0
+        items, good = iter(entries.items()), True
         while good and (some := list(islice(items, RECORDS_AT_ONCE))):
             good = self._native.restore(some)
-            held += sum(1 for key, _ in some if key.startswith(SUSPECT))
             yield
-        self._refuse_held(held, where=where)
+        if good:
+            found = StoredRecords(*self._native.restored)
+            self.check_whole(meta, found, where=where)
+            self._refuse_held(held_in(entries, found.held), where=where)
         good = good and self._native.end_restore(meta.partition_max_ns)
         more = good
         while more:
@@ -281,6 +281,7 @@ class NativeLane(Lane):
             if more:
                 yield
         if not good or not self._settle_doubts():
+            self.check_whole(meta, (yield from count_in_steps(entries)), where=where)
             self.peek(entries, where=where)  # says what can't be read
             if self._pipeline is not None:
                 yield from self._pipeline.restore_in_steps(entries, where=where)  # so does this

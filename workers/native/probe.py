@@ -14,7 +14,7 @@ except ImportError:  # it was not built
 
 __all__ = ["checksum", "fits", "writes_as_orjson"]
 
-INTERFACE: Final = 1
+INTERFACE: Final = 2
 """What native code and this package agree on: to be raised here and in ``native/src/python.rs`` with each change."""
 
 _FLOATS: Final = (1e22, 1e-7, 123456789.125, 0.1 + 0.2, 1e16, 1e15, 0.00001, 5e-324, -0.0, 100.25, 1.5e300, 1e-5, 1e21)

@@ -336,6 +336,7 @@ impl Deduplicator {
                 );
                 memory.parts.push_back((memory.next_part, part_end));
                 memory.next_part += 1;
+                out.stored.operators += 1;
                 begin = part_end;
             }
             memory.stored_to = end;
@@ -351,6 +352,7 @@ impl Deduplicator {
                     put_optional(value, memory.greatest);
                 },
             );
+            out.stored.operators += i64::from(!slot.stored);
             slot.stored = true;
         });
         self.fresh = 0;

@@ -102,6 +102,7 @@ impl Throttler {
                     put_integer(value, slot.state.full_at_ns);
                 },
             );
+            out.stored.operators += i64::from(!slot.stored);
             slot.stored = true;
         });
     }
@@ -329,6 +330,7 @@ impl Conflator {
                     }
                 },
             );
+            out.stored.operators += i64::from(!slot.stored);
             slot.stored = true;
         });
     }

@@ -9,7 +9,15 @@ import pytest
 
 from workers.core.aggregates import Ohlcv
 from workers.core.lane import entries_of
-from workers.core.snapshot import SEGMENT_BYTES, LaneMeta, check_fingerprint, read_state, write_meta, write_windows
+from workers.core.snapshot import (
+    SEGMENT_BYTES,
+    LaneMeta,
+    StoredRecords,
+    check_fingerprint,
+    read_state,
+    write_meta,
+    write_windows,
+)
 from workers.core.windows.engine import WindowEngine
 from workers.core.windows.window import Window, WindowRules
 from workers.errors import StateMismatchError
@@ -30,7 +38,7 @@ class OneMinuteAnHour:
 
 def stored(windows: Sequence[Window[str]]) -> list[Window[str]]:
     """The windows as a restart finds them."""
-    records = [*write_windows(windows, OHLCV.dump), write_meta(LaneMeta(1, 0, {}))]
+    records = [*write_windows(windows, OHLCV.dump, StoredRecords()), write_meta(LaneMeta(1, 0, {}))]
     _, found = read_state(entries_of(records), OHLCV.load, where="test")
     return found
 
@@ -55,7 +63,7 @@ def test_a_clock_that_is_not_the_last_ticks_is_stored_and_the_others_cost_no_byt
     plain = Window("A", 0, 60 * S, OHLCV.create(), first_ns=3, last_ns=9, clock_ns=9)
     ahead = Window("B", 0, 60 * S, OHLCV.create(), first_ns=3, last_ns=9, clock_ns=11)
     behind = Window("C", 0, 60 * S, OHLCV.create(), first_ns=3, last_ns=9, clock_ns=-(2**63))
-    sizes = [len(record.value or b"") for record in write_windows([plain, ahead, behind], OHLCV.dump)]
+    sizes = [len(record.value or b"") for record in write_windows([plain, ahead, behind], OHLCV.dump, StoredRecords())]
     assert [size - sizes[0] for size in sizes] == [0, 8, 8]
     assert [window.clock_ns for window in stored([plain, ahead, behind])] == [9, 11, -(2**63)]
 
@@ -65,7 +73,8 @@ def test_items_that_would_make_a_record_too_large_for_its_topic_are_stored_in_se
     items = [bytes([number]) * 100_000 for number in range(20)]
     items[7] = b"x" * (2 * SEGMENT_BYTES)  # there is no splitting one
     window = Window("A", 0, 60 * S, OHLCV.create(), items=items, orders=list(range(20)) if ordered else None, count=20)
-    records = write_windows([window], OHLCV.dump)
+    counted = StoredRecords()
+    records = write_windows([window], OHLCV.dump, counted)
     sizes = [len(record.value or b"") for record in records]
     assert sorted(sizes)[-2] < SEGMENT_BYTES + 1_000 < max(sizes) < 2 * SEGMENT_BYTES + 1_000
     (again,) = stored([replace(window, stored_items=0, stored_segments=0)])
@@ -74,8 +83,9 @@ def test_items_that_would_make_a_record_too_large_for_its_topic_are_stored_in_se
     window.stored_items = 0  # as after a merge
     window.items = items[:1]
     window.orders, window.count = [0] if ordered else None, 1
-    records += write_windows([window], OHLCV.dump)
+    records += write_windows([window], OHLCV.dump, counted)
     assert sum(1 for key in entries_of(records) if key[:1] == b"i") == 1
+    assert counted == StoredRecords(windows=1, items=1)
 
 
 def test_the_window_that_holds_the_clock_is_kept_until_another_one_does() -> None:

@@ -36,7 +36,7 @@ from workers.core.encoding import json_object
 from workers.core.frames import frame_name
 from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
-from workers.core.snapshot import META_KEY, read_state
+from workers.core.snapshot import META_KEY, read_meta
 from workers.core.spec import LaneSpec
 from workers.core.windows.kinds import CalendarWindows
 from workers.errors import ConfigError
@@ -151,7 +151,7 @@ async def stored_settings_problem(settings: Settings, reader: LogReader, partiti
     if value is None:
         return None
     where = f"{topic}[{partition}]"
-    meta, _ = read_state({META_KEY: value}, None, where=where)
+    meta = read_meta({META_KEY: value}, where=where)
     if meta is None:
         return None
     lane = Lane(lane_spec(settings), Input(settings.topics.ticks, partition, partitions))

@@ -34,7 +34,7 @@ from workers.apps.produce.send import prepare_topic
 from workers.core.frames import OutRecord, frame_name
 from workers.core.lane import Input, Lane
 from workers.core.partitioning import partition_for
-from workers.core.snapshot import META_KEY, read_state
+from workers.core.snapshot import META_KEY, read_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import is_end_of_input
 from workers.errors import ConfigError, TopicError
@@ -258,7 +258,7 @@ class _Replay:
         value = await reader.last_value(topic, partition, META_KEY)
         if value is None or self._warm_up_ns is not None:
             return None
-        meta, _ = read_state({META_KEY: value}, None, where=f"{topic}[{partition}]")
+        meta = read_meta({META_KEY: value}, where=f"{topic}[{partition}]")
         offset, records = self._counted.get(partition, (_NO_PARTITION, 0))
         if meta is None or meta.offset != offset or meta.counts.records >= records:
             return None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from workers.core.frames import OutRecord
 from workers.core.lane import Input, Lane
-from workers.core.snapshot import LaneMeta
+from workers.core.snapshot import LaneMeta, count_in_steps, read_meta
+from workers.core.steps import run_through
 from workers.core.windows.window import Window
-from workers.errors import StateMismatchError, TopicError, WorkersError
+from workers.errors import StateFormatError, StateMismatchError, TopicError, WorkersError
 from workers.kafka.changelog import read_changelog
 from workers.kafka.clients import admin_client
 from workers.kafka.commit import PartitionSink, SinkSpec
@@ -62,21 +63,29 @@ async def show_state(settings: Settings) -> list[PartitionState]:
         where = f"{settings.topics.changelog}[{offsets.partition}]"
         entries = await read_changelog(settings.topics.changelog, offsets.partition, options)
         lane = Lane(lane_spec(settings), Input(settings.topics.ticks, offsets.partition, len(lag.partitions)))
-        meta, windows = lane.peek(entries, where=where)
-        problem = None
-        if meta is not None:
-            try:
-                lane.check(meta, where=where)
-            except StateMismatchError as error:
-                problem = str(error)
-            if problem is None and offsets.committed != meta.offset:
-                problem = f"the state reflects offset {meta.offset}, the group has committed {offsets.committed}"
+        meta = read_meta(entries, where=where)
+        problem = _problem(lane, meta, entries, where) if meta is not None else None
+        windows: list[Window[str]] = []
+        with contextlib.suppress(*(() if problem is None else (StateFormatError,))):  # parts may be missing
+            windows = lane.peek(entries, where=where)[1]
+        if meta is not None and problem is None and offsets.committed != meta.offset:
+            problem = f"the state reflects offset {meta.offset}, the group has committed {offsets.committed}"
         found.append(
             PartitionState(
                 offsets.partition, len(entries), meta, tuple(windows), offsets.committed, offsets.end, problem
             )
         )
     return found
+
+
+def _problem(lane: Lane, meta: LaneMeta, entries: Mapping[bytes, bytes], where: str) -> str | None:
+    """Why a worker with these settings would refuse the state."""
+    try:
+        lane.check(meta, where=where)
+        lane.check_whole(meta, run_through(count_in_steps(entries)), where=where)
+    except StateMismatchError as error:
+        return str(error)
+    return None
 
 
 async def reset_state(

@@ -179,11 +179,13 @@ class Deduplicator(Stage):
 
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]
+        self.stored_records -= len(records)
         self._deletions.clear()
         for memory in self._memories.take_changed():
             symbol = memory.symbol
             while memory.parts and memory.parts[0][1] <= memory.first:
                 records.append(OutRecord(self._keys.part(symbol, memory.parts.popleft()[0]), None))
+                self.stored_records -= 1
             begin = max(memory.stored_to, memory.first)
             fresh = list(islice(reversed(memory.entries), memory.end - begin))[::-1]
             for first in range(0, len(fresh), PART_IDS):
@@ -192,9 +194,11 @@ class Deduplicator(Stage):
                 records.append(OutRecord(self._keys.part(symbol, memory.next_part), value))
                 memory.parts.append((memory.next_part, begin + first + len(ids)))
                 memory.next_part += 1
+                self.stored_records += 1
             memory.stored_to = memory.end
             head = (memory.clock_ns, memory.first, memory.next_part, memory.lowest, memory.greatest)
             records.append(OutRecord(self._keys.head(symbol), msgspec.msgpack.encode(head)))
+            self.stored_records += not memory.stored
             memory.stored = True
         self._fresh = 0
         return records

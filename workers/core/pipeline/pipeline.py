@@ -175,6 +175,11 @@ class Pipeline:
             passages = [*_through(stage, passages, departures, failed), *stage.release()]
         return passages, failed
 
+    @property
+    def stored_records(self) -> int:
+        """How many records the changelog holds of the stages."""
+        return sum(stage.stored_records for stage in self._stages)
+
     def take_changes(self) -> list[OutRecord]:
         """The changelog records of what changed since the last call."""
         return [record for stage in self._stages for record in stage.take_changes()]
@@ -193,6 +198,7 @@ class Pipeline:
             if index is not None and index < len(of_stages):
                 of_stages[index][key] = value
         for stage, own in zip(self._stages, of_stages, strict=True):
+            stage.stored_records = len(own)
             try:
                 yield from stage.restore(own)
             except (ValueError, msgspec.MsgspecError, orjson.JSONDecodeError) as error:

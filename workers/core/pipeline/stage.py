@@ -122,6 +122,7 @@ class Stage(ABC):
     def __init__(self, kind: str, context: StageContext, *, ledger: bool = False) -> None:
         self.name = f"{context.index + 1}:{kind}"
         self.context = context
+        self.stored_records = 0  # that the changelog holds of this stage
         self._ledger = ledger
 
     @abstractmethod

@@ -106,10 +106,12 @@ class Throttler(Stage):
 
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]
+        self.stored_records -= len(records)
         self._deletions.clear()
         for bucket in self._buckets.take_changed():
             value = msgspec.msgpack.encode((bucket.clock_ns, bucket.full_at_ns))
             records.append(OutRecord(self._keys.head(bucket.symbol), value))
+            self.stored_records += not bucket.stored
             bucket.stored = True
         return records
 
@@ -214,11 +216,13 @@ class Conflator(Stage):
 
     def take_changes(self) -> list[OutRecord]:
         records = [OutRecord(key, None) for key in self._deletions]
+        self.stored_records -= len(records)
         self._deletions.clear()
         for latest in self._symbols.take_changed():
             held = None if latest.held is None else dump_passage(latest.held)
             value = msgspec.msgpack.encode((latest.clock_ns, latest.passed_ns, held))
             records.append(OutRecord(self._keys.head(latest.symbol), value))
+            self.stored_records += not latest.stored
             latest.stored = True
         return records
 
