@@ -14,6 +14,28 @@ INTERFACE: int
 class BatchError(ValueError):
     """A record batch is not what Kafka's format v2 says."""
 
+_Parts = tuple[int, int, bytes | None, bytes | None, list[tuple[bytes, bytes | None]]]
+"""A record: offset, timestamp in ms, key, value, headers."""
+
+class BatchReader:
+    """The records of one batch, unpacked piece by piece."""
+
+    def __init__(
+        self,
+        packed: bytes,
+        codec: int,
+        base_offset: int,
+        count: int,
+        first_timestamp: int,
+        fixed_timestamp: int | None,
+        start_offset: int,
+        most_passed: int,
+    ) -> None:
+        """Of records before the wanted at most ``most_passed`` bytes are unpacked. Raises `BatchError`."""
+    def read(self) -> tuple[_Parts, int | None] | None:
+        """The next record that is wanted, and its length where it is longer than what is read of it; None behind the
+        last. Raises `BatchError`."""
+
 class Records:
     """As `workers.core.packed.PackedRecords`."""
 
@@ -100,11 +122,14 @@ class Lane:
     ) -> None:
         """Begin with a batch, of which ``packed`` are the records, ``codec`` says how. Raises `BatchError`."""
 
-    def advance(
-        self,
-    ) -> tuple[int, int, bytes | None, bytes | None, list[tuple[bytes, bytes | None]]] | None:
-        """Take records until one is to be decoded by Python, and give that one: offset, timestamp in ms, key, value,
-        headers. None at the end of the batch. Raises `BatchError`."""
+    @property
+    def is_within(self) -> bool:
+        """Whether records of the batch are left."""
+
+    def advance(self, records_end: int, size_bytes: int) -> tuple[_Parts, int | None] | None:
+        """Take records until one is to be decoded by Python, and give that one, and its length where it is longer than
+        what is read of it. None at the end of the batch, or when there are ``records_end`` records since `take_counts`,
+        or ``size_bytes`` of results: then `is_within`. Raises `BatchError`."""
 
     def take(
         self,

@@ -3,6 +3,7 @@
     WorkersError                    anything a user can act on
     ├── ConfigError                 a setting is unknown, malformed or impossible with another one
     │   └── StateMismatchError      stored state is of other settings or topics than those given, or not whole
+    │       └── TopicReplacedError  a topic was deleted and made again under a running worker
     ├── StateFormatError            stored state is of a newer or foreign format, or damaged
     ├── BrokerError                 the cluster can't be reached, refuses the credentials, lacks a topic
     │   ├── BrokerUnavailableError  no broker could be found or started for a test or demo
@@ -29,6 +30,7 @@ __all__ = [
     "StateFormatError",
     "StateMismatchError",
     "TopicError",
+    "TopicReplacedError",
     "WorkersError",
 ]
 
@@ -43,6 +45,10 @@ class ConfigError(WorkersError):
 
 class StateMismatchError(ConfigError):
     """Stored state was written under settings that give windows another meaning, is of another topic, or not whole."""
+
+
+class TopicReplacedError(StateMismatchError):
+    """A topic was deleted and made again while it was used: nothing more may be committed."""
 
 
 class StateFormatError(WorkersError):

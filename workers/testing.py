@@ -57,7 +57,7 @@ from workers.times import (
 from workers.worker.committer import CommitRules
 from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin, agreed_offset
-from workers.worker.partition import Partition, PartitionRules
+from workers.worker.partition import Fullness, Partition, PartitionRules
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -136,8 +136,8 @@ class _Owner:
         if records:
             self._carry_out(self._state.accept(Fetched(records), self._now_ns))
         while (portion := self._state.next_portion()) is not None:
-            self._state.process(portion)
-            self._carry_out(self._state.processed(portion.records, took_s=0.0))
+            effects = self._state.process(portion)
+            self._carry_out(self._state.processed(effects.records, took_s=0.0))
 
     def pass_time(self, duration_ns: int) -> None:
         """Let the silence grow; windows come out at the very moments they are due, not when somebody looks."""
@@ -220,7 +220,10 @@ class TestDriver:
         self._since_commit_ns = self._since_flush_ns = 0
         self._kafka = MemoryKafka(topic, count, routed=_routed(spec))
         rules = PartitionRules(
-            sys.maxsize, 0, _AT_ONCE, CommitRules(self._commit_interval_ns, sys.maxsize, sys.maxsize)
+            Fullness(sys.maxsize, sys.maxsize),
+            Fullness(0, 0),
+            _AT_ONCE,
+            CommitRules(self._commit_interval_ns, sys.maxsize, sys.maxsize),
         )
         self._partitions = [_Owner(self._kafka, spec, Input(topic, number, count), rules) for number in range(count)]
 

@@ -74,7 +74,7 @@ pub struct Frames {
     pub text: Vec<u8>,
     /// Where a frame's key ends, and its value.
     pub cuts: Vec<(usize, usize)>,
-    /// The time of each in ms: the end of its window.
+    /// The record time of each in ms: the end of its window; of a provisional one, its last tick's time.
     pub timestamps: Vec<i64>,
     pub emitted: [[u64; Trigger::ALL.len()]; Status::ALL.len()],
     unit: i64,
@@ -93,10 +93,10 @@ impl Frames {
         let out = &mut self.text;
         out.extend_from_slice(key.as_bytes());
         let middle = out.len();
-        let end_ms = window.end.div_euclid(NS_PER_MS);
+        let (start_ms, end_ms) = (window.start.div_euclid(NS_PER_MS), window.end.div_euclid(NS_PER_MS));
         out.extend_from_slice(b"{\"key\":");
         put_string(out, key);
-        put_member(out, b",\"start\":", window.start.div_euclid(NS_PER_MS));
+        put_member(out, b",\"start\":", start_ms);
         put_member(out, b",\"end\":", end_ms);
         put_member(out, b",\"rev\":", i64::from(window.rev));
         out.extend_from_slice(b",\"status\":\"");
@@ -131,7 +131,12 @@ impl Frames {
         }
         out.push(b'}');
         self.cuts.push((middle, out.len()));
-        self.timestamps.push(end_ms.max(0)); // Kafka has no negative record timestamps
+        let time_ms = match status {
+            Status::Provisional if window.count > 0 => window.last.div_euclid(NS_PER_MS),
+            Status::Provisional => start_ms,
+            _ => end_ms,
+        };
+        self.timestamps.push(time_ms.max(0)); // Kafka has no negative record timestamps
     }
 
     /// Takes all frames out.

@@ -17,7 +17,7 @@ use crate::ledger::{Missed, Source};
 use crate::pipeline::effects::Effects;
 use crate::pipeline::stage::Passing;
 use crate::pipeline::Pipeline;
-use crate::records::{BatchHead, Corrupt, Record, Records};
+use crate::records::{BatchHead, Broken, Record, Records};
 use crate::resample::Outcome;
 use crate::snapshot::{Stored, Written};
 use crate::sums::Amount;
@@ -29,7 +29,26 @@ pub enum Stop {
     End,
     /// The record that begins there is not plainly a tick: it is taken by whoever asked.
     Unsure(usize),
+    /// The step is over: so much was taken, or came of it.
+    Full,
+    /// The payload ends within the record that begins there, which has so many bytes.
+    Cut(usize, usize),
+    /// The record that begins there has so many bytes, more than are read.
+    Large(usize, usize),
 }
+
+/// What a step may take and give.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Until `Lane::records` is that.
+    pub records_end: u64,
+    /// Bytes of results; the record with which they are reached is the step's last.
+    pub bytes: usize,
+}
+
+/// The payload, or an offset, is not what the format says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
 
 /// What records are, and what of them windows take.
 #[derive(Debug)]
@@ -104,23 +123,57 @@ impl Lane {
         self.position = self.position.max(head.base_offset);
     }
 
+    /// Where the next call of `advance` goes on in the payload.
+    pub fn resume_at(&mut self, position: usize) {
+        self.resume.0 = position;
+    }
+
+    /// Bytes of what has come of records and was not taken over yet, but for what stages drop.
+    fn result_bytes(&self) -> usize {
+        self.engine.frames.text.len() + self.departures.late.text.len() + self.departures.routed.text.len()
+    }
+
+    /// Whether a record is not to be taken, being before those that are wanted.
+    fn is_passed(&mut self, offset: i64, head: &BatchHead) -> Result<bool, Corrupt> {
+        if offset >= head.next_offset {
+            return Err(Corrupt);
+        }
+        if offset < self.position {
+            if offset >= head.start_offset.max(head.base_offset) || offset < head.base_offset {
+                return Err(Corrupt); // offsets rise
+            }
+            return Ok(true);
+        }
+        self.position = offset + 1;
+        Ok(offset < head.start_offset)
+    }
+
     /// Takes the records of a batch, from where the last call stopped.
-    pub fn advance(&mut self, payload: &[u8], head: &BatchHead) -> Result<Stop, Corrupt> {
+    pub fn advance(&mut self, payload: &[u8], head: &BatchHead, step: &Step) -> Result<Stop, Corrupt> {
         let (position, left) = self.resume;
         let mut records = Records::resume(payload, *head, position, left);
-        while let Some(record) = records.next() {
-            let record = record?;
-            if record.offset >= head.next_offset {
-                return Err(Corrupt);
+        loop {
+            let place = records.place();
+            if place.1 > 0 && (self.records >= step.records_end || self.result_bytes() >= step.bytes) {
+                self.resume = place;
+                return Ok(Stop::Full);
             }
-            if record.offset < self.position {
-                if record.offset >= head.start_offset.max(head.base_offset) || record.offset < head.base_offset {
-                    return Err(Corrupt); // offsets rise
+            let record = match records.next() {
+                Some(Ok(record)) => record,
+                Some(Err(why)) => {
+                    self.resume = place;
+                    return match why {
+                        Broken::Corrupt => Err(Corrupt),
+                        Broken::Cut(bytes) => Ok(Stop::Cut(place.0, bytes)),
+                        Broken::Large(bytes) => Ok(Stop::Large(place.0, bytes)),
+                    };
                 }
-                continue;
-            }
-            self.position = record.offset + 1;
-            if record.offset < head.start_offset {
+                None => {
+                    self.resume = place;
+                    return Ok(Stop::End);
+                }
+            };
+            if self.is_passed(record.offset, head)? {
                 continue;
             }
             self.records += 1;
@@ -141,7 +194,15 @@ impl Lane {
                 return Ok(Stop::Unsure(record.position));
             }
         }
-        Ok(Stop::End)
+    }
+
+    /// Passes a record that is too long to be read, at an offset; whether it is wanted. Before `advance` is called again,
+    /// `resume_at` is to be told what follows it.
+    pub fn take_large(&mut self, offset: i64, head: &BatchHead) -> Result<bool, Corrupt> {
+        self.resume.1 -= 1;
+        let is_wanted = !self.is_passed(offset, head)?;
+        self.records += u64::from(is_wanted);
+        Ok(is_wanted)
     }
 
     #[inline(always)]

@@ -20,6 +20,7 @@ pub mod msgpack;
 pub mod order;
 pub mod packed;
 pub mod partitioning;
+pub mod payload;
 pub mod pipeline;
 #[cfg(feature = "extension-module")]
 pub mod python;

@@ -9,19 +9,20 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::assign::{Assigner, Zoned};
 use crate::children::{Child, ChildBar, ChildDecoder, ChildFormat};
-use crate::decompress::{unpack, Codec};
+use crate::decompress::Codec;
 use crate::engine::{Engine, Entry, LateReason, Rules};
 use crate::frames::{Frames, Status, Trigger};
 use crate::keys::Keys;
-use crate::lane::{Input, Lane, Stop};
+use crate::lane::{Corrupt, Input, Lane, Step, Stop};
 use crate::ledger::Source;
 use crate::packed::Records;
+use crate::payload::Payload;
 use crate::pipeline::effects::Notice;
 use crate::pipeline::python::stages_from;
 use crate::pipeline::stage::Spec as StagesSpec;
 use crate::pipeline::{headers, Pipeline};
 use crate::python_records::{PyBatch, PyRecords};
-use crate::records::{whole_record, BatchHead, OwnRecord, Records as BatchRecords};
+use crate::records::{whole_record, BatchHead, Broken, OwnRecord, Records as BatchRecords};
 use crate::snapshot::{Restore, Stored};
 use crate::sums::Amount;
 use crate::ticks::{Decoder, MessageFormat, TickFormat};
@@ -31,27 +32,23 @@ pyo3::create_exception!(_native, BatchError, PyValueError, "A record batch is no
 
 /// What Python and this module agree on: to be raised here and in `workers.native.probe` with every change of it, so that
 /// an extension that was built before is not used.
-const INTERFACE: u32 = 2;
-
-/// More is not unpacked of one batch.
-const MOST_UNPACKED: usize = 1 << 28;
+const INTERFACE: u32 = 3;
 
 /// Room of this much is kept from batch to batch.
 const ROOM_KEPT: usize = 1 << 23;
 
-/// A batch's records, as they came or unpacked.
-enum Payload {
-    Plain(PyBackedBytes),
-    Unpacked(Vec<u8>),
+type Packed = Payload<PyBackedBytes>;
+
+fn codec_of(number: u16) -> PyResult<Codec> {
+    Codec::from_attributes(number).ok_or_else(|| BatchError::new_err(format!("unknown codec {number}")))
 }
 
-impl Payload {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Plain(bytes) => bytes,
-            Self::Unpacked(bytes) => bytes,
-        }
-    }
+fn corrupt(_: Corrupt) -> PyErr {
+    BatchError::new_err("the records are not what Kafka's format v2 says")
+}
+
+fn unreadable(error: std::io::Error) -> PyErr {
+    BatchError::new_err(error.to_string())
 }
 
 /// What is asked of a lane; times and durations in nanoseconds. Its fields are those of `LaneSpec` and of its parts.
@@ -132,7 +129,7 @@ struct Departures {
 #[pyclass(name = "Lane", module = "workers._native")]
 struct PyLane {
     lane: Lane,
-    batch: Option<(Payload, BatchHead)>,
+    batch: Option<(Packed, BatchHead)>,
     /// The last batch's room, for the next one.
     room: Vec<u8>,
     restore: Option<Restore>,
@@ -279,37 +276,68 @@ impl PyLane {
     ) -> PyResult<()> {
         let head = BatchHead { base_offset, next_offset, count, first_timestamp, fixed_timestamp, start_offset };
         self.lane.begin(&head);
-        let codec =
-            Codec::from_attributes(codec).ok_or_else(|| BatchError::new_err(format!("unknown codec {codec}")))?;
-        let payload = if codec == Codec::None {
-            Payload::Plain(packed)
-        } else {
-            let mut room = std::mem::take(&mut self.room);
-            room.clear();
-            let unpacked = self.run(py, |_| unpack(codec, &packed, MOST_UNPACKED, &mut room).map(|()| room))?;
-            Payload::Unpacked(unpacked.map_err(|error| BatchError::new_err(error.to_string()))?)
-        };
+        let (codec, room) = (codec_of(codec)?, std::mem::take(&mut self.room));
+        let payload = self.run(py, |_| Payload::new(codec, packed, room))?.map_err(unreadable)?;
         self.batch = Some((payload, head));
         Ok(())
     }
 
-    /// Takes records until one is to be decoded by Python, and gives that one; `None` at the end of the batch.
-    fn advance(&mut self, py: Python<'_>) -> PyResult<Option<OwnRecord>> {
-        let Some((payload, head)) = self.batch.take() else { return Ok(None) };
-        let stop = self.run(py, |this| this.lane.advance(payload.bytes(), &head))?;
-        match stop {
-            Ok(Stop::End) => {
-                if let Payload::Unpacked(room) = payload {
+    /// Whether records of the batch are left.
+    #[getter]
+    fn is_within(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Takes records until one is to be decoded by Python, and gives that one, and its length where it is longer than
+    /// what is read; `None` at the end of the batch, or of the step: when there are `records_end` records since
+    /// `take_counts`, or results have come to so many bytes.
+    fn advance(
+        &mut self,
+        py: Python<'_>,
+        records_end: u64,
+        bytes: usize,
+    ) -> PyResult<Option<(OwnRecord, Option<usize>)>> {
+        let Some((mut payload, head)) = self.batch.take() else { return Ok(None) };
+        let step = Step { records_end, bytes };
+        loop {
+            let stop = self.run(py, |this| this.lane.advance(payload.piece(), &head, &step))?.map_err(corrupt)?;
+            match stop {
+                Stop::End if payload.is_last() => {
+                    let room = payload.into_room();
                     self.room = if room.capacity() <= ROOM_KEPT { room } else { Vec::new() };
+                    return Ok(None);
                 }
-                Ok(None)
+                Stop::End => {
+                    // All its records are read: more of them would be too many.
+                    let done = payload.piece().len();
+                    self.run(py, |_| payload.more(done, 1))?.map_err(unreadable)?;
+                    self.lane.resume_at(0);
+                }
+                Stop::Full => {
+                    self.batch = Some((payload, head));
+                    return Ok(None);
+                }
+                Stop::Unsure(at) => {
+                    let record = whole_record(payload.piece(), at, &head);
+                    self.batch = Some((payload, head));
+                    return Ok(record.map(|record| (record, None)));
+                }
+                Stop::Cut(..) if payload.is_last() => return Err(corrupt(Corrupt)),
+                Stop::Cut(at, wanted) => {
+                    self.run(py, |_| payload.more(at, wanted))?.map_err(unreadable)?;
+                    self.lane.resume_at(0);
+                }
+                Stop::Large(at, length) => {
+                    let passed = self.run(py, |_| payload.pass_large(&head, at, length))?.map_err(unreadable)?;
+                    let (record, end) = passed.ok_or_else(|| corrupt(Corrupt))?;
+                    let is_wanted = self.lane.take_large(record.0, &head).map_err(corrupt)?;
+                    self.lane.resume_at(end);
+                    if is_wanted {
+                        self.batch = Some((payload, head));
+                        return Ok(Some((record, Some(length))));
+                    }
+                }
             }
-            Ok(Stop::Unsure(at)) => {
-                let record = whole_record(payload.bytes(), at, &head);
-                self.batch = Some((payload, head));
-                Ok(record)
-            }
-            Err(_) => Err(BatchError::new_err("the records are not what Kafka's format v2 says")),
         }
     }
 
@@ -581,15 +609,7 @@ fn put_entries(
     start_offset: i64,
 ) -> PyResult<()> {
     let py = entries.py();
-    let codec = Codec::from_attributes(codec).ok_or_else(|| BatchError::new_err(format!("unknown codec {codec}")))?;
-    let payload = if codec == Codec::None {
-        Payload::Plain(packed)
-    } else {
-        let mut room = Vec::new();
-        let unpacked = py.detach(|| unpack(codec, &packed, MOST_UNPACKED, &mut room));
-        unpacked.map_err(|error| BatchError::new_err(error.to_string()))?;
-        Payload::Unpacked(room)
-    };
+    let mut payload = Payload::new(codec_of(codec)?, packed, Vec::new()).map_err(unreadable)?;
     let head = BatchHead {
         base_offset,
         next_offset: i64::MAX,
@@ -598,17 +618,114 @@ fn put_entries(
         fixed_timestamp: None,
         start_offset,
     };
-    for record in BatchRecords::new(payload.bytes(), head) {
-        let record = record.map_err(|_| BatchError::new_err("its records are not in Kafka's format v2"))?;
-        let Some(key) = record.key.filter(|_| record.offset >= start_offset) else { continue };
-        let key = PyBytes::new(py, key);
-        match record.value {
-            Some(value) => entries.set_item(key, PyBytes::new(py, value))?,
-            None if entries.contains(&key)? => entries.del_item(key)?,
-            None => {}
+    let (mut position, mut left) = (0, count);
+    loop {
+        let mut records = BatchRecords::resume(payload.piece(), head, position, left);
+        let wanted = loop {
+            (position, left) = records.place();
+            let record = match records.next() {
+                Some(Ok(record)) => record,
+                Some(Err(Broken::Cut(wanted))) if !payload.is_last() => break wanted,
+                Some(Err(_)) => return Err(BatchError::new_err("its records are not in Kafka's format v2")),
+                None if payload.is_last() => return Ok(()),
+                None => break 1,
+            };
+            let Some(key) = record.key.filter(|_| record.offset >= start_offset) else { continue };
+            let key = PyBytes::new(py, key);
+            match record.value {
+                Some(value) => entries.set_item(key, PyBytes::new(py, value))?,
+                None if entries.contains(&key)? => entries.del_item(key)?,
+                None => {}
+            }
+        };
+        payload.more(position, wanted).map_err(unreadable)?;
+        position = 0;
+    }
+}
+
+/// The records of a batch one by one, unpacked piece by piece, for lanes that take records.
+#[pyclass(name = "BatchReader", module = "workers._native")]
+struct PyBatchReader {
+    batch: Option<Packed>,
+    head: BatchHead,
+    place: (usize, u32),
+    left_to_pass: usize,
+}
+
+#[pymethods]
+impl PyBatchReader {
+    #[new]
+    #[allow(clippy::too_many_arguments)] // a batch's header has as many parts
+    fn new(
+        packed: PyBackedBytes,
+        codec: u16,
+        base_offset: i64,
+        count: u32,
+        first_timestamp: i64,
+        fixed_timestamp: Option<i64>,
+        start_offset: i64,
+        most_passed: usize,
+    ) -> PyResult<Self> {
+        let next_offset = i64::MAX; // which whoever asks looks at
+        let head = BatchHead { base_offset, next_offset, count, first_timestamp, fixed_timestamp, start_offset };
+        let payload = Payload::new(codec_of(codec)?, packed, Vec::new()).map_err(unreadable)?;
+        Ok(Self { batch: Some(payload), head, place: (0, count), left_to_pass: most_passed })
+    }
+
+    /// The next record that is wanted, and its length where it is longer than what is read; `None` behind the last.
+    fn read(&mut self, py: Python<'_>) -> PyResult<Option<(OwnRecord, Option<usize>)>> {
+        py.detach(|| self.next_wanted()).map_err(unreadable)
+    }
+}
+
+impl PyBatchReader {
+    /// Passes bytes of records that are not wanted.
+    fn pass(&mut self, bytes: usize) -> std::io::Result<()> {
+        let left = self.left_to_pass.checked_sub(bytes);
+        self.left_to_pass = left.ok_or_else(|| std::io::Error::other("too much would have to be unpacked"))?;
+        Ok(())
+    }
+
+    fn next_wanted(&mut self) -> std::io::Result<Option<(OwnRecord, Option<usize>)>> {
+        let corrupt = || std::io::Error::other("the records are not what Kafka's format v2 says");
+        let head = self.head;
+        loop {
+            let Some(payload) = &mut self.batch else { return Ok(None) };
+            let (at, left) = self.place;
+            let mut records = BatchRecords::resume(payload.piece(), head, at, left);
+            match records.next() {
+                Some(Ok(record)) => {
+                    let (position, is_wanted) = (record.position, record.offset >= head.start_offset);
+                    self.place = records.place();
+                    if is_wanted {
+                        return Ok(whole_record(payload.piece(), position, &head).map(|record| (record, None)));
+                    }
+                    self.pass(self.place.0 - position)?;
+                }
+                None if payload.is_last() => {
+                    self.batch = None;
+                    return Ok(None);
+                }
+                None => {
+                    payload.more(at, 1)?;
+                    self.place.0 = 0;
+                }
+                Some(Err(Broken::Cut(wanted))) if !payload.is_last() => {
+                    payload.more(at, wanted)?;
+                    self.place.0 = 0;
+                }
+                Some(Err(Broken::Large(length))) => {
+                    let (record, end) = payload.pass_large(&head, at, length)?.ok_or_else(corrupt)?;
+                    self.place = (end, left - 1);
+                    if record.0 >= head.start_offset {
+                        return Ok(Some((record, Some(length))));
+                    }
+                    self.pass(length)?;
+                }
+                Some(Err(_)) => return Err(corrupt()),
+            }
         }
     }
-    Ok(())
 }
 
 /// Kafka's hash of a key.
@@ -638,6 +755,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("INTERFACE", INTERFACE)?;
     module.add("BatchError", module.py().get_type::<BatchError>())?;
     module.add_class::<PyLane>()?;
+    module.add_class::<PyBatchReader>()?;
     module.add_class::<PyRecords>()?;
     module.add_class::<PyBatch>()?;
     module.add_class::<crate::pipeline::probe::PipelineProbe>()?;

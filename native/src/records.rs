@@ -5,6 +5,12 @@
 
 use crate::varint::{bytes, varint};
 
+/// Bytes of the longest record that is read whole, as `workers.core.records.LARGEST_RECORD`.
+pub const LARGEST_RECORD: usize = 1 << 24;
+
+/// Of a longer one, so many bytes are looked at: `workers.core.records.EXCERPT`.
+pub const EXCERPT: usize = 1 << 18;
+
 /// What a batch's header says of its records.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchHead {
@@ -59,9 +65,58 @@ pub fn whole_record(payload: &[u8], position: usize, head: &BatchHead) -> Option
     Some((record.offset, record.timestamp, record.key.map(Into::into), record.value.map(Into::into), headers))
 }
 
-/// The payload is not what the format says.
+/// Why there is no record where one should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Corrupt;
+pub enum Broken {
+    /// The payload is not what the format says.
+    Corrupt,
+    /// It ends within the record, which has so many bytes, or more.
+    Cut(usize),
+    /// The record has more bytes than are read at once.
+    Large(usize),
+}
+
+/// Bytes that a record's length takes at most.
+pub const LENGTH_BYTES: usize = 10;
+
+/// What is wrong with the record that begins at `begin`, and that could not be read.
+#[cold]
+fn broken(payload: &[u8], begin: usize) -> Broken {
+    let Some((length, body_begin)) = varint(payload, begin) else {
+        let there = payload.len() - begin;
+        return if there < LENGTH_BYTES { Broken::Cut(there + 1) } else { Broken::Corrupt };
+    };
+    let Ok(length) = usize::try_from(length) else { return Broken::Corrupt };
+    if length > LARGEST_RECORD {
+        return Broken::Large(length);
+    }
+    let end = body_begin + length;
+    if end > payload.len() {
+        return Broken::Cut(end - begin);
+    }
+    Broken::Corrupt
+}
+
+/// What is read of a record that is too long: offset, timestamp, key and the begin of its value, each where it is within
+/// the first `EXCERPT` bytes; and where the record's body begins. `payload` ends there, or with the record.
+pub fn excerpt(payload: &[u8], begin: usize, head: &BatchHead) -> Option<(OwnRecord, usize)> {
+    let (_, body_begin) = varint(payload, begin)?;
+    let body = &payload[..payload.len().min(body_begin + EXCERPT)];
+    let (delta_ms, position) = varint(body, body_begin + 1)?;
+    let (offset_delta, position) = varint(body, position)?;
+    let offset = head.base_offset.wrapping_add(offset_delta);
+    let timestamp = head.fixed_timestamp.unwrap_or(head.first_timestamp.wrapping_add(delta_ms));
+    let (key, position) = match bytes(body, position) {
+        Some((key, position)) => (key.map(<[u8]>::to_vec), Some(position)),
+        None => (None, None),
+    };
+    let value = position.and_then(|position| varint(body, position)).filter(|(length, _)| *length >= 0);
+    let value = value.map(|(length, position)| {
+        let end = position.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+        body[position..end.min(body.len())].to_vec()
+    });
+    Some(((offset, timestamp, key, value, Vec::new()), body_begin))
+}
 
 /// The records of a payload, in order. Ends after the first error, and with one where bytes are left over.
 pub struct Records<'a> {
@@ -88,7 +143,7 @@ impl<'a> Records<'a> {
 }
 
 impl<'a> Iterator for Records<'a> {
-    type Item = Result<Record<'a>, Corrupt>;
+    type Item = Result<Record<'a>, Broken>;
 
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
@@ -97,7 +152,7 @@ impl<'a> Iterator for Records<'a> {
                 return None;
             }
             self.position = self.payload.len();
-            return Some(Err(Corrupt));
+            return Some(Err(Broken::Corrupt));
         }
         match read_record(self.payload, self.position, &self.head) {
             Some((record, end)) => {
@@ -106,9 +161,10 @@ impl<'a> Iterator for Records<'a> {
                 Some(Ok(record))
             }
             None => {
+                let why = broken(self.payload, self.position);
                 self.left = 0;
                 self.position = self.payload.len();
-                Some(Err(Corrupt))
+                Some(Err(why))
             }
         }
     }
@@ -117,7 +173,8 @@ impl<'a> Iterator for Records<'a> {
 #[inline(always)]
 fn read_record<'a>(payload: &'a [u8], begin: usize, head: &BatchHead) -> Option<(Record<'a>, usize)> {
     let (length, body_begin) = varint(payload, begin)?;
-    let end = body_begin.checked_add(usize::try_from(length).ok()?)?;
+    let length = usize::try_from(length).ok().filter(|length| *length <= LARGEST_RECORD)?;
+    let end = body_begin + length;
     let body = payload.get(..end)?; // what is read below can't leave the record
     let (delta_ms, position) = varint(body, body_begin + 1)?; // behind the attributes
     let (offset_delta, position) = varint(body, position)?;
@@ -177,6 +234,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_a_record_that_is_too_long_an_excerpt_is_read() {
+        let mut payload = Vec::new();
+        put_record(&mut payload, 7, 5, Some(b"key"), Some(&vec![b'x'; LARGEST_RECORD]), &[(b"name", b"content")]);
+        let Some(Err(Broken::Large(length))) = Records::new(&payload, head(1)).next() else { panic!() };
+        let (found, body_begin) = excerpt(&payload, 0, &head(1)).unwrap();
+        assert_eq!(body_begin + length, payload.len());
+        assert_eq!((found.0, found.1, found.2.as_deref()), (1_007, 1_700_000_000_005, Some(&b"key"[..])));
+        let value = found.3.unwrap();
+        assert!(value.len() > EXCERPT - 50 && value.len() < EXCERPT);
+        payload.truncate(body_begin + 5);
+        assert_eq!(excerpt(&payload, 0, &head(1)).unwrap().0 .2, None);
+    }
+
     type Parts = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 
     fn head(count: usize) -> BatchHead {
@@ -216,6 +287,17 @@ mod tests {
                 prop_assert_eq!((whole.2.as_deref(), whole.3.as_deref()), (record.key, record.value));
                 let headers: Vec<_> = whole.4.into_iter().map(|(name, content)| (name, content.unwrap())).collect();
                 prop_assert_eq!(&headers, written);
+            }
+        }
+
+        #[test]
+        fn what_is_cut_short_says_how_much_is_missing(value in vec(any::<u8>(), 0..300), cut in 1usize..300) {
+            let mut payload = Vec::new();
+            put_record(&mut payload, 0, 5, Some(b"key"), Some(&value), &[]);
+            let there = payload.len() - cut.min(payload.len());
+            match Records::new(&payload[..there], head(1)).next() {
+                Some(Err(Broken::Cut(wanted))) => prop_assert!(there < wanted && wanted <= payload.len()),
+                other => prop_assert!(false, "{:?}", other),
             }
         }
 

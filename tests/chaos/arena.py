@@ -89,6 +89,11 @@ class WorkerProcess:
         return self.process.poll() is None
 
     @property
+    def died_young(self) -> bool:
+        """It was asked to stop when it was still importing, and had not yet asked to be told of signals."""
+        return self.process.poll() == -signal.SIGTERM and not self.log()
+
+    @property
     def rss_bytes(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
@@ -226,8 +231,7 @@ class Arena:
     async def ended(self, worker: WorkerProcess) -> None:
         """Wait for a worker that was asked to stop."""
         await self.until(lambda: not worker.alive, f"worker {worker.number} to stop", within_s=STOP_LIMIT_S)
-        if worker.process.returncode == -signal.SIGTERM and not worker.log():
-            worker.expected_to_die = True  # it was still importing, and had not yet asked to be told of signals
+        worker.expected_to_die |= worker.died_young
         if not worker.expected_to_die and worker.process.returncode != 0:
             raise AssertionError(f"a worker that was asked to stop failed\n{worker.report()}")
 
@@ -240,7 +244,8 @@ class Arena:
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""
         for worker in self.workers:
-            if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
+            told = worker.expected_to_die or worker.died_young
+            if not worker.alive and not told and worker.process.returncode != 0:
                 raise AssertionError(f"a worker ended by itself\n{worker.report()}")
             lines = worker.log().splitlines()
             for at, line in enumerate(lines):

@@ -16,15 +16,16 @@ from tests.chaos.schedule import survive
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
 TICKS_PER_SECOND = 2_500
 # These two have all kinds of harm overlap: a freeze and a cut longer than the session around a restart of the broker.
-RUNS = [("exactly_once", 2255), ("at_least_once", 2450)]
+# What each partition commits by itself, or all of a process together: in both.
+RUNS = [("exactly_once", "partition", 2255), ("at_least_once", "partition", 2450), ("exactly_once", "process", 2255)]
 if "CHAOS_SEED" in os.environ:
-    RUNS = [(guarantee, int(os.environ["CHAOS_SEED"])) for guarantee, _ in RUNS]
+    RUNS = [(guarantee, scope, int(os.environ["CHAOS_SEED"])) for guarantee, scope, _ in RUNS]
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 
 
-@pytest.mark.parametrize(("guarantee", "seed"), RUNS)
-async def test_every_tick_counts_once_through_every_harm(arena: Arena, guarantee: str, seed: int) -> None:
-    await _survive(arena, guarantee, seed, SECONDS)
+@pytest.mark.parametrize(("guarantee", "scope", "seed"), RUNS)
+async def test_every_tick_counts_once_through_every_harm(arena: Arena, guarantee: str, scope: str, seed: int) -> None:
+    await _survive(arena, guarantee, scope, seed, SECONDS)
 
 
 @pytest.mark.soak
@@ -34,16 +35,16 @@ async def test_soak_with_new_seeds(arena: Arena) -> None:
     rounds = 0
     while time.monotonic() < end_s:
         seed = int(os.environ.get("CHAOS_SEED", 0)) or random.SystemRandom().randrange(2**31)
-        guarantee = ("exactly_once", "at_least_once")[rounds % 2]
-        await _survive(arena, guarantee, seed, min(60.0, SOAK_MINUTES * 60))
+        guarantee, scope = ("exactly_once", "at_least_once")[rounds % 2], ("partition", "process")[seed % 2]
+        await _survive(arena, guarantee, scope, seed, min(60.0, SOAK_MINUTES * 60))
         await arena.delete_topics()
         rounds += 1
     assert rounds
 
 
-async def _survive(arena: Arena, guarantee: str, seed: int, seconds: float) -> None:
-    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}\n")
-    arena.configure(guarantee)
+async def _survive(arena: Arena, guarantee: str, scope: str, seed: int, seconds: float) -> None:
+    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}, commit_scope {scope}\n")
+    arena.configure(guarantee, commit_scope=scope)
     await arena.create_topics()
     feed = Feed(seed, partitions=PARTITIONS)
     sent, waited_s = await survive([arena], seed, seconds, feed, per_second=TICKS_PER_SECOND)

@@ -11,7 +11,7 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from workers.kafka.commit import PartitionSink, SinkSpec
+from workers.kafka.commit import SinkSpec, TransactionWriter
 from workers.kafka.ports import OutTopic
 
 TOPIC = OutTopic("topic", 1, 1_000_000)
@@ -20,7 +20,7 @@ TOPIC = OutTopic("topic", 1, 1_000_000)
 async def test_a_sink_whose_closing_is_cancelled_lets_go_of_its_producers() -> None:
     options = {"max_batch_size": 16_384}
     spec = SinkSpec("ticks", "group", TOPIC, TOPIC, TOPIC, TOPIC, False, options)
-    sink = PartitionSink(spec, 0)
+    sink = TransactionWriter(spec, "id")
     producers = [AIOKafkaProducer(**options), AIOKafkaProducer(**options)]
     sink._producer, sink._results_producer = producers
     closing = asyncio.ensure_future(sink.close())

@@ -25,6 +25,7 @@ FEEDING_S = float(os.environ.get("CHAOS_SECONDS", "5"))
 SOAK_FEEDING_S = 15.0  # the models search everything that there was, so what is long takes them much longer
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 GUARANTEES = ("exactly_once", "at_least_once")
+SCOPES = ("partition", "process")
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ class Run:
 
     name: str
     guarantee: str
+    scope: str
     seed: int
     harms: tuple[Kind, ...]
 
 
 # With these seeds each application has a worker killed while there is much to do, and a broker is killed in between.
 RUNS = [
-    Run("operators", "exactly_once", 21, ("kill", "kill", "freeze", "scale", "broker")),
-    Run("sessions and filled gaps", "at_least_once", 37, ("kill", "kill", "kill", "freeze")),
-    Run("corrections", "at_least_once", 23, ("kill", "kill", "freeze", "scale")),
-    Run("bars from bars", "exactly_once", 16, ("kill", "kill", "kill", "freeze", "broker")),
+    Run("operators", "exactly_once", "process", 21, ("kill", "kill", "freeze", "scale", "broker")),
+    Run("sessions and filled gaps", "at_least_once", "partition", 37, ("kill", "kill", "kill", "freeze")),
+    Run("corrections", "at_least_once", "process", 23, ("kill", "kill", "freeze", "scale")),
+    Run("bars from bars", "exactly_once", "partition", 16, ("kill", "kill", "kill", "freeze", "broker")),
 ]
 
 
@@ -73,7 +75,7 @@ RUNS = [
 async def test_what_comes_out_is_what_the_models_make(make_arena: Callable[[], Arena], run: Run) -> None:
     seed = int(os.environ.get("CHAOS_SEED", run.seed))
     arenas = [make_arena() for _ in SCENARIOS[run.name].variants]
-    await _survive(arenas, run.name, run.guarantee, seed, FEEDING_S, run.harms)
+    await _survive(arenas, run.name, (run.guarantee, run.scope), seed, FEEDING_S, run.harms)
     if "CHAOS_SEED" not in os.environ:
         for arena in arenas:
             codes = [worker.process.returncode for worker in arena.workers]
@@ -89,17 +91,19 @@ async def test_soak_of_operators_and_windows_with_new_seeds(make_arena: Callable
     rounds = 0
     while rounds < len(GUARANTEES) or time.monotonic() < end_s:
         seed = int(os.environ.get("CHAOS_SEED", 0)) or random.SystemRandom().randrange(2**31)
-        await _survive(arenas, name, GUARANTEES[rounds % 2], seed, SOAK_FEEDING_S, EVERY_HARM)
+        how = (GUARANTEES[rounds % 2], SCOPES[seed % 2])
+        await _survive(arenas, name, how, seed, SOAK_FEEDING_S, EVERY_HARM)
         for arena in arenas:
             await arena.delete_topics()
         rounds += 1
 
 
 async def _survive(
-    arenas: Sequence[Arena], name: str, guarantee: str, seed: int, seconds: float, at_least: Sequence[Kind]
+    arenas: Sequence[Arena], name: str, how: tuple[str, str], seed: int, seconds: float, at_least: Sequence[Kind]
 ) -> None:
-    scenario = SCENARIOS[name]
-    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}: {name}\n")
+    """``how``: what is guaranteed, and in what scope it is committed."""
+    scenario, (guarantee, scope) = SCENARIOS[name], how
+    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_SECONDS={seconds:g} {guarantee}, commit_scope {scope}: {name}\n")
     ticks: str | None = None
     for arena, variant in zip(arenas, scenario.variants, strict=True):
         arena.workers.clear()
@@ -109,6 +113,7 @@ async def _survive(
             payload=variant.payload,
             pipeline=variant.pipeline,
             model=variant.model,
+            commit_scope=scope,
             **variant.settings,
         )
         ticks = arena.topics.frames if scenario.chained else arena.topics.ticks

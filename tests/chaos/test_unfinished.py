@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Callable
 
@@ -11,12 +12,14 @@ from tests.chaos.feed import Feed, feeding
 
 
 async def test_a_transaction_left_hanging_ends_as_its_coordinator_decided(make_lax_arena: Callable[[], Arena]) -> None:
-    async with asyncio.TaskGroup() as both:
-        for outcome in ("commit", "abort"):
-            both.create_task(_leave_hanging(make_lax_arena(), outcome))
+    async with asyncio.TaskGroup() as all_four:
+        for scope in ("partition", "process"):
+            for outcome in ("commit", "abort"):
+                all_four.create_task(_leave_hanging(make_lax_arena(), scope, outcome))
 
 
-async def _leave_hanging(arena: Arena, outcome: str) -> None:
+async def _leave_hanging(arena: Arena, scope: str, outcome: str) -> None:
+    arena.configure("exactly_once", commit_scope=scope)
     await arena.create_topics()
     feed = Feed(21, partitions=PARTITIONS)
     dying = arena.start(LOSE_MARKERS=outcome)
@@ -28,8 +31,9 @@ async def _leave_hanging(arena: Arena, outcome: str) -> None:
     await arena.stop_workers()
     arena.check()
     finished = [line for line in successor.log().splitlines() if "finished a transaction" in line]
-    assert len(finished) == 1, f"one partition hung, and what was said of it is {finished}"
-    assert f'"outcome": "{outcome}"' in finished[0]
+    hung = json.loads(next(line for line in dying.log().splitlines() if '"left hanging"' in line))["partitions"]
+    assert sorted(json.loads(line)["partition"] for line in finished) == hung, finished
+    assert all(json.loads(line)["outcome"] == outcome for line in finished), finished
     findings = await arena.verify()
-    sys.stdout.write(f"\n{outcome}: {findings.frames} frames, {findings.late} late\n")
-    assert not findings, f"{outcome}: {findings}"
+    sys.stdout.write(f"\n{scope}, {outcome}: {findings.frames} frames, {findings.late} late\n")
+    assert not findings, f"{scope}, {outcome}: {findings}"

@@ -7,7 +7,8 @@ CRASH_AT_STEP=n          kill this process (SIGKILL) right after step n of a com
 CRASH_ON_COMMIT=k        ... of the k-th commit that gets there (default 1)
 COMMIT_TIMEOUT_S=s       give a commit up after so long, so that short outages end some in mid-air
 PENDING_LIMIT_RECORDS=n  so few results may wait for a commit that lanes stop for them
-SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them
+SPLIT_COMMIT=order       commit in two transactions, "results_first" or "state_first"; step 3 lies between them, where
+                         there are frames
 
 LOSE_MARKERS=outcome     write a transaction that its coordinator does not know, after one that it decided to "commit"
                          or "abort", and die: what a broker leaves that crashed and forgot a transaction's markers
@@ -35,7 +36,6 @@ from workers.commands.common import run_async
 from workers.errors import WorkersError
 from workers.kafka import cluster, hanging
 from workers.kafka import commit as sink
-from workers.kafka.ports import Commit
 from workers.settings import load_settings
 from workers.telemetry.logs import configure_logging
 from workers.worker import main as running
@@ -93,71 +93,79 @@ def _crash_at(step: int, on_commit: int) -> None:
 
 
 def _split_commits(order: str) -> None:
-    async def commit(self: sink.PartitionSink, work: Commit) -> None:
-        producer, spec = self._producer, self._spec
+    async def write(self: sink.TransactionWriter, attempt: sink.Attempt) -> None:
+        producer, spec, works = self._producer, self.spec, attempt.works
         assert producer is not None
 
         async def results() -> None:
-            await sink._acknowledged(await self._send_results(producer, work))
+            await sink._acknowledged(
+                {number: await self._send_results(producer, number, works[number]) for number in works}
+            )
 
         async def state() -> None:
             await sink._acknowledged(
-                await self._send(producer, spec.changelog, work.changes, partition=self._partition)
+                {
+                    number: await self._send(producer, spec.changelog, work.changes, number, to=number)
+                    for number, work in works.items()
+                }
             )
-            offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
-            await producer.send_offsets_to_transaction(offsets, spec.group_id)
+            await self._send_offsets(producer, attempt)
 
         first, second = (results, state) if order == "results_first" else (state, results)
         await producer.begin_transaction()
         await first()
         await producer.commit_transaction()
-        sink.reached(3)
+        if any(work.frames for work in works.values()):
+            sink.reached(3)
         await producer.begin_transaction()
         await second()
         await producer.commit_transaction()
 
-    sink.PartitionSink._commit = commit  # type: ignore[method-assign]
+    sink.TransactionWriter._write = write  # type: ignore[method-assign]
 
 
 def _lose_markers(outcome: str) -> None:
-    original = sink.PartitionSink._commit
-    commits: Counter[sink.PartitionSink] = Counter()
-    chosen: sink.PartitionSink | None = None
+    original = sink.TransactionWriter._write
+    commits: Counter[sink.TransactionWriter] = Counter()
+    chosen: sink.TransactionWriter | None = None
 
-    async def commit(self: sink.PartitionSink, work: Commit) -> None:
+    async def write(self: sink.TransactionWriter, attempt: sink.Attempt) -> None:
         nonlocal chosen
         commits[self] += 1
-        if chosen is None and commits[self] > 2 and work.frames and work.late:
+        works = attempt.works
+        if chosen is None and commits[self] > 2 and any(work.frames and work.late for work in works.values()):
             chosen = self
         if chosen is not self:
-            await original(self, work)
+            await original(self, attempt)
             return
-        producer, spec = self._producer, self._spec
+        producer, spec = self._producer, self.spec
         assert producer is not None
-        changelog = TopicPartition(spec.changelog.name, self._partition)
+        changelogs = [TopicPartition(spec.changelog.name, number) for number in works]
         transaction = producer._txn_manager
         if outcome == "abort":
             await producer.begin_transaction()
-            transaction.maybe_add_partition_to_txn(changelog)
+            transaction.maybe_add_partition_to_txn(changelogs[0])
             await producer.abort_transaction()
         # The markers of the last transaction come a moment after its end, and would end this one.
         await hanging.last_decision(producer.client, producer._txn_manager.transactional_id)
         await producer.begin_transaction()
-        transaction._txn_partitions.update((changelog, *self._result_partitions()))  # as if they had been added
+        transaction._txn_partitions.update((*changelogs, *spec.result_partitions))  # as if they had been added
         transaction._txn_consumer_group = spec.group_id
         await sink._acknowledged(
-            [
-                *await self._send_results(producer, work),
-                *await self._send(producer, spec.changelog, work.changes, partition=self._partition),
-            ]
+            {
+                number: [
+                    *await self._send_results(producer, number, work),
+                    *await self._send(producer, spec.changelog, work.changes, number, to=number),
+                ]
+                for number, work in works.items()
+            }
         )
-        offsets = {TopicPartition(spec.input_topic, self._partition): work.offset}
-        await producer.send_offsets_to_transaction(offsets, spec.group_id)
-        assert changelog in await hanging._open_transactions(producer.client, [changelog])
-        log.info("left hanging", partition=self._partition, offset=work.offset, outcome=outcome)
+        await self._send_offsets(producer, attempt)
+        assert set(changelogs) == set(await hanging.open_transactions(producer.client, changelogs))
+        log.info("left hanging", partitions=sorted(works), outcome=outcome)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    sink.PartitionSink._commit = commit  # type: ignore[method-assign]
+    sink.TransactionWriter._write = write  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

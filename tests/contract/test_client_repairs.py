@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import client as library
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from tests.chaos.link import Link
+from tests.support.certificates import make_certificate
 from workers.apps.broker import Broker
 from workers.apps.broker.base import free_ports
-from workers.kafka.repairs import METADATA_UPDATES_A_SECOND, abandon, repair_client, stop_consumer, stop_producer
+from workers.kafka import repairs
+from workers.kafka.repairs import (
+    METADATA_UPDATES_A_SECOND,
+    abandon,
+    close_connection,
+    repair_client,
+    stop_consumer,
+    stop_producer,
+)
 
 WATCHED_S = 2.0
 CLOSE_LIMIT_S = 6.0
@@ -62,6 +74,59 @@ async def test_a_client_whose_topic_is_gone_asks_for_it_at_a_bounded_rate(
     assert asked <= METADATA_UPDATES_A_SECOND * (WATCHED_S + 1)
 
 
+async def test_a_node_that_can_not_be_connected_to_is_tried_again_after_a_rest(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.bootstrap()
+    tried = 0
+
+    async def refused(*_: object, **__: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise ConnectionRefusedError
+
+    try:
+        [node] = [each.nodeId for each in client.cluster.brokers()]
+        with monkeypatch.context() as patched:
+            patched.setattr(repairs, "FIRST_REST_S", 600.0)
+            patched.setattr(library, "create_conn", refused)
+            assert not await client.ready(node)
+            waiting = asyncio.ensure_future(client.ready(node))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert (tried, waiting.done()) == (1, False)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        client._due.clear()  # its rest is over
+        assert await client.ready(node)
+        assert not client._due
+    finally:
+        await client.close()
+
+
+async def test_a_node_that_accepts_and_does_not_answer_keeps_a_client_from_others_for_a_short_time(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 0.1)
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.bootstrap()
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    try:
+        [known] = client.cluster.brokers()
+        client.cluster._brokers[99] = known._replace(nodeId=99, port=silent.sockets[0].getsockname()[1])
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            assert not await client.ready(99)
+            monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 10.0)
+            assert await client.ready(known.nodeId)
+    finally:
+        await client.close()
+        silent.close()
+        for each in accepted:
+            each.transport.abort()
+
+
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +140,9 @@ def port_of(bootstrap_servers: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def answering_once(bootstrap_servers: str) -> AsyncIterator[int]:
+async def answering_once(
+    bootstrap_servers: str, tls: ssl.SSLContext | None = None, *, reads_on: bool = True
+) -> AsyncIterator[int]:
     """The port of a proxy that passes on one request and its answer of each connection, and nothing after that."""
     serving: set[asyncio.Task[None]] = set()
 
@@ -88,17 +155,20 @@ async def answering_once(bootstrap_servers: str) -> AsyncIterator[int]:
             for incoming, outgoing in ((reader, their_writer), (their_reader, writer)):
                 size = await incoming.readexactly(4)
                 outgoing.write(size + await incoming.readexactly(int.from_bytes(size, "big")))
+            if not reads_on:
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a stream's writer it can be
+                await asyncio.Event().wait()
             while await reader.read(65_536):
                 pass
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             for each in (writer, their_writer):
-                each.close()
+                each.transport.abort()
                 with contextlib.suppress(OSError):
                     await each.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
@@ -202,3 +272,20 @@ async def test_a_consumer_whose_stop_is_ended_by_its_own_tasks_is_closed(broker:
     consumer._coordinator._reset_committed_task.cancel()
     await stop_consumer(consumer)
     assert connections(port_of(broker.bootstrap_servers)) == 0
+
+
+@pytest.mark.timeout(60)
+async def test_closing_does_not_wait_for_a_goodbye_of_tls_that_does_not_come(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer answers what a connection begins with, and then reads nothing more."""
+    certificate, key = make_certificate(tmp_path)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(certificate, key)
+    monkeypatch.setattr(repairs, "FORCE_TIMEOUT_S", 600.0)  # what closing falls back on
+    async with answering_once(broker.bootstrap_servers, serving, reads_on=False) as port:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        connection = await create_conn("127.0.0.1", port, security_protocol="SSL", ssl_context=trusting)
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            await close_connection(connection)
+        assert connections(port) == 0

@@ -200,14 +200,14 @@ def test_a_batch_that_cannot_be_read_says_where_it_is() -> None:
     data = with_header_names(packed([RawRecord(4, 1_000, b"k", b"v", (("n", b"12"),))]), {})
     broken = with_header_names(data.replace(b"\x02n\x0412", b"\x02n\x7e12"), {})
     found = batches._Records(TP, batches._BatchSlices(broken), None, 0, None, None, True, fetcher.READ_COMMITTED)
-    with pytest.raises(BrokerError, match=r"ticks\[0\]: a record of the batch at offset 4 .*its checksum is good"):
+    with pytest.raises(BrokerError, match=r"ticks\[0\]: .*the batch at offset 4 .*its checksum is good"):
         list(found)
     broken = bytearray(packed(_some(0, 5), 1))
     broken[70:80] = b"\0" * 10
     found = batches._Records(
         TP, batches._BatchSlices(with_header_names(bytes(broken), {})), None, 0, None, None, True, 1
     )
-    with pytest.raises(BrokerError, match=r"can't be decompressed"):
+    with pytest.raises(BrokerError, match=r"the batch at offset 0 can't be read.*its checksum is good"):
         list(found)
 
 

@@ -8,8 +8,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from workers.apps.broker import Broker
 from workers.errors import BrokerError
+from workers.kafka import changelog
 from workers.kafka.errors import OffsetOutOfRangeError
-from workers.kafka.reading import reading
+from workers.kafka.options import consumer_options
+from workers.kafka.reading import TopicReader, reading
 from workers.settings import Settings, load_settings
 
 pytestmark = pytest.mark.broker
@@ -79,3 +81,41 @@ async def test_a_cluster_that_is_not_there_is_explained() -> None:
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1: connection refused"):
         async with reading(settings):
             pass
+
+
+async def test_a_reader_of_changelogs_goes_from_one_partition_to_the_next(
+    broker: Broker, topic_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic_name, 3, 1, topic_configs={"cleanup.policy": "compact"})])
+    finally:
+        await admin.close()
+    async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers) as producer:
+        for partition, (key, value) in [(0, (b"a", b"1")), (0, (b"b", b"1")), (0, (b"a", None)), (2, (b"c", b"2"))]:
+            await producer.send_and_wait(topic_name, value, key, partition)
+    opened = []
+    original = TopicReader.start
+
+    async def start(self: TopicReader) -> None:
+        opened.append(self)
+        await original(self)
+
+    monkeypatch.setattr(TopicReader, "start", start)
+    monkeypatch.setattr(changelog, "LINGER_S", 0.01)
+    readers = changelog.ChangelogReaders(topic_name, consumer_options(settings_of(broker)))
+    read: list[int] = []
+    for _ in range(3):
+        found = [await readers.read(partition, read.append) for partition in range(3)]
+        assert found == [{b"b": b"1"}, {}, {b"c": b"2"}]
+    assert sum(read) == 3 * 4
+    first = len(opened)
+    assert 1 <= first <= 9, "as often as it lingered for too short a time"
+    monkeypatch.setattr(changelog, "LINGER_S", 60.0)
+    for partition in (0, 1, 2, 0):
+        await readers.read(partition, read.append)
+    assert len(opened) <= first + 1
+    await readers.close()
+    assert await readers.read(2, read.append) == {b"c": b"2"}
+    assert all(reader._consumer._closed for reader in opened)

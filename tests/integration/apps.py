@@ -60,10 +60,14 @@ class App:
         argv = [sys.executable, "-m", "workers", *command, *self.flags(**more)]
         return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
 
+    def argv(self, **more: object) -> Sequence[str]:
+        """The command line of a ``workers run``."""
+        return [sys.executable, "-m", "workers", "run", *self.flags(**more)]
+
     @contextmanager
     def worker(self, log: Path, **more: object) -> Iterator[Process]:
         """A ``workers run`` that is asked to stop at the end, and must then have stopped cleanly."""
-        process = Process([sys.executable, "-m", "workers", "run", *self.flags(**more)], log)
+        process = Process(self.argv(**more), log)
         try:
             yield process
             process.stop()

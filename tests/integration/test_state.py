@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.integration.apps import App, committed_through, send
 from tests.integration.test_worker import CONFIG, market, run_to_the_end
@@ -165,3 +167,46 @@ async def test_offsets_changed_apart_from_the_state_are_noticed(
     refused = app.run_command("run")
     assert refused.returncode == 2
     assert "has committed 3" in refused.stderr
+
+
+async def test_one_partition_can_be_reset_and_the_others_stay(broker: Broker, topic_name: str, tmp_path: Path) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(400), tmp_path / "worker.log")
+    before = [json.loads(line) for line in app.run_command("state", "show", "--json").stdout.splitlines()]
+    unknown = app.run_command("state", "reset", "--yes", "--partition", "9")
+    assert unknown.returncode == 1
+    assert f"{app.topics.ticks} has no partition 9; it has 0 to {app.partitions - 1}" in unknown.stderr
+    done = app.run_command("state", "reset", "--yes", "--partition", "1")
+    assert done.returncode == 0, done.stderr
+    after = [json.loads(line) for line in app.run_command("state", "show", "--json").stdout.splitlines()]
+    assert [state["offset"] for state in after] == [
+        None if state["partition"] == 1 else state["offset"] for state in before
+    ]
+    assert after[0] == before[0]
+    with app.worker(tmp_path / "again.log") as worker:
+        await committed_through(app, process=worker)
+
+
+async def test_a_changelog_that_came_back_with_the_brokers_defaults_is_made_again_by_reset(
+    broker: Broker, topic_name: str, tmp_path: Path
+) -> None:
+    app = app_of(broker, topic_name)
+    await run_to_the_end(app, market(400), tmp_path / "worker.log")
+    admin = AIOKafkaAdminClient(bootstrap_servers=app.bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([app.topics.changelog])
+        async with asyncio.timeout(60):
+            while (await admin.create_topics([NewTopic(app.topics.changelog, 7, 1)])).topic_errors[0][1]:
+                await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+    refused = app.run_command("run")
+    assert refused.returncode == 1
+    assert "has 7 partitions" in refused.stderr + refused.stdout
+    assert "`workers state reset`" in refused.stderr + refused.stdout
+    done = app.run_command("state", "reset", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"{app.topics.changelog} was made again, with {app.partitions} partitions" in done.stderr
+    with app.worker(tmp_path / "again.log") as worker:
+        await committed_through(app, process=worker)

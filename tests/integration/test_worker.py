@@ -9,16 +9,20 @@ from pathlib import Path
 
 import orjson
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
+from structlog.testing import capture_logs
 
 from tests.integration.apps import App, committed_through, send, wait_until
 from tests.support import oracle
 from tests.support.raw_batches import packed, with_header_names
 from tests.support.verify import read_headers, read_topic, verify
 from workers.apps.broker import Broker
+from workers.backpressure.lag_reporter import GroupReporter
 from workers.core.records import RawRecord
+from workers.settings import Settings
+from workers.telemetry.metrics import Metrics
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 
@@ -277,17 +281,27 @@ async def test_a_topic_written_in_transactions_is_read_to_its_very_end(
     assert not findings, findings
 
 
-async def test_workers_with_different_settings_are_told_so(broker: Broker, topic_name: str, tmp_path: Path) -> None:
-    app = App(broker.bootstrap_servers, topic_name, settings={"window.size": "5s"})
-    other = replace(app, settings={"window.size": "1m"})
+async def test_partitions_that_were_processed_under_different_settings_are_told(
+    broker: Broker, topic_name: str
+) -> None:
+    app = App(broker.bootstrap_servers, topic_name)
     assert app.run_command("topics", "create").returncode == 0
-    with app.worker(tmp_path / "first.log") as first, other.worker(tmp_path / "second.log") as second:
-        for worker in (first, second):
-            await wait_until(lambda worker=worker: "partition ready" in worker.output(), "a worker has partitions")
-        await send(app, market(3_000))
-        await wait_until(lambda: "different settings" in first.output() + second.output(), "the reporter's word")
-        first.kill()  # neither takes the partitions of the other, whose state has other settings
-        second.kill()
+    consumer = AIOKafkaConsumer(bootstrap_servers=app.bootstrap, group_id=app.name, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        tps = [TopicPartition(app.topics.ticks, number) for number in range(app.partitions)]
+        consumer.assign(tps)
+        await consumer.commit({tp: (0, "one" if tp.partition else "another") for tp in tps})  # as workers note it
+    finally:
+        await consumer.stop()
+    settings = Settings.model_validate(
+        {"bootstrap_servers": app.bootstrap, "application_id": app.name, "topics": {"ticks": app.topics.ticks}}
+    )
+    reporter = GroupReporter(settings, Metrics())
+    with capture_logs() as said:
+        reporter.owns({0})
+        await wait_until(lambda: any("different settings" in each["event"] for each in said), "the reporter's word")
+        await reporter.close()
 
 
 async def test_a_full_lane_pauses_its_partition_and_loses_nothing(

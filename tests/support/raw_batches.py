@@ -10,6 +10,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c as crc32c
 
 from workers.core.records import RawBatch, RawRecord, Record
+from workers.kafka.unpacking import CODECS
+from workers.native.probe import reader
 
 __all__ = ["batches", "build_batch", "by_hand", "packed", "varint", "with_header_names"]
 
@@ -29,9 +31,9 @@ def packed(records: Sequence[Record], compression: int = 0) -> bytes:
     return bytes(data)
 
 
-def build_batch(records: Sequence[Record], *, start_offset: int | None = None) -> RawBatch:
-    """The same as the fetch hook hands it out."""
-    data = packed(records)
+def build_batch(records: Sequence[Record], *, start_offset: int | None = None, codec: int = 0) -> RawBatch:
+    """The same as the fetch hook hands it out, by native code where it is packed."""
+    data = packed(records, codec)
     first_timestamp, max_timestamp = struct.unpack_from(">qq", data, 27)
     first, last = records[0].offset, records[-1].offset
     return RawBatch(
@@ -43,6 +45,9 @@ def build_batch(records: Sequence[Record], *, start_offset: int | None = None) -
         0,
         first if start_offset is None else start_offset,
         data[HEADER_BYTES:],
+        CODECS[codec][2] if codec else None,
+        codec,
+        reader() if codec else None,
     )
 
 

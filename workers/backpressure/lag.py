@@ -306,6 +306,7 @@ class _Ends:
                 reading(
                     self._settings,
                     self._settings.topics.ticks,
+                    glances=True,
                     isolation_level=self._settings.kafka.isolation_level,
                     fetch_max_wait_ms=50,
                     max_partition_fetch_bytes=64 * 1024,

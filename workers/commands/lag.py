@@ -83,7 +83,12 @@ async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, inter
     import asyncio
 
     from workers.kafka.clients import admin_client
-    from workers.kafka.group_offsets import LagReader, lost_records_problem, no_group_problem
+    from workers.kafka.group_offsets import (
+        LagReader,
+        added_partitions_problem,
+        lost_records_problem,
+        no_group_problem,
+    )
 
     live = interval_s is not None and not as_json and sys.stdout.isatty()
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
@@ -94,7 +99,7 @@ async def _show(settings: Settings, stop: asyncio.Event, *, as_json: bool, inter
             sys.stdout.write(_json(found, one_line=interval_s is not None) if as_json else _table(found))
             sys.stdout.flush()
             problem = no_group_problem(found)
-            for text in (problem, lost_records_problem(found)):
+            for text in (problem, lost_records_problem(found), added_partitions_problem(found)):
                 if text is not None:
                     say(printable(f"workers: {text}"))
             if interval_s is None:

@@ -75,6 +75,10 @@ def show(
 
 @state_app.command()
 def reset(
+    partition: Annotated[
+        list[int] | None,
+        typer.Option(min=0, metavar="N", help="Only this partition of the ticks topic; repeatable. Default: all."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     config: ConfigPath = None,
     sets: SetOption = None,
@@ -87,9 +91,13 @@ def reset(
     Published frames stay in their topic, and those of ticks still in the log are published again. To keep them
     apart, use another application_id and frames topic instead. Stop all workers first.
 
-    [bold]Example[/bold]
+    Where the changelog does not fit the ticks topic, as after partitions were added, it is made to.
+
+    [bold]Examples[/bold]
 
       workers state reset --application-id bars-1m
+
+      workers state reset --partition 3
     """
     from workers.apps.inspect.state import reset_state
 
@@ -98,14 +106,17 @@ def reset(
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError("state reset asks for confirmation; without a terminal, pass --yes")
+        which = f", partitions {', '.join(map(str, sorted(set(partition))))}," if partition else ""
         typer.confirm(
-            f"Drop the state of {settings.application_id} at {settings.bootstrap_servers}?", abort=True, err=True
+            f"Drop the state of {settings.application_id}{which} at {settings.bootstrap_servers}?",
+            abort=True,
+            err=True,
         )
 
-    def told(partition: int, records: int) -> None:
-        say(f"partition {partition}: {records:,} records dropped")
+    def told(number: int, records: int) -> None:
+        say(f"partition {number}: {records:,} records dropped")
 
-    run_async(lambda _stop: reset_state(settings, on_partition=told))
+    run_async(lambda _stop: reset_state(settings, only=partition or (), on_partition=told, on_topic=say))
 
 
 def _json(state: PartitionState) -> str:

@@ -126,6 +126,7 @@ async def _run(settings: Settings, chosen: Store, stop: asyncio.Event) -> None:
 @store_app.command(rich_help_panel=LOOKING)
 def show(
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Only frames of this topic, where it holds several.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="Show the latest N.")] = 20,
     rejected: Annotated[
         bool, typer.Option("--rejected", help="Show records of the frames topic that are not frames.")
@@ -150,19 +151,21 @@ def show(
     quiet_clients()
     settings = load(config, sets, None, None)
     chosen = choose_store(settings.store, sqlite=sqlite, postgres=postgres)
-    lines = run_async(lambda _stop: _lines(chosen, symbol, limit, rejected=rejected, as_json=as_json))
+    lines = run_async(lambda _stop: _lines(chosen, symbol, topic, limit, rejected=rejected, as_json=as_json))
     with closed_output_is_an_end():
         for line in lines:
             sys.stdout.write(f"{line}\n")
 
 
-async def _lines(chosen: Store, symbol: str | None, limit: int, *, rejected: bool, as_json: bool) -> list[str]:
+async def _lines(
+    chosen: Store, symbol: str | None, topic: str | None, limit: int, *, rejected: bool, as_json: bool
+) -> list[str]:
     try:
         await chosen.open(read_only=True)
         if rejected:
             found = await chosen.rejected(limit=limit)
             return [json.dumps({**row._asdict(), "key": _text(row.key), "value": _text(row.value)}) for row in found]
-        frames = await chosen.frames(symbol, limit=limit)
+        frames = await chosen.frames(symbol, topic=topic, limit=limit)
     finally:
         await chosen.close()
     return [_json(frame) for frame in frames] if as_json else _table(frames)
@@ -193,14 +196,16 @@ def _table(frames: Sequence[FrameRow]) -> list[str]:
     if not frames:
         say("workers: nothing is stored for that yet")
         return []
-    cells = [_TITLES]
+    cells: list[tuple[str, ...]] = [_TITLES]
+    several = len({row.origin_topic for row in frames}) > 1  # bars of other lengths, as a rule
     for row in frames:
         status = row.status + (f" rev={row.rev}" if row.rev else "") + (" filled" if row.filled else "")
         status += f" empty ({printable(row.trigger)})" if not row.ticks and not row.filled else ""
         start, end = format_instant(row.start_ms * NS_PER_MS), format_instant(row.end_ms * NS_PER_MS)
         numbers = (row.open, row.high, row.low, row.close, row.volume, row.vwap)
         shown = ("" if number is None else f"{number:.10g}" for number in numbers)
-        cells.append((printable(row.key), start, end, *shown, str(row.ticks), status))  # type: ignore[arg-type]
+        status += f" of {row.origin_topic}" if several else ""
+        cells.append((printable(row.key), start, end, *shown, str(row.ticks), status))
     widths = [max(len(row[column]) for row in cells) for column in range(len(_TITLES))]
     left = {0, 1, 2, len(_TITLES) - 1}
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -10,6 +10,7 @@ from workers.core.failures import Failure
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords, joined
 from workers.core.reasons import Reason
+from workers.core.records import RawBatch, Record
 
 __all__ = ["Counts", "Effects", "SequenceGap", "add_up"]
 
@@ -54,6 +55,7 @@ class Effects:
     control: int = 0  # records that ended the input
     records: int = 0
     aggregated: int = 0
+    rest: Sequence[Record | RawBatch] = ()  # what was not taken: the step was over before
 
     def extend(self, other: Effects) -> None:
         """Append what came later."""

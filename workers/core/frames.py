@@ -108,11 +108,15 @@ class FrameEncoder:
         self._unit_ns = unit_ns
 
     def encode(self, emission: Emission[str]) -> OutRecord:
-        """The record for one emission, keyed by its symbol, its timestamp the window's end in ms."""
-        end_ms = emission.end_ns // NS_PER_MS
+        """The record for one emission, keyed by its symbol.
+
+        Its timestamp is the window's end. A provisional frame's is its last tick's time: brokers refuse what is stamped
+        an hour ahead of their clocks, and a window may end later than that.
+        """
+        start_ms, end_ms = emission.start_ns // NS_PER_MS, emission.end_ns // NS_PER_MS
         frame: dict[str, object] = {
             "key": emission.key,
-            "start": emission.start_ns // NS_PER_MS,
+            "start": start_ms,
             "end": end_ms,
             "rev": emission.rev,
             "status": emission.status,
@@ -126,8 +130,11 @@ class FrameEncoder:
             frame["items"] = orjson.Fragment(b"[" + b",".join(emission.items) + b"]")
         if emission.filled:
             frame["filled"] = True
+        time_ms = end_ms
+        if emission.status == "provisional":
+            time_ms = emission.last_ns // NS_PER_MS if emission.count else start_ms
         # Kafka has no negative record timestamps: a window before 1970 is stamped 1970.
-        return OutRecord(emission.key.encode(), to_json(frame), max(end_ms, 0))
+        return OutRecord(emission.key.encode(), to_json(frame), max(time_ms, 0))
 
 
 def kept_bytes(tick: Tick) -> bytes:

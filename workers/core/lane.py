@@ -29,9 +29,11 @@ from workers.core.packed import OutRecords
 from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Pipeline
 from workers.core.pipeline.stage import Passage
+from workers.core.portions import NO_LIMIT, Gauge, OpenBatch, StepLimit
 from workers.core.quarantine import Quarantine, held_in
 from workers.core.reasons import Reason
-from workers.core.records import Record
+from workers.core.records import LargeRecord, RawBatch, Record
+from workers.core.refusals import misrouted, too_large
 from workers.core.snapshot import (
     LaneMeta,
     StoredRecords,
@@ -103,6 +105,7 @@ class Lane:
         self._pipeline = self._new_pipeline()
         self._quarantine = self._new_quarantine()
         self._stored = StoredRecords()
+        self._open = OpenBatch()
         self.position = 0
         self.counts = Counts()
 
@@ -161,29 +164,50 @@ class Lane:
         trade_id = spec.corrections.id if spec.corrections is not None else None
         return Quarantine(spec.max_jump_ns, spec.lag_ns + spec.lateness_ns, spec.tick, trade_id)
 
-    def process(self, records: Sequence[Record]) -> Effects:
-        """Take the next records of the partition, in log order.
+    def process(self, records: Sequence[Record | RawBatch], limit: StepLimit = NO_LIMIT) -> Effects:
+        """Take the next records or record batches of the partition, in log order, up to a limit.
 
-        Raises `CallbackError` where the user's aggregation or a function of the pipeline raised; the lane must then be
-        discarded.
+        Raises `CallbackError` where the user's aggregation or a function of the pipeline raised, `BrokerError` where a
+        batch is not what Kafka's format says; the lane must then be discarded.
         """
-        effects = Effects()
-        for record in records:
-            assert record.offset >= self.position, f"offset {record.offset} after position {self.position}"
-            self.position = record.offset + 1
-            self.counts.records += 1
-            try:
-                self._take(record, effects)
-            except Exception as error:
-                self._reject(self._failed(record, error, effects), effects)
-        effects.records = len(records)
+        effects, gauge = Effects(), Gauge(limit)
+        for taken, item in enumerate(records):
+            if gauge.is_full(effects):
+                effects.rest = records[taken:]
+                break
+            if not isinstance(item, RawBatch):
+                self._take_next(item, effects)
+            elif (rest := self._take_some(item, effects, gauge)) is not None:
+                effects.rest = (rest, *records[taken + 1 :])
+                break
         self._count_held(effects)
         effects.extend(self._show(self._engine.settle))
         return effects
 
+    def _take_some(self, batch: RawBatch, effects: Effects, gauge: Gauge) -> RawBatch | None:
+        """Take the records of a batch; where the step is over before, what is left of it."""
+        for record in self._open.records(batch):
+            self._take_next(record, effects)
+            if gauge.is_full(effects) and self.position < batch.next_offset:
+                return self._open.leave(batch, self.position)
+        self.position = max(self.position, batch.next_offset)
+        return None
+
+    def _take_next(self, record: Record, effects: Effects) -> None:
+        assert record.offset >= self.position, f"offset {record.offset} after position {self.position}"
+        self.position = record.offset + 1
+        self.counts.records += 1
+        effects.records += 1
+        try:
+            self._take(record, effects)
+        except Exception as error:
+            self._reject(self._failed(record, error, effects), effects)
+        if self._engine.shows_something:
+            self._emit(effects)
+
     def _take(self, record: Record, effects: Effects) -> None:
         """The way of one record; `process` answers for whatever it raises."""
-        decoded = self._decode(record)
+        decoded = too_large(record) if isinstance(record, LargeRecord) else self._decode(record)
         if isinstance(decoded, EndOfInput):
             self.end_input(effects)
             return
@@ -484,12 +508,7 @@ class Lane:
             effects.misrouted_keys.append(tick.symbol)
         if self._spec.tick.on_misrouted == "warn":
             return tick
-        message = (
-            f"the key is on partition {self._source.partition}; Kafka's murmur2 puts it on {expected} of "
-            f"{self._source.partitions}. The producer uses another partitioner (librdkafka: set "
-            "partitioner=murmur2_random)"
-        )
-        return Rejection(Reason.MISROUTED, message, record)
+        return misrouted(record, self._source.partition, expected, self._source.partitions)
 
     def _emit(self, effects: Effects) -> Effects:
         encode = self._encoder.encode if self._is_built_in else self._encode_own

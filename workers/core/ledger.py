@@ -3,7 +3,7 @@ why and where from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import orjson
 
@@ -11,6 +11,7 @@ from workers.core.encoding import to_json
 from workers.core.formats.corrections import Correction
 from workers.core.frames import OutRecord
 from workers.core.reasons import Reason
+from workers.core.records import LargeRecord
 from workers.core.ticks import Rejection, Tick
 from workers.core.windows.window import Lateness
 from workers.times import NS_PER_MS
@@ -27,9 +28,9 @@ __all__ = [
     "dropped_record",
     "late_record",
     "oversized_routed",
-    "shrink_dead_letter",
     "shrink_frame",
-    "shrink_late",
+    "shrunk_dead_letter",
+    "shrunk_late",
     "uncorrectable_record",
 ]
 
@@ -129,6 +130,8 @@ def dead_letter(rejection: Rejection, topic: str, partition: int) -> OutRecord:
         (PARTITION_HEADER, str(partition).encode()),
         (OFFSET_HEADER, str(record.offset).encode()),
     )
+    if isinstance(record, LargeRecord):
+        headers = (*headers, (TRUNCATED_HEADER, str(record.length).encode()))
     return OutRecord(record.key, record.value, None, headers)
 
 
@@ -161,29 +164,36 @@ def oversized_routed(record: OutRecord, topic: str, limit_bytes: int) -> OutReco
     return OutRecord(record.key, record.value, record.timestamp_ms, headers)
 
 
-def shrink_late(record: OutRecord, limit_bytes: int) -> OutRecord:
-    """A late entry without the original tick, which the input topic still has at the position given; and without most
-    of its key, where that alone fills the half of what its topic takes, as it is written twice."""
+def shrunk_late(record: OutRecord, limit_bytes: int) -> Iterator[OutRecord]:
+    """What to write of a late record that its topic refuses, each less than the one before: without the original tick,
+    which the input topic still has at the position given; without most of its key, where that alone fills the half of
+    what its topic takes, as it is written twice; key, reason and offset; the same without the record's key."""
     assert record.value is not None
     entry = orjson.loads(record.value)
     entry["tick"] = None
     key = record.key
     if len(orjson.dumps(entry["key"])) > limit_bytes // 2 - _LATE_ENTRY_BYTES:
         entry["key"], key = entry["key"][:80], None
-    return OutRecord(key, to_json(entry), record.timestamp_ms, (*record.headers, (TRUNCATED_HEADER, b"")))
+    headers = (*record.headers, (TRUNCATED_HEADER, b""))
+    yield OutRecord(key, to_json(entry), record.timestamp_ms, headers)
+    least = {name: entry[name] for name in ("key", "reason", "offset")}
+    yield OutRecord(record.key, to_json(least), record.timestamp_ms, record.headers)
+    yield OutRecord(None, to_json(least | {"key": least["key"][:8]}), record.timestamp_ms, record.headers)
 
 
-def shrink_dead_letter(record: OutRecord, excess_bytes: int) -> OutRecord:
-    """A dead letter whose value is cut by ``excess_bytes`` to fit; a header says how long it was.
-
-    Where the value is shorter than that, it is the headers that the record had or its key that are too large: neither
-    of them is kept, which leaves what this program wrote.
-    """
+def shrunk_dead_letter(record: OutRecord, excess_bytes: int) -> Iterator[OutRecord]:
+    """What to write of a dead letter that its topic refuses, each less than the one before: with a value that is
+    shorter by ``excess_bytes``; without value, key and the headers that it had, which leaves what this program wrote;
+    key, reason and offset; reason and offset. A header says how long the value was."""
     value = record.value or b""
-    length = (TRUNCATED_HEADER, str(len(value)).encode())
+    names = [name for name, _ in record.headers]
+    own = record.headers[len(names) - 1 - names[::-1].index(REASON_HEADER) :]  # behind those that it had
+    length = ((TRUNCATED_HEADER, str(len(value)).encode()),) if TRUNCATED_HEADER not in dict(own) else ()
     excess_bytes += len(TRUNCATED_HEADER) + 32
-    if excess_bytes > len(value):
-        names = [name for name, _ in record.headers]
-        own = record.headers[len(names) - 1 - names[::-1].index(REASON_HEADER) :]  # behind those that it had
-        return OutRecord(None, b"", record.timestamp_ms, (*own, length))
-    return OutRecord(record.key, value[: len(value) - excess_bytes], record.timestamp_ms, (*record.headers, length))
+    if excess_bytes <= len(value):
+        cut = value[: len(value) - excess_bytes]
+        yield OutRecord(record.key, cut, record.timestamp_ms, (*record.headers, *length))
+    yield OutRecord(None, b"", record.timestamp_ms, (*own, *length))
+    least = tuple((name, content) for name, content in own if name in (REASON_HEADER, OFFSET_HEADER))
+    yield OutRecord(record.key, None, record.timestamp_ms, least)
+    yield OutRecord(None, None, record.timestamp_ms, least)

@@ -101,6 +101,13 @@ class Reason(StrEnum):
 
     # -- the record is no tick (`workers.core.ticks`) -----------------------------------------------------------------
 
+    RECORD_TOO_LARGE = (  # `workers.core.records`
+        "record_too_large",
+        Account.REJECTED,
+        Ledger.DEAD_LETTERS,
+        "The record is longer than 16 MiB, unpacked. The dead letter has the begin of its value, and none of its "
+        "headers; the header `workers.truncated` says how long the record is.",
+    )
     MALFORMED_JSON = (
         "malformed_json",
         Account.REJECTED,

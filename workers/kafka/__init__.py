@@ -25,6 +25,8 @@
 - `options`: what the Kafka client is given: the settings as its keyword arguments, with certificates and logins read
 - `ports`: what a worker asks of Kafka, and what passes between them
 - `reading`: reading a topic from outside any group: nothing is committed, and nobody loses a partition to it
+- `record_times`: times of records that a topic refuses: how far ahead of its brokers' clocks they may be, and what is
+  said of it
 - `reconnecting`: A task that works through outages: what ends its work is told, and after a rest the work begins
   again
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from workers.kafka.options import login_name
 from workers.settings import Settings
 
-__all__ = ["Allowed", "needed_acls"]
+__all__ = ["Allowed", "allowing", "needed_acls", "principal", "worker_topics"]
 
 
 class Allowed(NamedTuple):
@@ -18,6 +20,31 @@ class Allowed(NamedTuple):
     who: str
     resource: str
     operations: tuple[str, ...]
+
+
+def principal(settings: Settings) -> str:
+    """Who a cluster takes this client for, as far as it knows itself."""
+    kafka = settings.kafka
+    if kafka.uses_sasl:
+        return f"User:{login_name(kafka)}"
+    return "User:<its certificate's name>" if kafka.ssl_certificate_location else "User:ANONYMOUS"
+
+
+def worker_topics(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """What a worker does with each of its topics but those of its pipeline's routes, to which it writes."""
+    topics = settings.topics
+    found: dict[str, tuple[str, ...]] = {topics.ticks: ("Read",)}
+    found |= dict.fromkeys((topics.frames, topics.late, topics.dead_letters), ("Write",))
+    return found | dict.fromkeys((topics.changelog, topics.feedback), ("Read", "Write"))
+
+
+def allowing(settings: Settings, operations: Iterable[str], resource: str) -> str:
+    """The command that allows this client something; ``resource`` as kafka-acls has it, such as ``--topic ticks``."""
+    wanted = " ".join(f"--operation {operation}" for operation in operations)
+    return (
+        f"kafka-acls --bootstrap-server {settings.bootstrap_servers} --add --allow-principal '{principal(settings)}' "
+        f"{wanted} {resource}"
+    )
 
 
 def needed_acls(settings: Settings) -> list[Allowed]:

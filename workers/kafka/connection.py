@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
-from aiokafka.protocol.metadata import MetadataRequest
 
 from workers.errors import BrokerError, TopicError, WorkersError
+from workers.kafka.errors import REFUSED
+from workers.kafka.metadata import SafeMetadataRequest
 from workers.kafka.options import client_options
+from workers.kafka.refusals import refusal
 from workers.kafka.repairs import close_connection, repair_client
 
 if TYPE_CHECKING:
@@ -33,12 +35,6 @@ _LOGIN_ERRORS = (
     kafka_errors.SaslAuthenticationFailed,
     kafka_errors.AuthenticationFailedError,
     kafka_errors.IllegalSaslStateError,
-)
-_FORBIDDEN_ERRORS = (
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.TransactionalIdAuthorizationFailed,
 )
 
 
@@ -82,8 +78,8 @@ def explain_connection_error(error: BaseException, settings: Settings) -> Worker
             )
         if isinstance(cause, kafka_errors.UnsupportedSaslMechanismError):
             return BrokerError(f"the broker at {where} does not offer kafka.sasl.mechanism = {kafka.sasl_mechanism}")
-        if isinstance(cause, _FORBIDDEN_ERRORS):
-            return BrokerError(f"the cluster at {where} denied this: {_words(cause)}; check its ACLs")
+        if isinstance(cause, REFUSED):
+            return refusal(cause, settings)
         if isinstance(cause, ssl.SSLError):
             return BrokerError(
                 f"no TLS connection to {where}: {cause.reason or cause}. Check kafka.security.protocol "
@@ -102,6 +98,8 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
             return "connection refused. Is a broker running there? Set it with --bootstrap-servers"
         if isinstance(cause, _NotAsAdvertisedError):
             return f"it answers, but not at the address that it advertises, {cause} (the broker's advertised.listeners)"
+        if isinstance(cause, _SilentError):
+            return "it accepts connections, but does not answer. Is it a broker, and not frozen or overloaded?"
         if isinstance(cause, _AnswersNowError):
             return "it did not answer in time, but does now; try again"
         if isinstance(cause, kafka_errors.NodeNotReadyError):
@@ -116,6 +114,10 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
 
 class _NotAsAdvertisedError(Exception):
     """A broker answers where it was asked, but nobody at the address that it gives for itself, which the text names."""
+
+
+class _SilentError(Exception):
+    """Connections are accepted, and nothing that is asked on them is answered."""
 
 
 class _AnswersNowError(Exception):
@@ -134,8 +136,10 @@ async def _first_failure(settings: Settings) -> BaseException | None:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 connection = await create_conn(host, port, **options)
                 # A listener that wants a login answers the handshake without one, and hangs up at the next request.
-                found = await connection.send(MetadataRequest([]))
+                found = await connection.send(SafeMetadataRequest([]))
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and await _accepts(host, port):
+                error = _SilentError()
             failure = failure or error
         else:
             return await _unreachable(((host, port) for _node, host, port, *_ in found.brokers), options)
@@ -143,6 +147,17 @@ async def _first_failure(settings: Settings) -> BaseException | None:
             if connection is not None:
                 await close_connection(connection)
     return failure
+
+
+async def _accepts(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True
 
 
 async def _unreachable(advertised: Iterable[tuple[str, int]], options: Mapping[str, Any]) -> BaseException:

@@ -13,24 +13,49 @@ what is done about it here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    IllegalGenerationError,
+    IllegalStateError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 
-from workers.errors import BrokerError, DataLossError, FencedError
+from workers.errors import BrokerError, DataLossError, FencedError, TopicReplacedError
+from workers.kafka.errors import UnstableOffsetError
 from workers.kafka.fetch_hook import install
-from workers.kafka.internals import committed_offset, confirm_heartbeat, failed_tasks, raise_coordinator_errors
-from workers.kafka.ports import Fetched, PartitionsCallback
+from workers.kafka.internals import (
+    client_of,
+    committed_offset,
+    failed_tasks,
+    heartbeat_error,
+    membership_of,
+    raise_coordinator_errors,
+)
+from workers.kafka.metadata import topic_id_of
+from workers.kafka.ports import Fetched, PartitionsCallback, Sighting
+from workers.kafka.protocol import Membership
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.sighting import look
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 __all__ = ["KafkaGroupConsumer"]
 
 log = structlog.get_logger(__name__)
 
 NO_PARTITION = 2**31 - 1
+UNSTABLE_LIMIT_S = 10.0
+UNSTABLE_REST_S = 0.02
+NOT_IN_GROUP_WAIT_S = 0.5
+_NO_MEMBER = (UnknownMemberIdError, IllegalGenerationError)
 
 
 class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -45,18 +70,29 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         on_revoked: PartitionsCallback,
         on_assigned: PartitionsCallback,
         batches: bool = False,
+        on_stop: Callable[[], Awaitable[None]] | None = None,
+        topic_id: str | None = None,
+        changelog: str | None = None,
         if_lost: str = "its retention is shorter than the lag. Start over with `workers state reset`, which reads what "
         "is left",
     ) -> None:
         """With ``batches``, `poll` hands out whole record batches as they were fetched, else records, whatever the
-        names of their headers. ``if_lost`` ends the error that says that the log no longer has them."""
+        names of their headers. ``on_stop`` is called by `stop`. ``topic_id`` is the one that the topic must have; None:
+        any. ``changelog`` is the other topic that `look` looks at. ``if_lost`` ends the error that says that the log no
+        longer has records."""
         self._topic = topic
+        self._topic_id = topic_id
+        self._changelog = changelog
+        self._is_committed = consumer_options.get("isolation_level") == "read_committed"
+        self._on_stop = on_stop
         self._batches = batches
         self._if_lost = if_lost
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()  # none while a rebalance is under way, where the client still names the old
         self._reading: set[int] = set()
+        self._membership: Membership | None = None  # as which it was assigned what it has, or had
+        self._claims: dict[int, object] = {}
         # The assignor keeps what it was assigned on the class: a class for each consumer, or two would share it.
         assignor = type("OwnStickyAssignor", (StickyPartitionAssignor,), {})
         self._consumer = AIOKafkaConsumer(
@@ -77,7 +113,11 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
 
     async def stop(self) -> None:
         """Leave the group, within a few seconds; the revoked callback is not called."""
-        await stop_consumer(self._consumer)
+        try:
+            await stop_consumer(self._consumer)
+        finally:
+            if self._on_stop is not None:
+                await self._on_stop()
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """aiokafka's callback before a rebalance."""
@@ -90,27 +130,80 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._consumer.pause(*assigned)
         self._reading.clear()
         self._assigned = {tp.partition for tp in assigned}
+        self._claim(membership_of(self._consumer))
         await self._on_assigned(set(self._assigned))
 
     def owns(self, partition: int) -> bool:
         """Whether the partition is assigned to this consumer now."""
         return partition in self._assigned
 
+    @property
+    def client(self) -> AIOKafkaClient:
+        """Its connections, for questions to the cluster."""
+        return client_of(self._consumer)
+
+    @property
+    def membership(self) -> Membership | None:
+        """As whom the group gave this consumer what it has, also while a rebalance is under way; None: it has nothing.
+
+        Not what the client believes it is by now: it knows of a new generation before it knows what it owns in it.
+        """
+        return self._membership
+
+    def claim(self, partition: int) -> object | None:
+        """What stands for owning the partition without a gap: another object once somebody else may have had it in
+        between. It stays through a rebalance until its end, since what was processed may be committed; None where the
+        partition is not owned."""
+        return self._claims.get(partition)
+
+    def _claim(self, membership: Membership | None) -> None:
+        """Go on with the claims to partitions that this member had in the generation just before."""
+        before, self._membership = self._membership, membership
+        stays = (
+            membership is not None
+            and before is not None
+            and (before.member_id, before.generation + 1) == (membership.member_id, membership.generation)
+        )
+        kept = self._claims if stays else {}
+        self._claims = {number: kept.get(number, object()) for number in self._assigned if membership is not None}
+
     def check(self) -> None:
         """Raise what the client found in the background: ``KafkaError`` where it goes on trying, `BrokerError` where
-        one of its tasks has ended, without which it would stand still for ever and say nothing."""
+        one of its tasks has ended, without which it would stand still for ever and say nothing, `TopicReplacedError`
+        where the topic has another id."""
+        self._check_topic()
         for what, error in failed_tasks(self._consumer):
             raise BrokerError(f"the Kafka client's task for {what} of {self._topic} ended: {error!r}") from error
         raise_coordinator_errors(self._consumer)
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; raises `FencedError` where it doesn't say so.
+    def _check_topic(self) -> None:
+        found = topic_id_of(client_of(self._consumer), self._topic)
+        if self._topic_id is not None and found is not None and found != self._topic_id:
+            raise TopicReplacedError(
+                f"the topic {self._topic} was deleted and made again while this worker read it (its id was "
+                f"{self._topic_id}, is {found}); what was not committed by then is dropped. Drop the state with "
+                "`workers state reset`: then all that the topic holds is processed from its beginning"
+            )
 
-        One that was frozen or cut off still believes it does. It must ask before it takes a partition up again, for
-        that fences whoever has it now.
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now, and where these partitions of the changelog begin. Raises ``KafkaError``."""
+        assert self._changelog is not None
+        return await look(client_of(self._consumer), self._topic, self._changelog, partitions)
+
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides. Raises `FencedError` where the group has gone on without this process, ``KafkaError`` where it does not
+        answer.
+
+        One that was frozen or cut off still believes that it is a member. It must ask before it takes a partition up
+        again, for that fences whoever has it now.
         """
-        if not await confirm_heartbeat(self._consumer) or not self.owns(partition):
+        error = await heartbeat_error(self._consumer)
+        if error in _NO_MEMBER:
             raise FencedError(f"the group has not confirmed that {self._topic}[{partition}] is owned here")
+        if error is not None and error is not RebalanceInProgressError:
+            raise error(f"membership of the group that reads {self._topic}")
+        return error is None and self.owns(partition)
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""
@@ -136,7 +229,7 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def stay(self) -> None:
         """Show that this member is alive while it fetches nothing: one that doesn't ask for ``max.poll.interval.ms``
         leaves the group. Asks for a partition that can't exist, which touches nothing that was fetched."""
-        await self._consumer.getmany(self._tp(NO_PARTITION), timeout_ms=0)
+        await self._fetch([self._tp(NO_PARTITION)], timeout_ms=0)
 
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions, in log order; waits ``timeout_ms`` for the first.
@@ -149,19 +242,42 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         if not tps:
             return {}
         try:
-            found = await self._consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+            found = await self._fetch(tps, timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError as error:
             raise DataLossError(
                 f"{self._topic} no longer has the records to be read next ({error}); {self._if_lost}"
             ) from error
+        if found:
+            self._check_topic()  # a fetch that failed for a deleted topic is followed by news of it, then by another
         return {
             tp.partition: Fetched(records) for tp, records in found.items() if records and tp.partition in self._reading
         }
 
+    async def _fetch(
+        self, tps: list[TopicPartition], *, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[TopicPartition, Sequence[Any]]:
+        """What the client's ``getmany`` gives, but within the time given: out of the group that waits for however long
+        it takes to get in, and who asks could do nothing else meanwhile, not even end."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 + NOT_IN_GROUP_WAIT_S):
+                found: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+                    *tps, timeout_ms=timeout_ms, max_records=max_records
+                )
+                return found
+        except TimeoutError:
+            return {}
+
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset; None where it has none. Raises ``KafkaError``, also while the coordinator
-        loads."""
-        return await committed_offset(self._consumer, self._topic, partition)
+        loads, and `UnstableOffsetError` where a transaction that may change it doesn't end within ten seconds."""
+        deadline_s = time.monotonic() + UNSTABLE_LIMIT_S
+        while True:
+            try:
+                return await committed_offset(self._consumer, self._topic, partition)
+            except UnstableOffsetError:
+                if time.monotonic() > deadline_s:
+                    raise
+            await asyncio.sleep(UNSTABLE_REST_S)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit offsets to the group, by partition, outside a transaction. Raises ``KafkaError``."""
@@ -170,8 +286,10 @@ class KafkaGroupConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def log_bounds(self, partition: int) -> tuple[int, int]:
         """The first offset that the log still has, and its end."""
         tp = self._tp(partition)
-        begin, end = await asyncio.gather(self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
-        return begin[tp], end[tp]
+        begins, ends = await asyncio.gather(
+            begin_offsets(self.client, [tp]), end_offsets(self.client, [tp], committed=self._is_committed)
+        )
+        return begins[tp], ends[tp]
 
     async def at_end(self, partition: int) -> bool:
         """Whether everything the last fetch saw has been handed out."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Final
 
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     GroupAuthorizationFailedError,
     IllegalStateError,
+    InvalidProducerIdMapping,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeout,
     KafkaError,
     KafkaTimeoutError,
     LeaderNotAvailableError,
@@ -18,10 +24,11 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
+    UnknownProducerId,
     UnknownTopicOrPartitionError,
 )
 
-from workers.errors import WorkersError
+from workers.errors import FencedError, WorkersError
 
 __all__ = [
     "NEW_TOPIC",
@@ -35,9 +42,22 @@ __all__ = [
     "KafkaTimeoutError",
     "MessageSizeTooLargeError",
     "OffsetOutOfRangeError",
+    "StaleMemberError",
     "TopicAuthorizationFailedError",
     "TransactionalIdAuthorizationFailed",
+    "UnstableOffsetError",
+    "is_forgotten",
+    "told",
 ]
+
+
+class StaleMemberError(FencedError):
+    """The group has gone on to another generation, or without this member: nothing of its transaction was taken."""
+
+
+class UnstableOffsetError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
+    """A transaction that may change the group's committed offset is not over."""
+
 
 OUTAGE: Final = (WorkersError, KafkaError, OSError, TimeoutError)
 """What whoever only watches waits out: the cluster is away, or not as it should be, and may be well again later."""
@@ -51,5 +71,35 @@ NEW_TOPIC: Final = (LeaderNotAvailableError, NotLeaderForPartitionError, Unknown
 PASSING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
 """What may be over when it is tried again; the client asserts where its connections change under it."""
 
-REFUSED: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed)
-"""Rights that are missing, which doesn't change by itself. To be looked for first: these are among `PASSING`, too."""
+REFUSED: Final = (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeout,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+"""Rights that are missing, and limits of the broker that settings exceed, which doesn't change by itself; in words by
+`workers.kafka.refusals`. To be looked for first: these are among `PASSING`, too."""
+
+
+def told(error: BaseException) -> str:
+    """An error for a log: what it says, and what led to it, where it doesn't say that itself."""
+    causes = (each for each in _chain(error) if not isinstance(each, asyncio.CancelledError))
+    return " from ".join(dict.fromkeys(map(repr, causes)))
+
+
+def is_forgotten(error: BaseException) -> bool:
+    """Whether the cluster has forgotten a producer that was idle for longer than ``transactional.id.expiration.ms``,
+    as it should; a new one goes on."""
+    return any(isinstance(each, InvalidProducerIdMapping | UnknownProducerId) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from; bounded, since causes can form a ring."""
+    found: BaseException | None = error
+    for _ in range(10):
+        if found is None:
+            return
+        yield found
+        found = found.__cause__

@@ -13,20 +13,22 @@ module's globals. The consumer's fetcher gets a copy of that function whose glob
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Final
 
 import aiokafka
-from aiokafka import codec
+import structlog
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import ConsumerRecord
 
-from workers.core.records import Payload, RawBatch
+from workers.core.records import RawBatch
 from workers.errors import BrokerError, WorkersError
-from workers.native.probe import checksum
+from workers.kafka.unpacking import CODECS
+from workers.native.probe import checksum, reader
 
 __all__ = ["HookError", "install"]
 
@@ -40,29 +42,28 @@ _CHECKSUM_AT, _BEHIND_CHECKSUM = 17, 21
 _CODEC_MASK: Final = 0x07
 _V2: Final = 2
 
-_CODECS: Final[dict[int, tuple[str, Callable[[], bool], Callable[[Payload], bytes]]]] = {
-    1: ("gzip", codec.has_gzip, codec.gzip_decode),
-    2: ("snappy", codec.has_snappy, codec.snappy_decode),
-    3: ("lz4", codec.has_lz4, codec.lz4_decode),
-    4: ("zstd", codec.has_zstd, codec.zstd_decode),
-}
+GLANCE_BYTES: Final = 32 * 1024 * 1024
+
+_reader: Final = reader()
+log = structlog.get_logger(__name__)
 
 
 class HookError(WorkersError):
     """This aiokafka is not built the way that handing out whole batches needs."""
 
 
-def install(consumer: aiokafka.AIOKafkaConsumer, *, records: bool = False) -> None:
+def install(consumer: aiokafka.AIOKafkaConsumer, *, records: bool = False, glances: bool = False) -> None:
     """Make a consumer hand out `RawBatch` objects. Between its ``start()`` and its first fetch.
 
     ``records``: it hands out records one by one, as it did, whatever the names of their headers: aiokafka raises where
-    one is not UTF-8, good records before and behind it included. It then may have fetched already.
+    one is not UTF-8, good records before and behind it included. It then may have fetched already. ``glances``: it
+    hands out records, and none of a batch of which more than `GLANCE_BYTES` would have to be unpacked before them.
     Raises `HookError` where aiokafka is not as expected, or the consumer was not started or has fetched already.
     """
     found = getattr(consumer, "_fetcher", None)
     if found is None:
         raise HookError("the consumer was not started; install the hook after start() and before subscribe()")
-    if not records and (found._records or found._pending_tasks):
+    if not (records or glances) and (found._records or found._pending_tasks):
         raise HookError("the consumer is fetching already; install the hook after start() and before subscribe()")
     original = type(found)._proc_fetch_request
     missing = [name for name in _REPLACED if name not in original.__code__.co_names]
@@ -71,9 +72,8 @@ def install(consumer: aiokafka.AIOKafkaConsumer, *, records: bool = False) -> No
             f"aiokafka {aiokafka.__version__}: Fetcher._proc_fetch_request does not use {', '.join(missing)}, or is "
             "replaced already; use aiokafka 0.14"
         )
-    scope = dict(
-        original.__globals__, MemoryRecords=_BatchSlices, PartitionRecords=_Records if records else _BatchRecords
-    )
+    kind = _Glances if glances else _Records if records else _BatchRecords
+    scope = dict(original.__globals__, MemoryRecords=_BatchSlices, PartitionRecords=kind)
     copy = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
     copy.__kwdefaults__ = original.__kwdefaults__
     found._proc_fetch_request = MethodType(copy, found)
@@ -141,45 +141,62 @@ class _BatchRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  #
 
 
 class _Records(_BatchRecords):
-    """One by one, and by aiokafka, which is quick, wherever it can: it raises on a header whose name is not UTF-8."""
+    """One by one. By native code, which never has all of a batch in memory; without it by aiokafka, wherever it can: it
+    raises on a header whose name is not UTF-8."""
 
     def _hand_out(self, batch: Any, data: memoryview, wanted_from: int) -> Iterator[object]:
         self.next_fetch_offset = wanted_from
-        try:
-            found = [self._consumer_record(self._tp, record) for record in batch]
-        except MemoryError:
-            raise
-        except Exception:  # whatever it is, our own reader knows better what can be read
-            found = self._read(_raw_batch(batch, data, wanted_from))
-        for record in found:
+        for record in self._records_of(batch, data, wanted_from):
             if record.offset >= self.next_fetch_offset:
                 self.next_fetch_offset = record.offset + 1
                 yield record
         self.next_fetch_offset = max(batch.next_offset, wanted_from)
 
-    def _read(self, batch: RawBatch) -> list[ConsumerRecord[bytes, bytes]]:
+    def _records_of(self, batch: Any, data: memoryview, wanted_from: int) -> Iterable[ConsumerRecord[bytes, bytes]]:
+        if _reader is not None:
+            return self._read(_raw_batch(batch, data, wanted_from))
         try:
-            return [
-                ConsumerRecord(
-                    self._tp.topic,
-                    self._tp.partition,
+            return [self._consumer_record(self._tp, record) for record in batch]
+        except MemoryError:
+            raise
+        except Exception:  # whatever it is, our own reader knows better what can be read
+            return self._read(_raw_batch(batch, data, wanted_from))
+
+    def _read(self, batch: RawBatch) -> Iterator[ConsumerRecord[bytes, bytes]]:
+        topic, partition = self._tp
+        try:
+            for record in batch.records():
+                key, value = record.key, record.value
+                sizes = (-1 if key is None else len(key), -1 if value is None else len(value))
+                yield ConsumerRecord(
+                    topic,
+                    partition,
                     record.offset,
                     record.timestamp,
                     batch.timestamp_type,
-                    record.key,
-                    record.value,
+                    key,
+                    value,
                     None,
-                    -1 if record.key is None else len(record.key),
-                    -1 if record.value is None else len(record.value),
+                    *sizes,
                     record.headers,
                 )
-                for record in batch.records()
-            ]
         except BrokerError as error:
             raise BrokerError(
-                f"{self._tp.topic}[{self._tp.partition}]: {error}, though its checksum is good; the producer that "
+                f"{topic}[{partition}]: {error}, though its checksum is good; the producer that "
                 "wrote it is broken. Nothing after it can be read: start over behind it, or delete it from the log"
             ) from error
+
+
+class _Glances(_Records):
+    """One by one, of a batch only what is found soon: whoever looks for a few records must not unpack gigabytes."""
+
+    def _read(self, batch: RawBatch) -> Iterator[ConsumerRecord[bytes, bytes]]:
+        if _reader is not None:
+            batch.reader = partial(_reader, most_passed=GLANCE_BYTES)
+        try:
+            yield from super()._read(batch)
+        except BrokerError as error:
+            log.debug("not all of a batch is looked at", error=str(error))
 
 
 def _is_intact(batch: Any, data: memoryview) -> bool:
@@ -195,9 +212,9 @@ def _raw_batch(batch: Any, data: memoryview, wanted_from: int) -> RawBatch:
     unpack = None
     compression = batch.attributes & _CODEC_MASK
     if compression:
-        if compression not in _CODECS:
+        if compression not in CODECS:
             raise UnsupportedCodecError(f"Unknown compression codec {compression:#04x}")
-        name, is_there, unpack = _CODECS[compression]
+        name, is_there, unpack = CODECS[compression]
         if not is_there():
             raise UnsupportedCodecError(f"Libraries for {name} compression codec not found")
     first_timestamp, max_timestamp = _TIMES.unpack_from(data, _TIMES_AT)
@@ -212,4 +229,5 @@ def _raw_batch(batch: Any, data: memoryview, wanted_from: int) -> RawBatch:
         data[_RECORDS_AT:],
         unpack,
         compression,
+        _reader,
     )

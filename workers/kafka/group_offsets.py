@@ -22,7 +22,14 @@ from workers.kafka.topics import describe_topics
 if TYPE_CHECKING:
     from workers.settings import Settings
 
-__all__ = ["GroupLag", "LagReader", "PartitionLag", "lost_records_problem", "no_group_problem"]
+__all__ = [
+    "GroupLag",
+    "LagReader",
+    "PartitionLag",
+    "added_partitions_problem",
+    "lost_records_problem",
+    "no_group_problem",
+]
 
 _NO_OFFSET: Final = -1
 _COORDINATOR_TIMEOUT_S: Final = 30.0  # a first group makes the broker create its offsets topic
@@ -80,6 +87,8 @@ class GroupLag:
     state: str
     members: int
     partitions: tuple[PartitionLag, ...]
+    changelog: str = ""
+    state_partitions: int | None = None  # of the changelog; None where there is none
 
     @property
     def total(self) -> int:
@@ -136,6 +145,18 @@ def lost_records_problem(found: GroupLag) -> str | None:
     )
 
 
+def added_partitions_problem(found: GroupLag) -> str | None:
+    """Says that the topic has other partitions than the state; None where it has the same, or there is no state."""
+    partitions = len(found.partitions)
+    if found.state_partitions in (None, partitions):
+        return None
+    return (
+        f"{found.topic} has {partitions} partitions and the state, {found.changelog}, has {found.state_partitions}: "
+        "partitions were added, and keys have moved between them. Stop all workers and drop the state with "
+        "`workers state reset`; or use another application_id and another topics.frames"
+    )
+
+
 class LagReader:
     """Reads the lag of the application's group on its ticks topic, without being a member.
 
@@ -149,6 +170,7 @@ class LagReader:
         self._settings = settings
         self._admin = admin
         self._known_partitions = 0
+        self._state_partitions: int | None = None
         self._looked_s = 0.0
         self._first_seen_ends = first_seen_ends if first_seen_ends is not None else {}
         # Ends are the last stable offsets, as the worker reads: an open transaction is not yet there to be processed.
@@ -191,13 +213,17 @@ class LagReader:
             )
             for number in wanted
         )
-        return GroupLag(group, topic, state, members, partitions)
+        return GroupLag(
+            group, topic, state, members, partitions, self._settings.topics.changelog, self._state_partitions
+        )
 
     async def _partitions(self, topic: str) -> int:
         """How many partitions the topic has, looked up now and then: the answer lists every topic of the cluster."""
         now_s = time.monotonic()
         if not self._known_partitions or now_s - self._looked_s > _LOOK_AGAIN_S:
-            found = (await describe_topics(self._admin)).get(topic)
+            topics = await describe_topics(self._admin)
+            found, changelog = topics.get(topic), topics.get(self._settings.topics.changelog)
+            self._state_partitions = changelog.partitions if changelog is not None else None
             if found is None or not found.partitions:
                 raise TopicError(
                     f"the cluster at {self._settings.bootstrap_servers} has no topic {topic}, so there is no lag to "

@@ -27,7 +27,7 @@ class LogReader:
     """One reader, for one stretch of one partition after another.
 
     Use as ``async with LogReader(settings) as reader``. ``isolation_level`` None: what the workers read with.
-    Topics must exist: asking for a missing one could create it.
+    Topics must exist.
     """
 
     def __init__(

@@ -16,11 +16,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.core.frames import OutRecord
-from workers.errors import DataLossError, FencedError
-from workers.kafka.ports import Commit, Fetched, KnownTopics, OutTopic, OversizedError, PartitionsCallback
+from workers.core.snapshot import TopicIdentity
+from workers.errors import DataLossError, FencedError, TopicReplacedError
+from workers.kafka.ports import Commit, Fetched, KnownTopics, OutTopic, OversizedError, PartitionsCallback, Sighting
 
 __all__ = ["LogRecord", "MemoryConsumer", "MemoryKafka", "MemorySink", "MemoryTopics"]
 
@@ -46,6 +47,10 @@ class MemoryTopics:
     routed: Mapping[str, OutTopic] = field(default_factory=dict)
 
 
+def _next_life(topic: TopicIdentity) -> TopicIdentity:
+    return TopicIdentity(topic.name, f"{topic.id}+")
+
+
 class MemoryKafka:
     """One application's topics and group. Outputs are lists of what a reader sees, in the order of the commits."""
 
@@ -56,8 +61,10 @@ class MemoryKafka:
         *,
         routed: Iterable[str] = (),
         max_record_bytes: int = sys.maxsize,
+        shared: bool = False,
     ) -> None:
-        """``routed``: the names of topics that operators send ticks to."""
+        """``routed``: the names of topics that operators send ticks to. ``shared``: partitions share a transaction, and
+        who has one is decided by the group alone."""
 
         def out(name: str) -> OutTopic:
             return OutTopic(name, partitions, max_record_bytes)
@@ -66,7 +73,11 @@ class MemoryKafka:
         self.topics = KnownTopics(
             partitions,
             MemoryTopics(out("frames"), out("late"), out("dead-letters"), {name: out(name) for name in routed}),
+            identities={"ticks": TopicIdentity(topic, f"{topic}-1"), "changelog": TopicIdentity("changelog", "c-1")},
         )
+        self.identities = dict(self.topics.identities)  # as they are now
+        self.changelog_begins = [0] * partitions
+        self.looks = 0  # how often a member looked at the topics
         self.frames: list[OutRecord] = []
         self.late: list[OutRecord] = []
         self.dead_letters: list[OutRecord] = []
@@ -76,6 +87,9 @@ class MemoryKafka:
         self._max_record_bytes = max_record_bytes
         self._logs: list[list[LogRecord | None]] = [[] for _ in range(partitions)]  # None: deleted, or no record
         self._epochs = [0] * partitions
+        self._shared = shared
+        self._waiting: list[tuple[int, int, Commit, asyncio.Future[None]]] = []  # partition, epoch, work
+        self._had: dict[int, MemoryConsumer] = {}  # who had each partition in the generation before
         self._members: list[MemoryConsumer] = []
         self._rebalancing = asyncio.Lock()
         self._appended = asyncio.Event()
@@ -126,6 +140,24 @@ class MemoryKafka:
                 found.append(record)
         return found, offset
 
+    # -- accidents ----------------------------------------------------------------------------------------------------
+
+    def replace_input(self) -> None:
+        """Delete the input topic and make it again, empty; the group's offsets stay."""
+        self.identities["ticks"] = _next_life(self.identities["ticks"])
+        self._logs = [[] for _ in self._logs]
+
+    def replace_changelog(self) -> None:
+        """Delete the changelog and make it again."""
+        self.identities["changelog"] = _next_life(self.identities["changelog"])
+        self.changelogs = [{} for _ in self.changelogs]
+
+    def cut_changelog(self, partition: int, keys: Collection[bytes]) -> None:
+        """Delete the beginning of a changelog partition, and with it the last records of some keys."""
+        self.changelog_begins[partition] += 1
+        for key in keys:
+            del self.changelogs[partition][key]
+
     # -- commits ------------------------------------------------------------------------------------------------------
 
     def take_over(self, partition: int) -> int:
@@ -146,6 +178,29 @@ class MemoryKafka:
                 changelog[record.key] = record.value
         self.offsets[partition] = work.offset
 
+    async def write(self, partition: int, epoch: int, work: Commit) -> None:
+        """As `commit`; as an answer from a broker does, it lets others in between."""
+        if self._shared:
+            await self._write_with_others(partition, epoch, work)
+            return
+        await asyncio.sleep(0)
+        self.commit(partition, epoch, work)
+
+    async def _write_with_others(self, partition: int, epoch: int, work: Commit) -> None:
+        """In one go with all that wait by then; where one is refused, the others are made visible all the same."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((partition, epoch, work, done))
+        await asyncio.sleep(0)
+        works, self._waiting = self._waiting, []
+        for number, its_epoch, its_work, its_done in works:
+            try:
+                self.commit(number, its_epoch, its_work)
+            except (FencedError, OversizedError) as error:
+                its_done.set_exception(error)
+            else:
+                its_done.set_result(None)
+        await done
+
     def publish(self, work: Commit) -> None:
         """Make the results visible, without the state they come from: at least once, a crash leaves this behind."""
         self.frames.extend(work.frames)
@@ -160,12 +215,13 @@ class MemoryKafka:
         for records in (work.frames, work.late, work.dead_letters, *work.routed.values()):
             largest = max((record.size for record in records), default=0)
             if largest > self._max_record_bytes:
-                raise OversizedError(f"a record of {largest} bytes; the topic takes {self._max_record_bytes}")
+                raise OversizedError("a topic", self._max_record_bytes)
 
     # -- as `workers.kafka.ports.Kafka` -------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
         """The topics are there."""
+        self.topics = replace(self.topics, identities=dict(self.identities))
 
     def doubt(self) -> None:
         """The limits are known."""
@@ -223,8 +279,13 @@ class MemoryKafka:
             for member in list(self._members):
                 await member.revoke()
             members = list(self._members)
-            for place, member in enumerate(members):
-                await member.assign(set(range(place, len(self._logs), len(members))))
+            owners = {number: members[number % len(members)] for number in range(len(self._logs)) if members}
+            for number, had in self._had.items():
+                if self._shared and owners.get(number) is not had:
+                    self._epochs[number] += 1  # the generation in which its works could be committed is over
+            self._had = owners
+            for member in members:
+                await member.assign({number for number, owner in owners.items() if owner is member})
 
 
 class MemoryConsumer:
@@ -232,6 +293,7 @@ class MemoryConsumer:
 
     def __init__(self, kafka: MemoryKafka, on_revoked: PartitionsCallback, on_assigned: PartitionsCallback) -> None:
         self._kafka = kafka
+        self._topic = kafka.topics.identities["ticks"]
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._assigned: set[int] = set()
@@ -266,15 +328,26 @@ class MemoryConsumer:
         """Whether the partition is assigned to this consumer now."""
         return partition in self._assigned
 
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now."""
+        kafka = self._kafka
+        kafka.looks += 1
+        begins = {number: kafka.changelog_begins[number] for number in partitions}
+        return Sighting(dict(kafka.identities), len(kafka.changelogs), begins)
+
     def check(self) -> None:
-        """Raise what a callback raised in the background."""
+        """Raise what a callback raised in the background, and `TopicReplacedError`."""
+        was, now = self._topic, self._kafka.identities["ticks"]
+        if was != now:
+            raise TopicReplacedError(f"the topic {was.name} was deleted and made again ({was.id}, {now.id})")
         if self._joining is not None and self._joining.done():
             self._joining.result()
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Raises `FencedError` where the group has another member for the partition."""
-        if not self._kafka.is_member(self) or not self.owns(partition):
+    async def confirm_membership(self, partition: int) -> bool:
+        """Whether the partition is owned here; raises `FencedError` where this is no member any more."""
+        if not self._kafka.is_member(self):
             raise FencedError(f"the group has not confirmed that {self._kafka.topic}[{partition}] is owned here")
+        return self.owns(partition)
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on."""
@@ -298,10 +371,12 @@ class MemoryConsumer:
         """Nobody asks."""
 
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
-        """The next records of the given partitions that are read. Raises `DataLossError`."""
+        """The next records of the given partitions that are read. Raises `DataLossError` and as `check`."""
+        self.check()
         found = self._read(partitions, max_records)
         if not found and timeout_ms:
             await self._kafka.wait_for_records(timeout_ms / 1000)
+            self.check()
             found = self._read(partitions, max_records)
         return found
 
@@ -349,8 +424,7 @@ class MemorySink:
         """Make ``work`` visible as a whole. Raises `FencedError` and `OversizedError`."""
         if self._epoch is None:
             raise FencedError(f"the sink of {self._kafka.topic}[{self._partition}] is closed")
-        await asyncio.sleep(0)  # as an answer from a broker does, it lets others in between
-        self._kafka.commit(self._partition, self._epoch, work)
+        await self._kafka.write(self._partition, self._epoch, work)
 
     async def close(self) -> None:
         """Let go of it."""

@@ -17,7 +17,7 @@ from workers.settings.wording import quoted
 if TYPE_CHECKING:
     from workers.settings import KafkaSettings, Settings
 
-__all__ = ["client_options", "consumer_options", "producer_options"]
+__all__ = ["client_options", "consumer_options", "login_name", "producer_options"]
 
 
 def client_options(settings: Settings) -> dict[str, object]:
@@ -139,6 +139,11 @@ class _PemFile:
     def error(self, why: str) -> ConfigError:
         """What to raise: the setting, its value, where that came from, and why it won't do."""
         return ConfigError(f"{self._key} = {quoted(self.path)} ({self._source}): {why}")
+
+
+def login_name(kafka: KafkaSettings) -> str:
+    """The name of the login that the settings have."""
+    return _login(kafka)[0]
 
 
 def _login(kafka: KafkaSettings) -> tuple[str, str]:

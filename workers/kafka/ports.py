@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from workers.core.frames import OutRecord
 from workers.core.packed import OutRecords
 from workers.core.records import RawBatch, Record
+from workers.core.snapshot import TopicIdentity
 from workers.errors import BrokerError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OutTopics",
     "OversizedError",
     "PartitionsCallback",
+    "Sighting",
 ]
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_588  # Kafka's own, where the cluster doesn't tell
@@ -38,17 +40,23 @@ PartitionsCallback = Callable[[set[int]], Awaitable[None]]
 
 
 class OversizedError(BrokerError):
-    """A batch was refused as too large for its topic."""
+    """A batch was refused as too large for ``topic``, which was believed to take records of ``limit_bytes``."""
+
+    def __init__(self, topic: str, limit_bytes: int) -> None:
+        super().__init__(f"{topic} refused a record as too large; it was believed to take {limit_bytes} bytes")
+        self.topic, self.limit_bytes = topic, limit_bytes
 
 
 class Fetched:
-    """Records of one partition in log order, or whole batches of them; not empty."""
+    """Records of one partition in log order, or whole batches of them; not empty. ``size_bytes`` is what they take in
+    memory, batches as they were packed."""
 
-    __slots__ = ("items", "records")
+    __slots__ = ("items", "records", "size_bytes")
 
-    def __init__(self, items: Sequence[Record] | Sequence[RawBatch]) -> None:
+    def __init__(self, items: Sequence[Record | RawBatch]) -> None:
         self.items = items
         self.records = sum(len(item) if isinstance(item, RawBatch) else 1 for item in items)
+        self.size_bytes = sum(map(_size_of, items))
 
     @property
     def next_offset(self) -> int:
@@ -69,6 +77,10 @@ class Fetched:
         return Fetched(self.items[:taken]), Fetched(rest) if rest else None
 
 
+def _size_of(item: Record | RawBatch) -> int:
+    return item.size_bytes if isinstance(item, RawBatch) else len(item.key or b"") + len(item.value or b"")
+
+
 @dataclass(slots=True)
 class OutTopic:
     """A topic that is written to: its partitions and the largest record it takes."""
@@ -76,6 +88,7 @@ class OutTopic:
     name: str
     partitions: int
     max_record_bytes: int
+    ahead_limit_ms: int | None = None  # how far ahead of its brokers' clocks it takes records, where that is limited
 
 
 class OutTopics(Protocol):
@@ -110,11 +123,25 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class KnownTopics:
-    """What the cluster tells of an application's topics. ``frames_retention_ms``: -1 for ever, None: not told."""
+    """What the cluster tells of an application's topics. ``frames_retention_ms``: -1 for ever, None: not told.
+
+    ``identities`` are those of the ticks topic and the changelog, under "ticks" and "changelog".
+    """
 
     input_partitions: int
     out: OutTopics
     frames_retention_ms: int | None = None
+    identities: Mapping[str, TopicIdentity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """The ticks topic and the changelog as they are now: identities as in `KnownTopics`, without a topic that is gone;
+    how many partitions the ticks topic has; and where partitions of the changelog begin."""
+
+    identities: Mapping[str, TopicIdentity]
+    input_partitions: int
+    changelog_begins: Mapping[int, int]
 
 
 class GroupConsumer(Protocol):
@@ -131,10 +158,15 @@ class GroupConsumer(Protocol):
         """Whether the partition is assigned to this consumer now; never while a rebalance is under way."""
 
     def check(self) -> None:
-        """Raise what was found in the background."""
+        """Raise what was found in the background; `TopicReplacedError` where the topic is not the one that `prepare`
+        found."""
 
-    async def confirm_membership(self, partition: int) -> None:
-        """Ask the group whether this process still owns the partition; `FencedError` where it doesn't say so."""
+    async def look(self, partitions: Collection[int]) -> Sighting:
+        """The topics as they are now, and where these partitions of the changelog begin."""
+
+    async def confirm_membership(self, partition: int) -> bool:
+        """Ask the group whether this process still owns the partition; False while a rebalance is under way, whose end
+        decides, `FencedError` where the group has gone on without this process."""
 
     def start_reading(self, partition: int, offset: int) -> None:
         """Hand out the partition's records from ``offset`` on. The partition must be owned."""
@@ -154,7 +186,7 @@ class GroupConsumer(Protocol):
     async def poll(self, partitions: Collection[int], *, timeout_ms: int, max_records: int) -> dict[int, Fetched]:
         """The next records of the given partitions that are read, in log order; waits ``timeout_ms`` for the first.
 
-        Raises `DataLossError` where the log no longer has the position.
+        Raises `DataLossError` where the log no longer has the position, and as `check` where the topic is another one.
         """
 
     async def committed(self, partition: int) -> int | None:

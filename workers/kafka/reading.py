@@ -11,10 +11,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from workers.core.records import Record
 from workers.kafka.connection import connecting
 from workers.kafka.fetch_hook import install
-from workers.kafka.internals import learn_topic
+from workers.kafka.internals import client_of, learn_topic
 from workers.kafka.options import client_options
 from workers.kafka.ports import Fetched
 from workers.kafka.repairs import stop_consumer
+from workers.kafka.transactions import begin_offsets, end_offsets
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -46,7 +47,8 @@ class TopicReader:
 
     After `start`, `turn_to` a topic and `assign` its partitions. Methods that ask the cluster raise ``KafkaError``.
     Headers may have any names, unless ``any_headers`` is false, which is a fifth quicker: then one whose name is not
-    UTF-8 is an error. With ``batches``, whole record batches are handed out by `poll_batches`, and no records.
+    UTF-8 is an error. With ``batches``, whole record batches are handed out by `poll_batches`, and no records. With
+    ``glances``, records deep within a batch that unpacks to very much are passed over.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class TopicReader:
         *,
         any_headers: bool = True,
         batches: bool = False,
+        glances: bool = False,
         **fetching: Unpack[Fetching],
     ) -> None:
         self._topic = ""
         self._any_headers = any_headers
         self._batches = batches
+        self._glances = glances
         self._consumer = AIOKafkaConsumer(
             **{
                 **options,
@@ -80,14 +84,14 @@ class TopicReader:
         """Connect. Whatever comes of it, `stop` is to be called."""
         await self._consumer.start()
         if self._any_headers or self._batches:
-            install(self._consumer, records=not self._batches)
+            install(self._consumer, records=not self._batches, glances=self._glances)
 
     async def stop(self) -> None:
         """Close, within a few seconds. Raises nothing."""
         await stop_consumer(self._consumer)
 
     async def turn_to(self, topic: str) -> None:
-        """Read this topic from now on. It must exist: asking for a missing one could create it."""
+        """Read this topic from now on. It must exist."""
         # An assignment before any metadata was seen can stay idle for good; assigning another topic forgets this one.
         await learn_topic(self._consumer, topic)
         self._topic = topic
@@ -141,12 +145,17 @@ class TopicReader:
 
     async def begins(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset that there is, of each."""
-        found = await self._consumer.beginning_offsets(self._tps(partitions))
+        found = await begin_offsets(client_of(self._consumer), self._tps(partitions))
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """The offset behind the last record to be read, of each: reading committed records, of those."""
         found = await self._consumer.end_offsets(self._tps(partitions))
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset behind all that is replicated of each, whether it is committed or not. Raises ``KafkaError``."""
+        found = await end_offsets(client_of(self._consumer), self._tps(partitions), committed=False)
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def offset_at(self, partition: int, timestamp_ms: int) -> int | None:
@@ -164,14 +173,14 @@ class TopicReader:
 
 @asynccontextmanager
 async def reading(
-    settings: Settings, topic: str | None = None, **fetching: Unpack[Fetching]
+    settings: Settings, topic: str | None = None, *, glances: bool = False, **fetching: Unpack[Fetching]
 ) -> AsyncIterator[TopicReader]:
-    """A started reader, turned to ``topic`` if one is given, and stopped at the end.
+    """A started reader, turned to ``topic`` if one is given, and stopped at the end; ``glances`` as of `TopicReader`.
 
     Raises ``BrokerError`` where the cluster can't be reached or refuses the credentials, ``ConfigError`` where a
     certificate can't be read.
     """
-    reader = TopicReader(client_options(settings), **fetching)
+    reader = TopicReader(client_options(settings), glances=glances, **fetching)
     try:
         async with connecting(settings):
             await reader.start()

@@ -16,16 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    InvalidConfigurationError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from workers.errors import TopicError
+from workers.kafka.acls import allowing, principal
 from workers.kafka.connection import explain_connection_error
+from workers.kafka.record_times import ANY_TIME, ahead_limit_ms
 
 if TYPE_CHECKING:
     from workers.settings import Settings
@@ -37,11 +47,13 @@ __all__ = [
     "delete_topics",
     "describe_topics",
     "ensure_topics",
+    "fit_changelog",
     "planned_topics",
 ]
 
 KEEP_FOR_EVER: Final = "-1"
 _APPEAR_TIMEOUT_S: Final = 30.0
+_HIDDEN_TIMEOUT_S: Final = 5.0  # metadata shows a topic a moment after it was made
 _REQUEST_TIMEOUT_S: Final = 30.0
 _MIN_RECORD_BYTES: Final = 4 * 1024 * 1024
 
@@ -58,11 +70,12 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """A topic as the cluster has it."""
+    """A topic as the cluster has it; ``id`` is Kafka's own, None where the broker tells none (before 2.8)."""
 
     name: str
     partitions: int
     ready: bool  # every partition has a leader
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,9 @@ class TopicLayout:
     feedback: int
     frames_retention_ms: int | None = None
     max_message_bytes: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where it isn't told
+    ahead_limits_ms: Mapping[str, int] = field(default_factory=dict)  # by topic name; absent where there is none
     routed: Mapping[str, int] = field(default_factory=dict)  # by topic name
+    ids: Mapping[str, str | None] = field(default_factory=dict, compare=False)  # Kafka's, by topic name
     created: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -109,8 +124,9 @@ def planned_topics(settings: Settings, *, tick_partitions: int | None = None) ->
         "delete.retention.ms": "900000",
     }
     partitions = topics.partitions
+    ticks, kept, compacted = kept, {**kept, **ANY_TIME}, {**compacted, **ANY_TIME}
     return [
-        TopicPlan("ticks", topics.ticks, partitions, kept),
+        TopicPlan("ticks", topics.ticks, partitions, ticks),
         TopicPlan("frames", topics.frames, partitions, kept),
         TopicPlan("late", topics.late, partitions, kept),
         TopicPlan("dead_letters", topics.dead_letters, partitions, kept),
@@ -146,7 +162,7 @@ async def ensure_topics(
         if missing:
             await _create_missing(admin, settings, plans, missing)
         if _waiting_for(plans, found):
-            found = await _until_ready(admin, plans)
+            found = await _until_ready(admin, settings, plans)
         configs = await _configs(admin, [plan.name for plan in plans])
     except KafkaError as error:
         raise explain_connection_error(error, settings) from error
@@ -157,15 +173,60 @@ async def ensure_topics(
 
 
 async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, TopicState]:
-    """All topics this user may see. Asks for all, because asking for one by name can create it."""
+    """All topics this user may see."""
     async with asyncio.timeout(_REQUEST_TIMEOUT_S):
         topics = await admin.describe_topics(None)
     states = {}
     for topic in topics:
         partitions = topic["partitions"]
         ready = bool(partitions) and all(partition["leader"] >= 0 for partition in partitions)
-        states[topic["topic"]] = TopicState(topic["topic"], len(partitions), ready)
+        states[topic["topic"]] = TopicState(topic["topic"], len(partitions), ready, topic.get("topic_id"))
     return states
+
+
+async def fit_changelog(admin: AIOKafkaAdminClient, settings: Settings) -> str | None:
+    """Make the changelog what the ticks topic needs, where its state is dropped anyway; what was done, if anything.
+
+    Partitions that are missing are added. One with too many, or that is not compacted, is deleted and made again.
+    Raises ``TopicError`` where the cluster refuses, ``BrokerError`` where it does not answer.
+    """
+    name = settings.topics.changelog
+    try:
+        found = await describe_topics(admin)
+        changelog, ticks = found.get(name), found.get(settings.topics.ticks)
+        if changelog is None or ticks is None:
+            return None  # both are made as they should be
+        policy = (await _configs(admin, [name])).get(name, {}).get("cleanup.policy")
+        if changelog.partitions > ticks.partitions or not _is_compact(policy):
+            await _make_again(admin, settings, changelog, ticks.partitions)
+            return f"{name} was made again, with {ticks.partitions} partitions"
+        if changelog.partitions < ticks.partitions:
+            await admin.create_partitions({name: NewPartitions(ticks.partitions)})
+            await _until_it_is(admin, name, lambda now: now.partitions == ticks.partitions)
+            return f"{name} was given {ticks.partitions} partitions, {changelog.partitions} before"
+    except KafkaError as error:
+        raise explain_connection_error(error, settings) from error
+    return None
+
+
+async def _make_again(admin: AIOKafkaAdminClient, settings: Settings, changelog: TopicState, partitions: int) -> None:
+    await delete_topics(admin, [changelog.name])
+    plans = [plan for plan in planned_topics(settings, tick_partitions=partitions) if plan.name == changelog.name]
+    await _until_it_is(admin, changelog.name, None)
+    await _create(admin, settings, plans)
+    await _until_it_is(admin, changelog.name, lambda now: now.partitions == partitions)
+
+
+async def _until_it_is(admin: AIOKafkaAdminClient, name: str, condition: Callable[[TopicState], bool] | None) -> None:
+    """Wait until a topic has leaders and meets the condition; None: until it is gone. Raises ``TopicError``."""
+    deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
+    while True:
+        now = (await describe_topics(admin)).get(name)
+        if now is None if condition is None else (now is not None and now.ready and condition(now)):
+            return
+        if time.monotonic() > deadline_s:
+            raise TopicError(f"topic {name} did not change within {_APPEAR_TIMEOUT_S:.0f} s; are enough brokers up?")
+        await asyncio.sleep(0.05)
 
 
 async def delete_topics(admin: AIOKafkaAdminClient, names: list[str]) -> list[str]:
@@ -190,43 +251,74 @@ async def _create_missing(
 ) -> None:
     """Make the ticks topic, then the others: the changelog needs to know how many partitions the ticks topic really
     has, which somebody else may have made a moment ago."""
-    replication_factor = settings.topics.replication_factor
-    await _create(admin, [plan for plan in missing if plan.role == "ticks"], replication_factor)
+    await _create(admin, settings, [plan for plan in missing if plan.role == "ticks"])
     ticks = [plan for plan in plans if plan.role == "ticks"]
-    found = await _until_ready(admin, ticks)
+    found = await _until_ready(admin, settings, ticks)
     partitions = found[settings.topics.ticks].partitions if ticks else None
     replanned = {plan.name: plan for plan in planned_topics(settings, tick_partitions=partitions)}
     others = [replanned[plan.name] for plan in missing if plan.role != "ticks"]
-    await _create(admin, others, replication_factor)
+    await _create(admin, settings, others)
 
 
-async def _create(admin: AIOKafkaAdminClient, plans: list[TopicPlan], replication_factor: int) -> None:
+async def _create(admin: AIOKafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> None:
     if not plans:
         return
+    replication_factor = settings.topics.replication_factor
     requests = []
     for plan in plans:
         request = NewTopic(plan.name, plan.partitions, 1, topic_configs=dict(plan.configs))
         request.replication_factor = replication_factor  # -1, the broker's default, is refused by NewTopic alone
         requests.append(request)
     response = await admin.create_topics(requests)
+    without: list[TopicPlan] = []
+    by_name = {plan.name: plan for plan in plans}
     for name, code, message in response.topic_errors:
         error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:
+        if error is TopicAuthorizationFailedError:
+            raise TopicError(
+                f"topic {name} is missing, or not shown to {principal(settings)}, who may not create it. Create it, or "
+                f"allow it: {allowing(settings, ('Create', 'Describe'), f'--topic {name}')}"
+            )
+        if error is InvalidReplicationFactorError:
+            raise TopicError(
+                f"topic {name} can't be created: {message}. Start more brokers, or set topics.replication_factor "
+                f"({replication_factor}; -1: the brokers' default.replication.factor) to how many there are"
+            )
+        if error is InvalidConfigurationError and ANY_TIME.keys() & by_name[name].configs.keys():
+            without.append(by_name[name])  # a broker that knows no limits of record times, and so has none
+        elif code and error is not TopicAlreadyExistsError:
             raise TopicError(f"topic {name} can't be created: {message or error.description or error.__name__}")
+    await _create(admin, settings, [_of_no_time(plan) for plan in without])
+
+
+def _of_no_time(plan: TopicPlan) -> TopicPlan:
+    return replace(plan, configs={name: value for name, value in plan.configs.items() if name not in ANY_TIME})
 
 
 def _waiting_for(plans: list[TopicPlan], found: Mapping[str, TopicState]) -> list[str]:
     return [plan.name for plan in plans if plan.name not in found or not found[plan.name].ready]
 
 
-async def _until_ready(admin: AIOKafkaAdminClient, plans: list[TopicPlan]) -> dict[str, TopicState]:
+def _hidden(names: list[str], settings: Settings) -> str:
+    """Of topics that are there, as they were made or were there already, and that the cluster does not show."""
+    commands = "; ".join(allowing(settings, ("Describe",), f"--topic {name}") for name in names)
+    return (
+        f"the cluster does not show {', '.join(names)} to {principal(settings)}, who lacks Describe on it, which Read "
+        f"or Write imply. Allow it: {commands}"
+    )
+
+
+async def _until_ready(admin: AIOKafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> dict[str, TopicState]:
     """The topics once each has a leader for every partition; creation is answered before metadata shows it."""
     deadline_s = time.monotonic() + _APPEAR_TIMEOUT_S
+    hidden_s = time.monotonic() + _HIDDEN_TIMEOUT_S
     while True:
         found = await describe_topics(admin)
         waiting = _waiting_for(plans, found)
         if not waiting:
             return found
+        if time.monotonic() > hidden_s and (hidden := [name for name in waiting if name not in found]):
+            raise TopicError(_hidden(hidden, settings))
         if time.monotonic() > deadline_s:
             raise TopicError(
                 f"{', '.join(waiting)}: still without a leader for every partition after {_APPEAR_TIMEOUT_S:.0f} s; "
@@ -270,7 +362,11 @@ def _layout(
         max_message_bytes={
             name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config
         },
+        ahead_limits_ms={
+            name: limit for name, config in configs.items() if (limit := ahead_limit_ms(config)) is not None
+        },
         routed={name: partitions(name) for name in _routed_topics(settings)},
+        ids={name: state.id for name, state in found.items() if name in (topics.ticks, topics.changelog)},
         created=created,
     )
 
@@ -280,16 +376,23 @@ def _check(settings: Settings, layout: TopicLayout, changelog_configs: Mapping[s
     if layout.changelog != layout.ticks:
         raise TopicError(
             f"{topics.changelog} has {layout.changelog} partitions and {topics.ticks} has {layout.ticks}; expected the "
-            "same number, since partition i of the changelog holds the state of input partition i. If partitions were "
-            "added to the ticks topic, keys moved and the old state is useless: start again under a new "
-            "application_id"
+            "same number, since partition i of the changelog holds the state of input partition i. Where partitions "
+            "were added to the ticks topic, its keys have moved between partitions. Stop all workers and drop the "
+            "state with `workers state reset`, which gives the changelog as many partitions; or use another "
+            "application_id and another topics.frames"
         )
     policy = changelog_configs.get("cleanup.policy")
-    if policy is not None and {word.strip() for word in policy.split(",")} != {"compact"}:
+    if not _is_compact(policy):
         raise TopicError(
             f"{topics.changelog} has cleanup.policy={policy}; expected compact, or the state of quiet symbols would be "
-            f"deleted. Set it with kafka-configs --alter --topic {topics.changelog} --add-config cleanup.policy=compact"
+            f"deleted. Set it with kafka-configs --alter --topic {topics.changelog} --add-config "
+            "cleanup.policy=compact; or drop the state with `workers state reset`, which makes the topic again"
         )
+
+
+def _is_compact(policy: str | None) -> bool:
+    """Whether the topic keeps all state; where the cluster doesn't tell, it is taken to."""
+    return policy is None or {word.strip() for word in policy.split(",")} == {"compact"}
 
 
 def _missing_error(missing: list[TopicPlan], settings: Settings) -> TopicError:

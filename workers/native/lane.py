@@ -12,6 +12,7 @@ as that one would have.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from itertools import islice
 from typing import Final
@@ -22,10 +23,12 @@ from workers.core.encoding import json_object
 from workers.core.formats.corrections import Correction, trade_id_of
 from workers.core.formats.frames import ChildBar
 from workers.core.lane import REPEATED, Input, Lane
-from workers.core.packed import OutRecords, joined
+from workers.core.packed import OutRecords, joined, size_of
+from workers.core.portions import NO_LIMIT, StepLimit
 from workers.core.quarantine import held_in
 from workers.core.reasons import Reason
-from workers.core.records import RawBatch, RawRecord, Record
+from workers.core.records import LargeRecord, RawBatch, Record
+from workers.core.refusals import too_large
 from workers.core.snapshot import LaneMeta, StoredRecords, count_in_steps, read_meta
 from workers.core.spec import LaneSpec
 from workers.core.ticks import EndOfInput, Rejection, Tick
@@ -33,6 +36,7 @@ from workers.core.windows.corrections import Changed, NotFound, change_of
 from workers.core.windows.window import LONG_AGO
 from workers.errors import BrokerError, StateFormatError
 from workers.native.facts import FactTeller
+from workers.native.reader import record_of
 from workers.native.spec import native_spec
 from workers.native.zones import Zone
 
@@ -42,6 +46,7 @@ Sequence.register(_native.Records)
 
 SETTLE_AT_LEAST: Final = 6_000  # windows looked at in one step, so that none holds the process for long: some 5 ms
 RECORDS_AT_ONCE: Final = 10_000  # in a step of restoring
+PLAIN_RECORDS: Final = 10  # as many cost what one does that Python has to decode, or less
 _DROPS: Final = {reason.value: reason for reason in (Reason.DUPLICATE, Reason.THROTTLED)}
 LONGEST_SILENCE_NS: Final = 366 * 86_400_000_000_000
 
@@ -59,6 +64,7 @@ class NativeLane(Lane):
         self._native = self._core = _native.Lane(told, spec.pipeline)
         self._tell = FactTeller(spec.pipeline)
         self._zone = Zone.of(self._rules.assigner, self._native, told.margin_ns)
+        self._left: RawBatch | None = None  # of the batch that native code is in
 
     @property
     def position(self) -> int:
@@ -72,48 +78,64 @@ class NativeLane(Lane):
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def process(self, records: Sequence[Record] | Sequence[RawBatch]) -> Effects:
-        """Take the next record batches (or plain records) of the partition, in log order.
+    def process(self, records: Sequence[Record | RawBatch], limit: StepLimit = NO_LIMIT) -> Effects:
+        """Take the next record batches (or plain records) of the partition, in log order, up to a limit; of records
+        that native code is sure of `PLAIN_RECORDS` times as many.
 
         Raises `BrokerError` where a batch is not what Kafka's format says; the lane must then be discarded.
         """
-        effects = Effects()
-        for item in records:
-            if isinstance(item, RawBatch):
-                self._take_batch(item, effects)
-            else:
+        effects, step = Effects(), _Step(limit)
+        for taken, item in enumerate(records):
+            if step.is_over:
+                effects.rest = records[taken:]
+                break
+            if not isinstance(item, RawBatch):
                 assert item.offset >= self.position, f"offset {item.offset} after position {self.position}"
                 self._native.count(item.offset, list(item.headers))
                 self._take_record(item, effects)
+                step.took(effects)
+            elif (rest := self._take_batch(item, effects, step)) is not None:
+                effects.rest = (rest, *records[taken + 1 :])
+                break
         self._native.settle(0, SETTLE_AT_LEAST)
         return self._collect(effects)
 
-    def _take_batch(self, batch: RawBatch, effects: Effects) -> None:
+    def _take_batch(self, batch: RawBatch, effects: Effects, step: _Step) -> RawBatch | None:
+        """Take the records of a batch; where the step is over before, what is left of it."""
         core = self._native
-        fixed = batch.max_timestamp if batch.timestamp_type == 1 else None
         try:
-            core.begin(
-                bytes(batch.packed),
-                batch.codec,
-                batch.base_offset,
-                batch.next_offset,
-                batch.count,
-                batch.first_timestamp,
-                fixed,
-                batch.start_offset,
-            )
-            while (found := core.advance()) is not None:
-                offset, timestamp, key, value, headers = found
-                names = tuple((name.decode("utf-8", "backslashreplace"), content) for name, content in headers)
-                self._take_record(RawRecord(offset, timestamp, key, value, names), effects)
+            if self._left is None or not batch.is_rest_of(self._left):
+                self._begin(batch)
+            self._left = None
+            while (found := core.advance(step.records_end, step.bytes_left)) is not None:
+                self._take_record(record_of(*found), effects)
+                step.took(effects)
         except _native.BatchError as error:
             raise self._broken(batch) from error
+        if core.is_within:
+            step.is_over = True
+            self._left = batch.rest(self.position)
+            return self._left
         self.position = max(self.position, batch.next_offset)
+        return None
+
+    def _begin(self, batch: RawBatch) -> None:
+        fixed = batch.max_timestamp if batch.timestamp_type == 1 else None
+        self._native.begin(
+            bytes(batch.packed),
+            batch.codec,
+            batch.base_offset,
+            batch.next_offset,
+            batch.count,
+            batch.first_timestamp,
+            fixed,
+            batch.start_offset,
+        )
 
     def _take_record(self, record: Record, effects: Effects) -> None:
         """Take a record that native code is not sure of."""
         try:
-            decoded = self._decode(record)
+            decoded = too_large(record) if isinstance(record, LargeRecord) else self._decode(record)
             if isinstance(decoded, Tick | Correction) and self._native.is_misplaced(decoded.symbol):
                 decoded = self._check_route(decoded, record, effects)
             if isinstance(decoded, Tick):
@@ -301,3 +323,35 @@ class NativeLane(Lane):
             for ts_ns in self._native.held_times():
                 self._zone.reach(ts_ns)
         return True
+
+
+class _Step:
+    """How much of a step is left."""
+
+    def __init__(self, limit: StepLimit) -> None:
+        self.is_over = False
+        self._records_left = limit.records
+        self._records_end = min(PLAIN_RECORDS * limit.records, sys.maxsize)
+        self._bytes_left = limit.size_bytes
+        self._letters = self._late = 0  # of the effects, and in the bytes
+
+    @property
+    def records_end(self) -> int:
+        """How many records there may be in all."""
+        return 0 if self.is_over else self._records_end
+
+    @property
+    def bytes_left(self) -> int:
+        """Of what native code puts by."""
+        return max(0, self._bytes_left)
+
+    def took(self, effects: Effects) -> None:
+        """Python has taken a record."""
+        self._records_left -= 1
+        self._bytes_left -= sum(letter.size for letter in effects.dead_letters[self._letters :])
+        self._letters = len(effects.dead_letters)
+        if len(effects.late) > self._late:
+            self._bytes_left -= size_of(effects.late[self._late :])
+            self._late = len(effects.late)
+        if self._records_left <= 0 or self._bytes_left <= 0:
+            self.is_over = True

@@ -174,6 +174,8 @@ def _flow_conflicts(settings: Settings) -> Iterator[Conflict]:
         yield Conflict(("lane.low_watermark", "lane.high_watermark"), "low must be below high")
     if lane.batch_size > lane.capacity:
         yield Conflict(("lane.batch_size", "lane.capacity"), "a batch must fit in the lane")
+    if lane.capacity_bytes < settings.kafka.max_partition_fetch_bytes:
+        yield Conflict(("lane.capacity_bytes", "kafka.max.partition.fetch.bytes"), "a fetch must fit in the lane")
     if store.low_watermark >= store.high_watermark:
         yield Conflict(("store.low_watermark", "store.high_watermark"), "low must be below high")
     if store.batch_size > store.queue_capacity:

@@ -119,7 +119,9 @@ class KafkaSettings(Section):
         default=10_000, description="Consumer: time without a heartbeat after which a worker is considered dead."
     )
     heartbeat_interval_ms: Int32 = Field(
-        default=3_000, description="Consumer: time between heartbeats; at most a third of the session timeout."
+        default=1_000,
+        description="Consumer: time between heartbeats, by whose answers a worker learns of a rebalance; at most a "
+        "third of the session timeout.",
     )
     rebalance_timeout_ms: Int32 = Field(
         default=60_000, description="Consumer: time to finish and commit before partitions move."

@@ -49,6 +49,11 @@ class Settings(Section):
         ge=20 * NS_PER_MS,
         description="Time between commits; with exactly_once, also the delay until frames can be read.",
     )
+    commit_scope: Literal["partition", "process"] = Field(
+        default="partition",
+        description="partition: each partition commits by itself, with a producer of its own; "
+        "process: all partitions of a process commit in one transaction (Kafka 3.0 or newer).",
+    )
     topics: TopicsSettings = Field(default_factory=TopicsSettings)
     tick: TickSettings = Field(default_factory=TickSettings)
     window: WindowSettings = Field(default_factory=WindowSettings)

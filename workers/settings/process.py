@@ -21,15 +21,21 @@ def _port(value: object) -> object:
 
 
 class LaneSettings(Section):
-    """Bounds of one partition's queue inside a worker, in records and fractions of them."""
+    """Bounds of one partition's queue inside a worker."""
 
     capacity: int = Field(
         default=50_000, ge=1, le=100_000_000, description="Fetched but unprocessed records that one partition may hold."
     )
-    high_watermark: Portion = Field(
-        default=0.75, description="Fraction of `capacity` at which the partition is paused."
+    capacity_bytes: int = Field(
+        default=4 * 1024 * 1024,
+        ge=65_536,
+        le=2**40,
+        description="The same limit in bytes, as they were fetched (compressed); whichever is reached first.",
     )
-    low_watermark: Portion = Field(default=0.25, description="Fraction of `capacity` at which it is resumed.")
+    high_watermark: Portion = Field(
+        default=0.75, description="Fraction of `capacity`, or of `capacity_bytes`, at which the partition is paused."
+    )
+    low_watermark: Portion = Field(default=0.25, description="Fraction of both at which it is resumed.")
     batch_size: int = Field(
         default=5_000,
         ge=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream:
         )
     )
     if level > logging.DEBUG:
-        handler.addFilter(Sparing())
+        handler.addFilter(Sparing(level))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -68,25 +69,42 @@ def configure_logging(settings: LoggingSettings, *, debug: bool = False, stream:
     )
 
 
+_PASSING: Final = re.compile(
+    # Numbers are Kafka's: a topic that is new, a leader or a coordinator that is being chosen or comes up.
+    r"\[Error (3|5|6|14|15|16)\]|not found in cluster metadata|because it is rebalancing|arking the coordinator dead"
+)
+"""What the client says in any healthy run: of a first start, a rebalance, a broker that was started again."""
+
+
 class Sparing(logging.Filter):
     """Lets a message of the Kafka client through once in ten seconds, and says how often it was left out meanwhile.
 
-    With the broker away the client logs hundreds of errors a second, all alike: nobody could read the rest.
+    With the broker away the client logs hundreds of errors a second, all alike: nobody could read the rest. What comes
+    in any healthy run is let through where it goes on for ten seconds. And nothing that the client says is more than a
+    warning, or has a traceback: what it tries again is none, and of what it gives up it tells its caller as well.
     """
 
-    def __init__(self, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, level: int = logging.INFO, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__()
+        self._level = level
         self._every_s = every_s
         self._clock = clock
+        self._passing: dict[tuple[str, str], tuple[float, float]] = {}  # since when, and when last; one a call site
         self._shown: dict[tuple[str, str], tuple[float, int]] = {}  # when last, and how many since; one a call site
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be logged; its message then tells of those left out."""
         if not record.name.startswith(CLIENT_LOGGER):
             return True
-        where = (record.pathname, str(record.lineno))
+        if self._level > logging.WARNING:
+            return False
+        where, now_s = (record.pathname, str(record.lineno)), self._clock()
+        if _PASSING.search(record.getMessage()) and self._is_short(where, now_s):
+            return False
+        _as_warning(record)
         last_s, left_out = self._shown.get(where, (-math.inf, 0))
-        now_s = self._clock()
         if now_s - last_s < self._every_s:
             self._shown[where] = (last_s, left_out + 1)
             return False
@@ -95,6 +113,22 @@ class Sparing(logging.Filter):
             record.msg = f"{record.getMessage()} (and {left_out} more like it)"
             record.args = ()
         return True
+
+    def _is_short(self, where: tuple[str, str], now_s: float) -> bool:
+        """Whether what passes by itself has not gone on for long."""
+        since_s, last_s = self._passing.get(where, (now_s, now_s))
+        if now_s - last_s > self._every_s:
+            since_s = now_s
+        self._passing[where] = (since_s, now_s)
+        return now_s - since_s < self._every_s
+
+
+def _as_warning(record: logging.LogRecord) -> None:
+    if record.exc_info:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]!r}", ()
+        record.exc_info = record.exc_text = None
+    if record.levelno > logging.WARNING:
+        record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
 
 
 def _renderers(stream: TextIO, as_json: bool) -> list[Processor]:

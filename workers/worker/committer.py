@@ -32,6 +32,7 @@ class CommitRules:
     interval_ns: int
     changes_before_commit: int = CHANGES_BEFORE_COMMIT
     changes_limit: int = CHANGES_LIMIT
+    is_aligned: bool = False  # whether partitions fall due at the same moments, since they share a transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,10 @@ class Committer:
             return None
         if self.is_urgent or self._began_ns is None:
             return 0
-        return max(0, self._began_ns + self._rules.interval_ns - now_ns)
+        due_ns = self._began_ns + self._rules.interval_ns
+        if self._rules.is_aligned:
+            due_ns -= due_ns % self._rules.interval_ns  # sooner, never later
+        return max(0, due_ns - now_ns)
 
     def begin(self, lane: Lane, out: OutTopics, now_ns: int) -> CommitUnderWay | None:
         """Take all that waits, with the lane's changes and position, fitted to the topics; None where nothing waits."""

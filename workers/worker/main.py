@@ -10,11 +10,13 @@ from typing import Final
 
 from workers.settings import Settings
 from workers.telemetry.health import HealthServer
+from workers.worker.trouble import raise_descriptor_limit
 from workers.worker.worker import Worker
 
 __all__ = ["not_alive", "not_ready", "refresh", "run_worker", "serving"]
 
 STUCK_AFTER_S: Final = 60.0  # a lane's batch takes milliseconds, an answer of the client at most its request timeout
+OWN_TROUBLE_S: Final = 60.0  # after which a partition that can't be opened for want of descriptors is no passing thing
 _SHOWN: Final = 5
 
 
@@ -26,6 +28,11 @@ def not_alive(worker: Worker) -> Sequence[str]:
         reasons.append(f"failed: {error}")
     if worker.turned_s is not None and (silent_s := time.monotonic() - worker.turned_s) > STUCK_AFTER_S:
         reasons.append(f"the event loop has been stuck for {silent_s:.0f} s")
+    for number, runner in worker.partitions.items():
+        trouble = runner.trouble
+        if trouble is not None and trouble.is_own and trouble.lasts_s() > OWN_TROUBLE_S:
+            reasons.append(f"{worker.topic}[{number}] can't be opened: {trouble.text}")
+            break
     return reasons
 
 
@@ -33,8 +40,12 @@ def not_ready(worker: Worker) -> Sequence[str]:
     """What the worker still waits for before it does all its work; a member without partitions is ready."""
     if not worker.joined:
         return [f"not in the group {worker.settings.application_id}, or a rebalance is under way"]
-    waiting = [runner.state for runner in worker.partitions.values() if not runner.state.is_running]
-    reasons = [f"{worker.topic}[{each.number}] is {each.phase.value}" for each in waiting[:_SHOWN]]
+    waiting = [runner for runner in worker.partitions.values() if not runner.state.is_running]
+    reasons = [
+        f"{worker.topic}[{each.number}] is {each.state.phase.value}"
+        + (f": {each.trouble.text}" if each.trouble else "")
+        for each in waiting[:_SHOWN]
+    ]
     if len(waiting) > _SHOWN:
         reasons.append(f"and {len(waiting) - _SHOWN} more")
     return reasons
@@ -45,7 +56,7 @@ def refresh(worker: Worker) -> None:
     metrics, now_ns = worker.metrics, time.time_ns()
     for partition in (runner.state for runner in worker.partitions.values()):
         labels = (worker.topic, str(partition.number))
-        metrics.lane_depth.labels(*labels).set(partition.backlog_records)
+        metrics.lane_depth.labels(*labels).set(partition.waiting.records)
         metrics.lane_paused.labels(*labels).set(int(partition.paused))
         lane = partition.lane
         if lane is None:
@@ -73,6 +84,7 @@ async def serving(worker: Worker) -> AsyncIterator[HealthServer]:
 
 async def run_worker(settings: Settings, *, stop: asyncio.Event) -> None:
     """Run one worker until ``stop`` is set. Raises what `Worker.run` raises."""
+    raise_descriptor_limit()
     worker = Worker(settings)
     async with serving(worker):
         await worker.run(stop)

@@ -16,25 +16,48 @@ from typing import Final
 
 from workers.core.effects import Effects
 from workers.core.lane import Lane
+from workers.core.portions import StepLimit
 from workers.kafka.ports import Fetched, OutTopics
 from workers.worker.committer import CommitRules, Committer, CommitUnderWay
 from workers.worker.life import Action, Actions, Life, LifeEvent, Phase
 
-__all__ = ["Partition", "PartitionRules"]
+__all__ = ["Fullness", "Partition", "PartitionRules"]
 
 STEP_TARGET_S: Final = 0.025  # of a lane; it is given as many records as took about that, and ``batch_size`` at most
-FIRST_RECORDS: Final = 500  # until it is known what they cost; what is fetched as a batch is not divided
+FIRST_RECORDS: Final = 500  # until it is known what they cost
 LEAST_RECORDS: Final = 50  # at once, whatever they cost
+
+
+STEP_BYTES: Final = 8 * 1024 * 1024  # of results: what all partitions may have waiting is eight times that
+
+
+@dataclass(frozen=True, slots=True)
+class Fullness:
+    """How full a backlog is, or may be: whichever is reached first."""
+
+    records: int
+    size_bytes: int
+
+    def reaches(self, other: Fullness) -> bool:
+        """Whether it is as full in records or in bytes."""
+        return self.records >= other.records or self.size_bytes >= other.size_bytes
+
+    def is_within(self, other: Fullness) -> bool:
+        """Whether it is no fuller, neither in records nor in bytes."""
+        return self.records <= other.records and self.size_bytes <= other.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionRules:
-    """What bounds a partition: records in its backlog at which fetching pauses and goes on, and records of a step."""
+    """What bounds a partition: how full its backlog is where fetching pauses and goes on, and records of a step."""
 
-    high_records: int
-    low_records: int
+    high: Fullness
+    low: Fullness
     batch_size: int
     commit: CommitRules
+
+
+EMPTY: Final = Fullness(0, 0)
 
 
 class Partition:
@@ -47,7 +70,7 @@ class Partition:
         self.committer = Committer(rules.commit)
         self.committed_offset = 0
         self.backlog: deque[Fetched] = deque()
-        self.backlog_records = 0
+        self.waiting = EMPTY
         self.paused = False
         self._rules = rules
         self._is_full = is_full
@@ -93,7 +116,7 @@ class Partition:
         """Forget lane, backlog and results."""
         self.lane = None
         self.backlog.clear()
-        self.backlog_records = 0
+        self.waiting = EMPTY
         self.paused = False
         self.committer.discard()
 
@@ -106,9 +129,9 @@ class Partition:
     def accept(self, fetched: Fetched, now_ns: int) -> Actions:
         """Take fetched records into the backlog; pause at the high watermark."""
         self.backlog.append(fetched)
-        self.backlog_records += fetched.records
+        self._count(fetched)
         self.hear(now_ns)
-        if self.paused or self.backlog_records < self._rules.high_records:
+        if self.paused or not self.waiting.reaches(self._rules.high):
             return ()
         self.paused = True
         return (Action.PAUSE,)
@@ -124,7 +147,7 @@ class Partition:
         portion, rest = self.backlog.popleft().split(self._at_once)
         if rest is not None:
             self.backlog.appendleft(rest)
-        self.backlog_records -= portion.records
+        self._count(portion, -1)
         return portion
 
     def process(self, portion: Fetched) -> Effects:
@@ -135,24 +158,34 @@ class Partition:
         """What the lane makes of a portion, for `take`: the one part of a step that another thread may do, while nobody
         else touches the lane. Raises as `process` does."""
         assert self.lane is not None
-        # Batches are fetched only where the lanes take them.
-        return self.lane.process(portion.items)  # type: ignore[arg-type]
+        return self.lane.process(portion.items, StepLimit(self._at_once, STEP_BYTES))
 
     def take(self, effects: Effects) -> Effects:
-        """Have the committer take what the lane made of a portion."""
+        """Have the committer take what the lane made of a portion; what it left goes back into the backlog."""
+        if effects.rest:
+            rest = Fetched(effects.rest)
+            self.backlog.appendleft(rest)
+            self._count(rest)
         self.committer.note_progress()
         return self._take(effects)
 
     def processed(self, records: int, took_s: float) -> Actions:
         """After a portion: fit the next one to what it cost; resume at the low watermark."""
         assert self.lane is not None
-        affordable = int(records * STEP_TARGET_S / max(took_s, 1e-6))
-        self._at_once = min(max(affordable, LEAST_RECORDS), 2 * self._at_once, self._rules.batch_size)
+        if records:
+            affordable = int(records * STEP_TARGET_S / max(took_s, 1e-6))
+            self._at_once = min(max(affordable, LEAST_RECORDS), 2 * self._at_once, self._rules.batch_size)
         self.committer.note_changes(self.lane.changes_waiting)
-        if not self.paused or self.backlog_records > self._rules.low_records:
+        if not self.paused or not self.waiting.is_within(self._rules.low):
             return ()
         self.paused = False
         return (Action.RESUME,)
+
+    def _count(self, fetched: Fetched, sign: int = 1) -> None:
+        waiting = self.waiting
+        self.waiting = Fullness(
+            waiting.records + sign * fetched.records, waiting.size_bytes + sign * fetched.size_bytes
+        )
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

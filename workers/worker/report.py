@@ -12,9 +12,12 @@ import structlog
 from workers.core.effects import Effects, SequenceGap
 from workers.core.lane import Lane
 from workers.core.packed import oldest_ms
+from workers.kafka.errors import is_forgotten
 from workers.telemetry.metrics import Metrics
+from workers.telemetry.spared import Spared
 from workers.worker.all_rejected import FailureWatch, RejectionWatch
 from workers.worker.committer import CommitUnderWay
+from workers.worker.trouble import words
 
 __all__ = ["PartitionReport", "WorkerReport"]
 
@@ -32,6 +35,7 @@ class WorkerReport:
         self.ticks = ticks
         self.dead_letters = dead_letters
         self._frames = frames
+        self.opening_failures = Spared()
         self._longest_s: dict[str, float] = {}
         self._warned_of_retention = False
 
@@ -96,13 +100,17 @@ class PartitionReport:
             seconds=round(seconds, 3),
         )
 
-    def opening_failed(self, error: Exception, retry_in_s: float) -> None:
-        """It will be tried again."""
+    def opening_failed(self, why: str, retry_in_s: float) -> None:
+        """It will be tried again. Said once in ten seconds of all partitions together, where they fail alike."""
+        left_out = self._worker.opening_failures.note(why)
+        if left_out is None:
+            return
         log.warning(
             "can't open the partition; retrying",
             partition=self._number,
-            error=repr(error),
+            error=why,
             retry_in_s=round(retry_in_s, 1),
+            **({"and_more_like_it": left_out} if left_out else {}),
         )
 
     def paused(self) -> None:
@@ -151,9 +159,17 @@ class PartitionReport:
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
-    def commit_failed(self, error: BaseException) -> None:
+    def commit_failed(self, error: BaseException, retry_in_s: float) -> None:
         """The partition will be restored."""
-        log.warning("commit failed; restoring the partition", partition=self._number, error=repr(error))
+        if is_forgotten(error):
+            log.info("the cluster has forgotten a producer that was idle for long; restoring", partition=self._number)
+            return
+        log.warning(
+            "commit failed; restoring the partition",
+            partition=self._number,
+            error=words(error),
+            retry_in_s=round(retry_in_s, 1),
+        )
         self._metrics.commit_failures.labels(*self._labels, type(error).__name__).inc()
 
     def committed(self, commit: CommitUnderWay, lane: Lane | None, seconds: float) -> None:

@@ -23,13 +23,18 @@ from workers.worker.life import Action, Actions, LifeEvent, Phase
 from workers.worker.opening import OffsetsDisagreeError, Origin, agreed_offset, restore, side_by_side
 from workers.worker.partition import Partition, PartitionRules
 from workers.worker.report import PartitionReport, WorkerReport
+from workers.worker.setbacks import MAX_BACKOFF_S, Setbacks
+from workers.worker.trouble import Trouble
 
 __all__ = ["CLOSE_TIMEOUT_S", "Context", "PartitionRunner"]
 
 OWNED_LOOK_S: Final = 0.05
-MAX_BACKOFF_S: Final = 5.0
 DISAGREEING_LOOKS: Final = 6  # at state and group's offset, over some 3 s, before their disagreement is believed
 CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class StateInDoubtError(WorkersError):
+    """What is stored may not be whole any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,12 @@ class PartitionRunner:
         self._consumer = context.consumer
         self._report = PartitionReport(number, context.report)
         self._sink: CommitSink | None = None
+        self._doubt: str | None = None  # why the stored state may not be whole
         self._has_work = asyncio.Event()  # as the committer's attributes
         self._urgent = asyncio.Event()
         self._committing = asyncio.Lock()
+        self.trouble: Trouble | None = None  # what keeps it from being opened
+        self._setbacks = Setbacks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_once: Mapping[Action, Callable[[], None]] = {
             Action.OPEN: self.open,
@@ -109,6 +117,7 @@ class PartitionRunner:
 
     async def _discard(self) -> None:
         sink, self._sink = self._sink, None
+        self._doubt = None
         self.state.discard()
         self._has_work.clear()
         self._urgent.clear()
@@ -143,14 +152,21 @@ class PartitionRunner:
 
     async def _open_until_done(self) -> None:
         backoff, looks = Backoff(0.1, MAX_BACKOFF_S), 0
+        await asyncio.sleep(self._setbacks.rest_s)
         while self.state.phase is Phase.OPENING:
             if not self._consumer.owns(self.number):
                 await asyncio.sleep(OWNED_LOOK_S)  # a rebalance is under way, whose end decides
                 continue
             try:
                 async with self._context.restoring():
-                    await self._open_once()
-                return
+                    if not self._consumer.owns(self.number):  # while it waited for its turn
+                        continue
+                    if await self._consumer.confirm_membership(self.number):
+                        await self._open_once()
+                        self.trouble = None
+                        return
+                await asyncio.sleep(OWNED_LOOK_S)
+                continue
             except (*REFUSED, TopicError):
                 raise
             except OffsetsDisagreeError as error:
@@ -160,13 +176,13 @@ class PartitionRunner:
                 failure: Exception = error
             except (*PASSING, FencedError, BrokerError) as error:
                 failure = error
+            self.trouble = Trouble.of(failure, self.trouble)
             await self.finish(self.tell(LifeEvent.OPENING_FAILED))
-            self._report.opening_failed(failure, backoff.rest_s)
+            self._report.opening_failed(self.trouble.text, backoff.rest_s)
             await asyncio.sleep(backoff.grow())
 
     async def _open_once(self) -> None:
         context, number, began_s = self._context, self.number, time.monotonic()
-        await self._consumer.confirm_membership(number)
         await context.kafka.refresh()
         self._sink = sink = context.kafka.sink(number)
         await sink.open()  # fences the previous owner, so what is read next is the last that was committed
@@ -183,6 +199,9 @@ class PartitionRunner:
         left = self._begin(self.state.opened(lane, time.monotonic_ns(), owned=owned))
         self._report.opened(lane, time.monotonic() - began_s)
         context.opened.set()
+        if meta is None:
+            self.state.committer.note_progress()  # where a new group begins is committed at once, and so it is settled
+            self._wake()
         await self.finish(left)
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -200,10 +219,10 @@ class PartitionRunner:
         self._wake()
         return portion
 
-    def processed(self, portion: Fetched, effects: Effects, took_s: float) -> None:
+    def processed(self, effects: Effects, took_s: float) -> None:
         """Take what the lane made of a portion, in so many seconds."""
         self._report.processed(self.state.take(effects))
-        self._begin(self.state.processed(portion.records, took_s))
+        self._begin(self.state.processed(effects.records, took_s))
         self._wake()
 
     async def show_overdue(self, now_ns: int) -> None:
@@ -235,6 +254,12 @@ class PartitionRunner:
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
+    def doubt(self, reason: str) -> None:
+        """Have the partition opened again: whether its stored state is whole is known when it is restored."""
+        self._doubt = reason
+        self._has_work.set()
+        self._urgent.set()
+
     def _wake(self) -> None:
         """Let the task that commits see what the committer says."""
         if self.state.committer.has_work:
@@ -256,6 +281,9 @@ class PartitionRunner:
         """Commit what was processed so far; False when it failed and the partition is being opened again."""
         context = self._context
         async with self._committing:
+            if self._doubt is not None and self._sink is not None:
+                await self._recover(StateInDoubtError(self._doubt))
+                return False
             sink, began_s = self._sink, time.perf_counter()
             under_way = None
             if sink is not None:
@@ -275,13 +303,15 @@ class PartitionRunner:
             finally:
                 self.state.committer.ended()
             self.state.committed(under_way)
+            self._setbacks = Setbacks()
             self._report.committed(under_way, self.state.lane, (time.monotonic_ns() - under_way.began_ns) / 1e9)
             context.report.warn_of_short_retention(under_way.effects, context.kafka.topics.frames_retention_ms)
             return True
 
     async def _recover(self, error: BaseException) -> None:
         """After any failed commit: nothing of it may be trusted, so start again from what was committed."""
-        self._report.commit_failed(error)
+        self._setbacks.note(error)
+        self._report.commit_failed(error, self._setbacks.rest_s)
         if isinstance(error, OversizedError):
             self._context.kafka.doubt()
         await self.finish(self.tell(LifeEvent.COMMIT_FAILED))

@@ -29,21 +29,25 @@ import structlog
 from workers.backpressure.lag_reporter import GroupReporter
 from workers.backpressure.reading_pace import ReadingPace
 from workers.core.lane import Input, Lane
-from workers.errors import TopicError
+from workers.errors import TopicReplacedError, WorkersError
+from workers.kafka.backoff import Backoff
 from workers.kafka.cluster import Cluster
-from workers.kafka.errors import REFUSED, KafkaError
+from workers.kafka.errors import PASSING, REFUSED, KafkaError
 from workers.kafka.ports import GroupConsumer, Kafka
+from workers.kafka.refusals import refusal
 from workers.native.choose import is_available, make_lane, supports, takes_batches
-from workers.settings import Settings, advice
+from workers.settings import LaneSettings, Settings, advice
 from workers.settings.lane import lane_spec
 from workers.telemetry.metrics import Metrics
+from workers.telemetry.spared import Spared
 from workers.worker.committer import CommitRules, WaitingLimits, wait_too_many
 from workers.worker.lane_threads import LaneThreads
 from workers.worker.life import Action, Actions, LifeEvent
 from workers.worker.opening import Origin
-from workers.worker.partition import PartitionRules
+from workers.worker.partition import Fullness, PartitionRules
 from workers.worker.report import WorkerReport
 from workers.worker.runner import CLOSE_TIMEOUT_S, Context, PartitionRunner
+from workers.worker.watch import TopicWatch, partitions_added
 
 __all__ = ["Worker"]
 
@@ -51,11 +55,15 @@ log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS: Final = 50
 STALL_S: Final = 0.001
+LOOK_EVERY_S: Final = 5.0  # at the topics: whether they are still those that the state is of
+LOOK_TIMEOUT_S: Final = 30.0
 RESTORES_AT_ONCE: Final = 4
 DRAIN_SHARE: Final = 0.5  # of the rebalance timeout, for the commits before partitions are given back
 STOP_TIMEOUT_S: Final = 10.0  # for the last commits; with leaving and closing, all is over in under half a minute
 MARKERS_EVERY_S: Final = 1.0
-BATCHES_AT_ONCE: Final = 32  # of record batches fetched whole
+LONGEST_FETCH_REST_S: Final = 4.0
+OUTSIDE_SAID_EVERY_S: Final = 30.0
+BATCHES_AT_ONCE: Final = 32  # of record batches, which are fetched whole
 WAITING_LIMITS = WaitingLimits()
 
 
@@ -73,6 +81,7 @@ class Worker:
         self.partitions: dict[int, PartitionRunner] = {}
         self.joined = False  # in the group, with no rebalance under way
         self.turned_s: float | None = None  # when the loop last turned, monotonic
+        self._outside_s = time.monotonic()  # when it was last in the group, or that it is not was last said
         self._report = WorkerReport(
             self.metrics, ticks=topics.ticks, frames=topics.frames, dead_letters=topics.dead_letters
         )
@@ -82,6 +91,7 @@ class Worker:
         self._threads = LaneThreads(1)
         self._context: Context | None = None
         self._opened = asyncio.Event()
+        self._fetch_rests, self._fetch_failures = Backoff(0.5, LONGEST_FETCH_REST_S), Spared()
         self._restores = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._failure: asyncio.Future[None] | None = None
         self._background: set[asyncio.Future[None]] = set()
@@ -91,32 +101,49 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then commit, leave the group and close.
 
-        Raises `WorkersError` for what the user must act on, ``KafkaError`` for what the cluster refused.
+        Raises `WorkersError` for what the user must act on.
         """
         for sentence in advice(self.settings):
             log.info(sentence)
         self._failure = asyncio.get_running_loop().create_future()
-        await self._kafka.prepare()  # first, as it says within seconds what is wrong with the cluster or the settings
+        # First, as it says within seconds what is wrong with the cluster or the settings.
+        if not await _done_before(stop, self._kafka.prepare()):
+            log.info("worker stopped before it reached the cluster")
+            return
         self._is_native = self._choose_lane()
         self._threads = LaneThreads(self.settings.lane.threads if self._is_native else 1)
         consumer = self._kafka.consumer(
-            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=self._is_native
+            on_revoked=self._or_fail(self._revoked), on_assigned=self._or_fail(self._assigned), batches=True
         )
         self._context = self._context_with(consumer)
         try:
             async with self._kafka.connecting():
-                await consumer.start()
-            log.info(
-                "worker started",
-                application_id=self.settings.application_id,
-                topic=self.topic,
-                guarantee=self.settings.processing_guarantee,
-            )
-            async with self._pace:
-                await self._loop(consumer, stop)
+                started = await _done_before(stop, consumer.start())
+            if started:
+                log.info(
+                    "worker started",
+                    application_id=self.settings.application_id,
+                    topic=self.topic,
+                    guarantee=self.settings.processing_guarantee,
+                )
+                await self._work(consumer, stop)
+        except REFUSED as error:
+            raise refusal(error, self.settings) from error
         finally:
             await self._shut_down(consumer)
             self._threads.close()
+
+    async def _work(self, consumer: GroupConsumer, stop: asyncio.Event) -> None:
+        """The loop, until it ends, with an eye on the topics."""
+        watch = asyncio.ensure_future(self._watch_topics(consumer))
+        try:
+            async with self._pace:
+                await self._loop(consumer, stop)
+        except TopicReplacedError:
+            await self._forsake()
+            raise
+        finally:
+            watch.cancel()
 
     def _choose_lane(self) -> bool:
         """Whether lanes are native; what is missing for them to be is said."""
@@ -161,6 +188,7 @@ class Worker:
             await self._show_overdue()
             if markers.is_due():
                 await self._pass_markers()
+                self._say_if_outside()
             if self.settings.window.emit_partial and flush.is_due():
                 self._flush_partial()
         if self._failure.done():
@@ -188,13 +216,19 @@ class Worker:
         except REFUSED:
             raise
         except KafkaError as error:
-            log.warning("fetch failed; retrying", error=repr(error))
-            await asyncio.sleep(1.0)
+            await self._rest_from(error)
             return
+        self._fetch_rests.reset()
         for number, found in fetched.items():
             reading = self.partitions.get(number)
             if reading is not None and reading.state.is_running:
                 reading.accept(found)
+
+    async def _rest_from(self, error: KafkaError) -> None:
+        """Say that a fetch failed, sparingly, and wait; longer each time, until one works."""
+        if (left_out := self._fetch_failures.note(repr(error))) is not None:
+            log.warning("fetch failed; retrying", error=repr(error), and_more_like_it=left_out)
+        await asyncio.sleep(self._fetch_rests.grow())
 
     async def _until_opened(self, limit_s: float) -> None:
         """Wait until a partition can be read, or for as long as that."""
@@ -202,11 +236,11 @@ class Worker:
             await asyncio.wait_for(self._opened.wait(), limit_s)
 
     def _fetch_at_once(self) -> int:
-        """Records, or batches of them. The client hands out all it has of one partition before the next one's: with no
-        more than a lane takes at once a partition with much to read would never fill its lane and be paused, and the
-        others would wait for it."""
+        """Batches, or records where there are none. The client hands out all it has of one partition before the next
+        one's: with no more than a lane takes at once a partition with much to read would never fill its lane and be
+        paused, and the others would wait for it."""
         lane = self.settings.lane
-        return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high_records)
+        return BATCHES_AT_ONCE if self._is_native else max(lane.batch_size, lane.capacity - self._rules.high.records)
 
     async def _process(self) -> None:
         """One step of each lane, as many side by side as there are threads."""
@@ -231,12 +265,12 @@ class Worker:
         if portions:
             self._report.note_step("process", began_s)
         failures: list[Exception] = []
-        for (runner, portion), outcome in zip(portions, made, strict=True):
+        for (runner, _), outcome in zip(portions, made, strict=True):
             if isinstance(outcome, Exception):
                 runner.state.discard()
                 failures.append(outcome)
             else:
-                runner.processed(portion, *outcome)
+                runner.processed(*outcome)
         if failures:
             raise failures[0]
         return bool(portions)
@@ -253,6 +287,20 @@ class Worker:
     def _flush_partial(self) -> None:
         for runner in list(self.partitions.values()):
             runner.flush_partial()
+
+    def _say_if_outside(self) -> None:
+        """Say what to look at where the group lets this worker wait for long; the client only says that it tries."""
+        now_s = time.monotonic()
+        if self.joined:
+            self._outside_s = now_s
+        elif now_s - self._outside_s >= OUTSIDE_SAID_EVERY_S:
+            self._outside_s = now_s
+            log.warning(
+                "not in the group yet; trying on. Is a broker its coordinator: are as many up as "
+                "offsets.topic.replication.factor wants, and has __consumer_offsets leaders? Does a member take long "
+                "to rejoin (kafka.rebalance.timeout.ms)?",
+                group=self.settings.application_id,
+            )
 
     def _has_backlog(self) -> bool:
         return any(runner.state.backlog for runner in self.partitions.values())
@@ -313,13 +361,7 @@ class Worker:
     def _check_partitions(self, assigned: set[int]) -> None:
         known = self._kafka.topics.input_partitions
         if assigned and max(assigned) >= known:
-            self.fail(
-                TopicError(
-                    f"{self.topic} now has partition {max(assigned)}, but had {known} when its "
-                    "state began: its keys have moved between partitions. Use another application_id, or "
-                    "`workers state reset`, and restart"
-                )
-            )
+            self.fail(partitions_added(self.topic, known, max(assigned) + 1))
 
     async def _commit_all(self, runners: Sequence[PartitionRunner], limit_s: float) -> None:
         """Commit side by side; partitions that don't make it in time are closed, and restored by their next owner."""
@@ -335,10 +377,37 @@ class Worker:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.fail(error)
 
+    async def _watch_topics(self, consumer: GroupConsumer) -> None:
+        """Look at the topics now and then, for as long as the worker runs."""
+        topics = self._kafka.topics
+        watch = TopicWatch(topics.identities, topics.input_partitions)
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                seen = await asyncio.wait_for(consumer.look(set(self.partitions)), LOOK_TIMEOUT_S)
+                doubts = watch.note(seen, time.monotonic())
+            except WorkersError as error:
+                if isinstance(error, TopicReplacedError):
+                    await self._forsake()
+                self.fail(error)
+                return
+            except PASSING as error:
+                log.debug("can't look at the topics; trying again", error=repr(error))
+                continue
+            log.debug("looked at the topics", partitions=len(seen.changelog_begins))
+            for number, reason in doubts:
+                if number in self.partitions:
+                    self.partitions[number].doubt(reason)
+
+    async def _forsake(self) -> None:
+        """Close all partitions and commit nothing more: what was processed may be of another topic."""
+        await asyncio.gather(*(runner.close() for runner in self.partitions.values()))
+
     # -- for partitions -----------------------------------------------------------------------------------------------
 
     def _make_lane(self, number: int) -> Lane:
-        place = Input(self.topic, number, self._kafka.topics.input_partitions)
+        topics = self._kafka.topics
+        place = Input(self.topic, number, topics.input_partitions, topics.identities)
         return make_lane(self.lane_spec, place, self._is_native)
 
     @contextlib.asynccontextmanager
@@ -403,11 +472,29 @@ class _Every:
         return True
 
 
+async def _done_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do the work; False where it was cancelled because ``stop`` came first. Raises what the work raises."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})
+
+
 def _partition_rules(settings: Settings) -> PartitionRules:
     lane = settings.lane
     return PartitionRules(
-        high_records=max(1, int(lane.high_watermark * lane.capacity)),
-        low_records=int(lane.low_watermark * lane.capacity),
+        high=_filled(lane, lane.high_watermark),
+        low=_filled(lane, lane.low_watermark),
         batch_size=lane.batch_size,
-        commit=CommitRules(settings.commit_interval),
+        commit=CommitRules(settings.commit_interval, is_aligned=settings.commit_scope == "process"),
     )
+
+
+def _filled(lane: LaneSettings, share: float) -> Fullness:
+    return Fullness(max(1, int(share * lane.capacity)), int(share * lane.capacity_bytes))

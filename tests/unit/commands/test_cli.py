@@ -413,6 +413,39 @@ def test_logs_are_text_where_asked_for_and_exceptions_show_no_local_variables() 
     assert "hunter2" not in shown
 
 
+def said(text: str, *values: object, line: int = 7, failure: Exception | None = None) -> logging.LogRecord:
+    exc_info = (type(failure), failure, None) if failure is not None else None
+    return logging.LogRecord("aiokafka.client", logging.ERROR, "client.py", line, text, values, exc_info)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Group Coordinator Request failed: [Error 15] GroupCoordinatorNotAvailableError",
+        "Heartbeat failed for group bars because it is rebalancing",
+        "Topic ticks not found in cluster metadata",
+        "Failed fetch offsets from 1: [Error 6] NotLeaderForPartitionError: ticks",
+        "Marking the coordinator dead (node 1)for group bars.",
+    ],
+)
+def test_what_a_client_says_in_any_healthy_run_is_shown_only_where_it_goes_on(text: str) -> None:
+    now_s = 0.0
+    sparing = Sparing(every_s=10.0, clock=lambda: now_s)
+    for now_s in (0.0, 5.0, 500.0, 505.0):  # noqa: B007 - it is the clock
+        assert not sparing.filter(said(text)), "two short times"
+    now_s = 511.0
+    assert sparing.filter(said(text))
+    assert Sparing().filter(said("Unable to update metadata from [1]"))
+
+
+def test_nothing_that_a_client_says_is_more_than_a_warning_or_has_a_traceback() -> None:
+    record = said("Unexpected error in %s routine", "sender", failure=ValueError("what went wrong"))
+    assert Sparing().filter(record)
+    assert record.getMessage() == "Unexpected error in sender routine: ValueError('what went wrong')"
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert not Sparing(logging.ERROR).filter(said("Unexpected error"))
+
+
 def test_a_client_that_repeats_itself_is_shown_once_in_a_while_with_the_number_left_out() -> None:
     now_s = 0.0
     sparing = Sparing(every_s=10.0, clock=lambda: now_s)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.core.frames import BAR_FIELDS, Frame, FrameEncoder, FrameName, NoFrame, decode_frame, frame_name
-from workers.core.windows.window import Emission
+from workers.core.windows.window import Emission, Status
 from workers.times import NS_PER_MS
 
 MS = st.integers(-(10**12), 10**12)
@@ -33,6 +33,21 @@ def test_a_frame_is_read_as_it_was_written(
     assert {name: getattr(frame, name) for name in BAR_FIELDS} == bar
     assert {name: orjson.loads(bytes(raw)) for name, raw in frame.others.items()} == custom
     assert frame_name(value) == FrameName(start_ms, rev, "final")
+
+
+@pytest.mark.parametrize(
+    ("status", "count", "expected_ms"),
+    [
+        ("final", 3, 60_000),
+        ("closed", 3, 60_000),
+        ("final", 0, 60_000),
+        ("provisional", 3, 7_001),
+        ("provisional", 0, 0),
+    ],
+)
+def test_only_what_is_over_is_stamped_with_the_end_of_its_window(status: Status, count: int, expected_ms: int) -> None:
+    emission = Emission("AAPL", 0, 60_000 * NS_PER_MS, 0, status, "partial", count, 5, 7_001 * NS_PER_MS + 5, {}, None)
+    assert FrameEncoder(1).encode(emission).timestamp_ms == expected_ms
 
 
 @given(st.binary(max_size=80) | st.none())

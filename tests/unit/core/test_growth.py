@@ -18,6 +18,7 @@ from workers.core.lane import Input, Lane, entries_of
 from workers.core.pipeline import deduplicate as deduplication
 from workers.core.pipeline.deduplicate import Deduplicate
 from workers.core.pipeline.pipeline import Map
+from workers.core.portions import StepLimit
 from workers.core.snapshot import SEGMENT_BYTES
 from workers.core.spec import LaneSpec
 from workers.core.ticks import Tick
@@ -29,7 +30,7 @@ from workers.kafka.ports import Fetched
 from workers.settings import Settings
 from workers.worker import committer, partition, report, worker
 from workers.worker.committer import CommitRules
-from workers.worker.partition import Partition, PartitionRules
+from workers.worker.partition import Fullness, Partition, PartitionRules
 from workers.worker.runner import PartitionRunner
 
 S = 1_000_000_000
@@ -202,7 +203,7 @@ def test_items_that_wait_to_be_stored_count_as_changes() -> None:
 
 def running(lane: Lane, full: Callable[[], bool] = lambda: False) -> Partition:
     """A partition that is running, as a worker with default settings would have it."""
-    rules = PartitionRules(15_000, 5_000, 5_000, CommitRules(interval_ns=S))
+    rules = PartitionRules(Fullness(15_000, 3 << 20), Fullness(5_000, 1 << 20), 5_000, CommitRules(interval_ns=S))
     made = Partition(0, rules, full)
     made.opened(lane, 0, owned=True)
     return made
@@ -211,8 +212,7 @@ def running(lane: Lane, full: Callable[[], bool] = lambda: False) -> Partition:
 def step(one: Partition) -> bool:
     portion = one.next_portion()
     if portion is not None:
-        one.process(portion)
-        one.processed(portion.records, 1e-3)
+        one.processed(one.process(portion).records, 1e-3)
     return portion is not None
 
 
@@ -254,11 +254,11 @@ def test_the_longest_step_is_exported_and_slow_steps_get_smaller(monkeypatch: py
     runner.state = running(lane)
     process, taken = lane.process, []
 
-    def slow(records: list[KafkaRecord]) -> Effects:
+    def slow(records: list[KafkaRecord], limit: StepLimit) -> Effects:
         nonlocal now_s
         now_s += len(records) * 100e-6
         taken.append(len(records))
-        return process(records)
+        return process(records, limit)
 
     monkeypatch.setattr(lane, "process", slow)
     runner.state.accept(Fetched([tick(number, 0) for number in range(8_000)]), 0)

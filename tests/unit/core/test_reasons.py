@@ -22,6 +22,7 @@ from workers.telemetry.metrics import Metrics, catalogue
 
 ROOT = Path(__file__).parents[3]
 WIRE_NAMES = [
+    "record_too_large",
     "malformed_json",
     "missing_field",
     "wrong_type",

@@ -25,8 +25,8 @@ from workers.core.partitioning import partition_for
 from workers.core.records import RawBatch, RawRecord
 from workers.core.snapshot import META_KEY
 from workers.core.spec import LaneSpec
+from workers.kafka import unpacking
 from workers.kafka.commit import _portions, pack
-from workers.kafka.fetch_hook import _CODECS
 from workers.kafka.fit import fit
 from workers.kafka.ports import Commit, OutTopic
 from workers.native.lane import NativeLane
@@ -171,7 +171,7 @@ def read_batch(batch: Any) -> list[OutRecord]:
 
 def read_by_core(data: bytes) -> list[OutRecord]:
     attributes, last, first_ms, max_ms = struct.unpack_from(">hiqq", data, 21)
-    unpack = _CODECS[attributes & 7][2] if attributes & 7 else None
+    unpack = unpacking.CODECS[attributes & 7][2] if attributes & 7 else None
     batch = RawBatch(0, last + 1, last + 1, first_ms, max_ms, 0, 0, data[61:], unpack)
     found = list(batch.records())
     assert [record.offset for record in found] == list(range(last + 1))

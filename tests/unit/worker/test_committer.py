@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 import pytest
@@ -89,6 +89,20 @@ def test_the_first_commit_is_due_at_once_and_the_next_an_interval_after_it_began
     assert app.commit_if_due(100)
     assert app.sink.offsets == [1, 2]
     assert app.committer.wait_ns(10**12) is None
+
+
+def test_partitions_that_share_a_transaction_fall_due_at_the_same_moments_and_never_later() -> None:
+    #  30 ms commit ── 100 commit, 70 ms later ── 200 commit ── 201 tick ── 300 commit ── 450 tick: late, at once
+    app = Application()
+    app.committer = Committer(replace(RULES, is_aligned=True))
+    found = []
+    for tick_ms, due_ms in ((30, 30), (30, 100), (101, 200), (201, 300), (450, 450), (451, 500)):
+        app.process(1_000 + tick_ms)
+        wait_ns = app.committer.wait_ns(tick_ms * MS)
+        assert wait_ns is not None
+        found.append(tick_ms + wait_ns // MS)
+        assert app.commit_if_due(due_ms)
+    assert found == [30, 100, 200, 300, 450, 500]
 
 
 def test_a_commit_has_all_that_waits_and_the_offset_it_reflects() -> None:

@@ -15,9 +15,17 @@ import pytest
 from workers.core.effects import Effects
 from workers.core.lane import Lane
 from workers.core.partitioning import partition_for
-from workers.core.records import Record
-from workers.errors import BrokerError, ConfigError, FencedError, StateMismatchError, WorkersError
-from workers.kafka.memory import MemoryKafka, MemorySink
+from workers.core.portions import StepLimit
+from workers.core.records import RawBatch, Record
+from workers.errors import (
+    BrokerError,
+    ConfigError,
+    FencedError,
+    StateMismatchError,
+    TopicReplacedError,
+    WorkersError,
+)
+from workers.kafka.memory import MemoryConsumer, MemoryKafka, MemorySink
 from workers.kafka.ports import Commit, OversizedError
 from workers.settings import Settings
 from workers.testing import TestDriver
@@ -112,6 +120,72 @@ def read_through(kafka: MemoryKafka) -> Callable[[], bool]:
     return lambda: all(kafka.offsets[number] == kafka.bounds(number)[1] for number in range(PARTITIONS))
 
 
+class StandingStill(FailingKafka):
+    """Never gets past a phase; ``reached`` is set when it is there."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self._phase = phase
+        self.reached = asyncio.Event()
+
+    async def _stand_still_in(self, phase: str) -> None:
+        if phase == self._phase:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+    async def prepare(self) -> None:
+        await self._stand_still_in("looking at the topics")
+
+    @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        yield
+
+    def consumer(self, **callbacks: object) -> MemoryConsumer:  # type: ignore[override]
+        made = super().consumer(**callbacks)  # type: ignore[arg-type]
+        start, confirm = made.start, made.confirm_membership
+
+        async def started() -> None:
+            await self._stand_still_in("connecting")
+            await start()
+
+        async def confirmed(partition: int) -> bool:
+            await self._stand_still_in("asking the group")
+            return await confirm(partition)
+
+        made.start, made.confirm_membership = started, confirmed  # type: ignore[method-assign]
+        return made
+
+    def sink(self, partition: int) -> FailingSink:
+        made = super().sink(partition)
+        open_it, commit = made.open, made.commit
+
+        async def opened() -> None:
+            await self._stand_still_in("opening")
+            await open_it()
+
+        async def committed(work: Commit) -> None:
+            await self._stand_still_in("committing")
+            await commit(work)
+
+        made.open, made.commit = opened, committed  # type: ignore[method-assign]
+        return made
+
+    async def read_changelog(self, partition: int, on_progress: Callable[[int], None]) -> Mapping[bytes, bytes]:
+        await self._stand_still_in("restoring")
+        return await super().read_changelog(partition, on_progress)
+
+
+@pytest.mark.parametrize(
+    "phase", ["looking at the topics", "connecting", "asking the group", "opening", "restoring", "committing"]
+)
+async def test_a_worker_that_is_told_to_stop_does_in_every_phase(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.worker.STOP_TIMEOUT_S", 0.05)  # for the last commits
+    kafka, driver = StandingStill(phase), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    async with working(kafka):
+        await asyncio.wait_for(kafka.reached.wait(), LIMIT_S)
+
+
 async def test_a_partition_is_read_as_soon_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.worker.worker.POLL_TIMEOUT_MS", 10 * LIMIT_S * 1000)  # nobody looks by himself
     kafka, driver = FailingKafka(), TestDriver(SETTINGS)
@@ -145,7 +219,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
         TimeoutError("late"),
         FencedError("taken over"),
         OSError("gone"),
-        OversizedError("large"),
+        OversizedError("frames", 1_000),
         BrokerError("?"),
     ]
     kafka = FailingKafka({where: draw.choices(errors, k=draw.randrange(1, 4)) for where in ("open", "before", "after")})
@@ -169,7 +243,7 @@ async def test_no_failure_of_a_commit_or_of_an_opening_changes_what_is_written(s
 
 
 async def test_a_record_that_was_too_large_makes_the_limits_be_asked_for_again() -> None:
-    kafka = FailingKafka({"before": [OversizedError("a batch of 2 MB")]})
+    kafka = FailingKafka({"before": [OversizedError("frames", 1_000)]})
     driver = TestDriver(SETTINGS)
     async with working(kafka):
         send(kafka, driver, 0, 600)
@@ -210,9 +284,9 @@ async def test_nothing_is_committed_of_a_lane_that_raised_and_all_of_the_others(
         lane = make(number)
         process = lane.process
 
-        def raises(records: Sequence[Record]) -> Effects:
+        def raises(records: Sequence[Record | RawBatch], limit: StepLimit) -> Effects:
             nonlocal steps
-            effects = process(records)
+            effects = process(records, limit)
             steps += number == 1
             if steps == 3:
                 raise BrokerError("the batch is broken")
@@ -274,3 +348,93 @@ async def test_an_error_that_is_nobodys_to_try_again_ends_the_worker() -> None:
     send(kafka, driver, 0, 600)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(Worker(SETTINGS, kafka=kafka).run(asyncio.Event()), LIMIT_S)
+
+
+# -- operators' accidents ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.worker.LOOK_EVERY_S", 0.01)
+
+
+async def looked(kafka: MemoryKafka) -> None:
+    """Wait until the worker has seen the topics as they are."""
+    before = kafka.looks
+    await until(lambda: kafka.looks > before + 1, "a look at the topics")
+
+
+def started(kafka: MemoryKafka) -> tuple[Worker, asyncio.Task[None]]:
+    """A worker that ends only by an error."""
+    worker = Worker(SETTINGS, kafka=kafka)
+    return worker, asyncio.create_task(worker.run(asyncio.Event()))
+
+
+async def ends_with(kafka: MemoryKafka) -> BaseException:
+    """What a worker that is started now ends with."""
+    with pytest.raises(WorkersError) as caught:
+        await asyncio.wait_for(started(kafka)[1], LIMIT_S)
+    return caught.value
+
+
+@pytest.mark.parametrize("what", ["replace_input", "replace_changelog"])
+@pytest.mark.usefixtures("_watchful")
+async def test_a_topic_that_is_made_again_ends_a_running_worker_which_commits_no_more(what: str) -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    _, running = started(kafka)
+    await until(read_through(kafka), "reading what was there")
+    frames, offsets = list(kafka.frames), list(kafka.offsets)
+    getattr(kafka, what)()
+    send(kafka, driver, 60, 400)
+    with pytest.raises(TopicReplacedError, match="was deleted and made again"):
+        await asyncio.wait_for(running, LIMIT_S)
+    if what == "replace_input":
+        assert kafka.frames == frames
+        assert kafka.offsets == offsets
+    found = await ends_with(kafka)
+    assert isinstance(found, StateMismatchError)
+    assert "`workers state reset`" in str(found)
+
+
+@pytest.mark.usefixtures("_watchful")
+async def test_a_changelog_that_is_cut_under_a_worker_is_noticed_by_it_and_by_the_next() -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    _, running = started(kafka)
+    await until(read_through(kafka), "reading what was there")
+    await looked(kafka)
+    kafka.cut_changelog(1, [key for key in kafka.changelogs[1] if key[:1] == b"w"])
+    with pytest.raises(StateMismatchError, match=r"the changelog memory-changelog\[1\] is not whole: found 0 windows"):
+        await asyncio.wait_for(running, LIMIT_S)
+    assert "is not whole" in str(await ends_with(kafka))
+
+
+@pytest.mark.usefixtures("_watchful")
+async def test_a_changelog_that_lost_nothing_of_the_state_goes_on() -> None:
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 600)
+    async with working(kafka) as worker:
+        await until(read_through(kafka), "reading what was there")
+        await looked(kafka)
+        before = worker.partitions[1].state.lane
+        kafka.cut_changelog(1, [])
+        await until(lambda: worker.partitions[1].state.lane not in (None, before), "restoring it")
+        send(kafka, driver, 600, 1_200)
+        await until(read_through(kafka), "reading the rest")
+    same(kafka, driver)
+
+
+async def test_where_a_new_group_begins_is_committed_at_once() -> None:
+    settings = SETTINGS.model_copy(update={"kafka": SETTINGS.kafka.model_copy(update={"auto_offset_reset": "latest"})})
+    kafka, driver = FailingKafka(), TestDriver(SETTINGS)
+    send(kafka, driver, 0, 60)
+    begins = [kafka.bounds(number)[1] for number in range(PARTITIONS)]
+    async with working(kafka, settings) as worker:
+        await until(lambda: kafka.offsets == begins, "committing where it begins")
+        assert worker.failure is None
+    send(kafka, driver, 60, 120)  # while no worker runs
+    async with working(kafka, settings) as worker:
+        await until(read_through(kafka), "reading what came meanwhile")
+        counted = sum(runner.state.lane.counts.records for runner in worker.partitions.values() if runner.state.lane)
+    assert counted == 60

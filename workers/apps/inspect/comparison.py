@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ComparedFrame", "Comparison", "FrameProblem", "FrameTable", "ReplayResult", "row_of"]
 
 PROBLEMS_KEPT: Final = 100
-_RECORD_OVERHEAD_BYTES: Final = 1_024  # as the sink reckons
+_RECORD_OVERHEAD_BYTES: Final = 100  # as the sink reckons
 
 Kind = Literal["missing", "extra", "differing", "repeated"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from workers.core.frames import OutRecord
@@ -22,7 +22,7 @@ from workers.kafka.errors import NEW_TOPIC, KafkaError
 from workers.kafka.group_offsets import LagReader
 from workers.kafka.options import consumer_options, producer_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, OutTopic
-from workers.kafka.topics import describe_topics, ensure_topics
+from workers.kafka.topics import describe_topics, ensure_topics, fit_changelog
 from workers.settings import Settings
 from workers.settings.lane import lane_spec
 
@@ -89,13 +89,18 @@ def _problem(lane: Lane, meta: LaneMeta, entries: Mapping[bytes, bytes], where: 
 
 
 async def reset_state(
-    settings: Settings, *, on_partition: Callable[[int, int], None] = lambda number, keys: None
+    settings: Settings,
+    *,
+    only: Collection[int] = (),
+    on_partition: Callable[[int, int], None] = lambda number, keys: None,
+    on_topic: Callable[[str], None] = lambda what: None,
 ) -> None:
     """Drop the state of every partition and set the group's offsets back, so that workers begin as new.
 
-    Each partition's transactional id is taken over first, so that a worker that still runs unnoticed can't write state
-    back. Interrupted, it can simply be run again. ``on_partition`` is told partition and records dropped.
-    Raises `WorkersError` while the group has members.
+    ``only``: of these partitions alone. A changelog that does not fit the ticks topic, as where partitions were added,
+    is made to, which ``on_topic`` is told. Each partition's transactional id is taken over first, so that a worker that
+    still runs unnoticed can't write state back. Interrupted, it can simply be run again. ``on_partition`` is told
+    partition and records dropped. Raises `WorkersError` while the group has members, and for partitions there aren't.
     """
     async with admin_client(settings) as admin, LagReader(settings, admin) as reader:
         lag = await reader.read()
@@ -103,6 +108,13 @@ async def reset_state(
             raise WorkersError(
                 f"the group {settings.application_id!r} has {lag.members} members; stop its workers first"
             )
+        unknown = set(only) - {offsets.partition for offsets in lag.partitions}
+        if unknown:
+            raise WorkersError(
+                f"{settings.topics.ticks} has no partition {min(unknown)}; it has 0 to {len(lag.partitions) - 1}"
+            )
+        if not only and (done := await fit_changelog(admin, settings)) is not None:
+            on_topic(done)
         # A group whose topics were deleted still has offsets that are to be set back, by a commit that needs them all.
         layout = (
             await ensure_topics(admin, settings, create=True)
@@ -110,6 +122,8 @@ async def reset_state(
             else await ensure_topics(admin, settings, create=False, only=["ticks", "changelog"])
         )
         for offsets in lag.partitions[: layout.changelog]:
+            if only and offsets.partition not in only:
+                continue
             on_partition(offsets.partition, await _drop(settings, offsets.partition, layout.changelog, offsets.begin))
 
 

@@ -19,10 +19,11 @@ from workers.core.frames import RESERVED_FIELDS
 from workers.core.ledger import MESSAGE_HEADER, OFFSET_HEADER, PARTITION_HEADER, REASON_HEADER, TOPIC_HEADER
 from workers.core.reasons import Reason
 from workers.core.ticks import is_end_of_input
+from workers.errors import BrokerError
 from workers.kafka.clients import admin_client
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.errors import KafkaError
-from workers.kafka.reading import KafkaRecord, reading
+from workers.kafka.reading import KafkaRecord, TopicReader, reading
 from workers.kafka.topics import describe_topics
 from workers.times import MAX_EVENT_TIME_NS, NS_PER_MS, UNIT_NS, describe_duration, format_instant
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["dead_letter_line", "frame_line", "json_line", "late_line", "tail", "unit_notice"]
 
 _POLL_MS: Final = 200
+_SILENCE_S: Final = 10.0  # with nothing coming, before it is asked whether the cluster answers
+_ANSWER_S: Final = 5.0
 _BATCH: Final = 2_000
 _SHOWN_VALUE: Final = 200
 _YEAR_NS: Final = 31_556_952 * 10**9
@@ -51,7 +54,9 @@ async def tail(
     """The committed records of a topic in batches, until ``stop`` is set or nothing has come for ``idle_ns``.
 
     Begins at the first record there is, or at the end as it is now. A topic that does not exist yet is waited for
-    (within ``idle_ns``), never created. Raises ``BrokerError`` where the cluster can't be reached at the start.
+    (within ``idle_ns``), never created. ``on_notice`` is told when the cluster no longer answers, and when it does
+    again. Raises ``BrokerError`` where the cluster can't be reached at the start, or does not answer when ``idle_ns``
+    is over: that nothing has come would not be known.
     """
     deadline = _Idle(idle_ns)
     partitions = await _wait_for_topic(settings, topic, stop, deadline, on_notice)
@@ -63,13 +68,58 @@ async def tail(
         try:
             await (reader.seek_to_begin() if from_beginning else reader.seek_to_end())
             deadline.restart()
-            while not stop.is_set() and not deadline.passed():
+            silence = _Silence(reader, partitions, settings.bootstrap_servers, on_notice)
+            while not stop.is_set():
+                if deadline.passed():
+                    await silence.look(ending=True)
+                    break
                 found = await reader.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
                 if found:
                     yield [record for records in found.values() for record in records]
                     deadline.restart()
+                    silence.heard()
+                elif silence.is_due():
+                    await silence.look()
         except KafkaError as error:
             raise explain_connection_error(error, settings) from error
+
+
+class _Silence:
+    """Tells a topic to which nothing comes from a cluster that no longer answers, by asking it now and then."""
+
+    def __init__(
+        self, reader: TopicReader, partitions: int, bootstrap_servers: str, on_notice: Callable[[str], None]
+    ) -> None:
+        self._reader, self._partitions = reader, partitions
+        self._where, self._on_notice = bootstrap_servers, on_notice
+        self._heard_s = self._asked_s = time.monotonic()
+        self._told = False
+
+    def heard(self) -> None:
+        """The cluster answers."""
+        self._heard_s = self._asked_s = time.monotonic()
+        if self._told:
+            self._told = False
+            self._on_notice("the broker answers again")
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._asked_s >= _SILENCE_S
+
+    async def look(self, *, ending: bool = False) -> None:
+        """Ask; says once that there is no answer, and raises ``BrokerError`` for it at the end."""
+        self._asked_s = time.monotonic()
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await self._reader.ends(range(self._partitions))
+        except (KafkaError, TimeoutError):
+            text = f"the broker at {self._where} has not answered for {time.monotonic() - self._heard_s:.0f} s"
+            if ending:
+                raise BrokerError(f"{text}; whether something has come is not known") from None
+            if not self._told:
+                self._told = True
+                self._on_notice(f"{text}; waiting")
+        else:
+            self.heard()
 
 
 class _Idle:

@@ -18,6 +18,7 @@ from workers.errors import StateFormatError, WorkersError
 __all__ = [
     "FRAME_COLUMNS",
     "SETTLED",
+    "WINDOW_COLUMNS",
     "Batch",
     "FrameRow",
     "OffsetMove",
@@ -59,6 +60,10 @@ FRAME_COLUMNS: Final = (
     "origin_offset",
 )
 """The columns that are written, in the order of `FrameRow`; ``start_at`` is made of ``start_ms`` by the database."""
+
+WINDOW_COLUMNS: Final = ("key", "start_ms", "origin_topic")
+"""What names a row. Bars of several applications may be in one database: those of 5 seconds and those of a minute begin
+together, and only the topic tells them apart."""
 
 
 class StoreError(WorkersError):
@@ -165,8 +170,10 @@ class Store(Protocol):
         """
         ...
 
-    async def frames(self, key: str | None = None, *, limit: int | None = None) -> list[FrameRow]:
-        """The latest ``limit`` frames of a key (None: of all keys), by start and key, oldest first."""
+    async def frames(
+        self, key: str | None = None, *, topic: str | None = None, limit: int | None = None
+    ) -> list[FrameRow]:
+        """The latest ``limit`` frames of a key and a topic (None: of all), by start, key and topic, oldest first."""
         ...
 
     async def rejected(self, *, limit: int | None = None) -> list[RejectedFrame]:
@@ -190,13 +197,13 @@ def precedence(frame: FrameRow) -> tuple[int, int]:
 
 
 def newest(frames: Iterable[FrameRow]) -> list[FrameRow]:
-    """The frame of each window that takes precedence over its others, by key and start.
+    """The frame of each window that takes precedence over its others, by key, start and topic.
 
     A statement that upserts may meet a row only once; and writers that lock rows in one order don't deadlock.
     """
-    kept: dict[tuple[str, int], FrameRow] = {}
+    kept: dict[tuple[str, int, str], FrameRow] = {}
     for frame in frames:
-        window = (frame.key, frame.start_ms)
+        window = (frame.key, frame.start_ms, frame.origin_topic)
         other = kept.get(window)
         if other is None or precedence(frame) > precedence(other):
             kept[window] = frame

@@ -8,6 +8,7 @@ pooler in transaction mode can be in between.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -18,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from workers.apps.store.base import (
     FRAME_COLUMNS,
     SETTLED,
+    WINDOW_COLUMNS,
     Batch,
     FrameRow,
     RefusedError,
@@ -50,17 +52,18 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         volume double precision,
         vwap double precision,
         count bigint NOT NULL,
-        first_ts bigint NOT NULL,
-        last_ts bigint NOT NULL,
+        first_ts bigint,
+        last_ts bigint,
         filled boolean NOT NULL,
         items json,
         extra json,
-        origin_topic text NOT NULL,
+        origin_topic text COLLATE "C" NOT NULL,
         origin_partition integer NOT NULL,
         origin_offset bigint NOT NULL,
-        PRIMARY KEY (key, start_at)
+        PRIMARY KEY (key, start_at, origin_topic)
     );
     CREATE INDEX frames_by_start ON frames (start_at);
+    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
     CREATE TABLE rejected_frames (
         origin_topic text NOT NULL,
         origin_partition integer NOT NULL,
@@ -79,11 +82,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         updated_at timestamptz NOT NULL DEFAULT now(),
         PRIMARY KEY (topic, partition)
     );
-    """,
-    # 2: windows without ticks have no first and last one
-    """
-    ALTER TABLE frames ALTER COLUMN first_ts DROP NOT NULL, ALTER COLUMN last_ts DROP NOT NULL;
-    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
     """,
 )
 
@@ -114,8 +112,8 @@ UPSERT: Final = f"""
     INSERT INTO frames ({_NAMES}, start_at)
     SELECT {_VALUES}, timestamptz 'epoch' + new.start_ms * interval '1 millisecond'
     FROM unnest({_ARRAYS}) AS new ({_NAMES})
-    ON CONFLICT (key, start_at) DO UPDATE
-    SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in ("key", "start_ms"))}
+    ON CONFLICT (key, start_at, origin_topic) DO UPDATE
+    SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in WINDOW_COLUMNS)}
     WHERE {_precedence("excluded")} > {_precedence("frames")}
 """
 _INSERT_REJECTED: Final = """
@@ -159,12 +157,13 @@ _REFUSING_CLASSES: Final = ("21", "22", "23", "54")
 """SQLSTATE classes that a value causes: cardinality, data, integrity, and limits such as that of an index entry."""
 _FATAL_CLASSES: Final = ("0A", "42")
 """SQLSTATE classes that no waiting cures: what isn't supported, tables or rights that are missing."""
+_PORTS: Final = re.compile(r"[\d,]*")
 
 
 class PostgresStore:
     """A `Store` in a PostgreSQL database; ``dsn`` is anything that libpq takes, environment and .pgpass included.
 
-    Raises ``ConfigError`` where ``dsn`` is none.
+    Raises ``ConfigError`` where ``dsn`` is none, or a URI with a password that is not encoded as one needs.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -175,6 +174,12 @@ class PostgresStore:
             raise ConfigError(
                 "the PostgreSQL address is neither a URI (postgresql://user@host:5432/database) nor name=value pairs"
             ) from None
+        if "@" in given.get("host", "") + given.get("dbname", "") or not _PORTS.fullmatch(given.get("port", "")):
+            # A password with one of these in it was cut there, and its end would be shown as host, port or database.
+            raise ConfigError(
+                "the PostgreSQL address has no number for a port, or an @ in its host or database. In a URI, the "
+                "characters / @ : ? # % of a user name or password are written as %2F %40 %3A %3F %23 %25"
+            )
         self.has_password = bool(given.get("password"))
         self._conninfo = make_conninfo(**{**_DEFAULTS, **given})
         shown = {name: given[name] for name in ("host", "port", "dbname", "user", "service") if given.get(name)}
@@ -219,16 +224,19 @@ class PostgresStore:
                     async with connection.cursor() as cursor:
                         await cursor.executemany(_INSERT_REJECTED, batch.rejected)
 
-    async def frames(self, key: str | None = None, *, limit: int | None = None) -> list[FrameRow]:
+    async def frames(
+        self, key: str | None = None, *, topic: str | None = None, limit: int | None = None
+    ) -> list[FrameRow]:
         columns = _NAMES.replace('"items"', "items::text").replace('"extra"', "extra::text")
         query = f"""
             SELECT * FROM (
-                SELECT {columns} FROM frames WHERE %s::text IS NULL OR key = %s
-                ORDER BY start_at DESC, key DESC LIMIT %s
-            ) AS latest ORDER BY start_ms, key
+                SELECT {columns} FROM frames
+                WHERE (%s::text IS NULL OR key = %s) AND (%s::text IS NULL OR origin_topic = %s)
+                ORDER BY start_at DESC, key DESC, origin_topic DESC LIMIT %s
+            ) AS latest ORDER BY start_ms, key, origin_topic
         """
         async with self._translating_errors():
-            found = await (await self._connected()).execute(query, (key, key, limit))
+            found = await (await self._connected()).execute(query, (key, key, topic, topic, limit))
             return [FrameRow(*row) for row in await found.fetchall()]
 
     async def rejected(self, *, limit: int | None = None) -> list[RejectedFrame]:

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from workers.apps.store.base import (
     FRAME_COLUMNS,
     SETTLED,
+    WINDOW_COLUMNS,
     Batch,
     FrameRow,
     OffsetMove,
@@ -54,17 +55,18 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         volume REAL,
         vwap REAL,
         count INTEGER NOT NULL,
-        first_ts INTEGER NOT NULL,
-        last_ts INTEGER NOT NULL,
+        first_ts INTEGER,
+        last_ts INTEGER,
         filled INTEGER NOT NULL,
         items TEXT,
         extra TEXT,
         origin_topic TEXT NOT NULL,
         origin_partition INTEGER NOT NULL,
         origin_offset INTEGER NOT NULL,
-        PRIMARY KEY (key, start_ms)
+        PRIMARY KEY (key, start_ms, origin_topic)
     );
     CREATE INDEX frames_by_start ON frames (start_ms);
+    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
     CREATE TABLE rejected_frames (
         origin_topic TEXT NOT NULL,
         origin_partition INTEGER NOT NULL,
@@ -84,45 +86,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (topic, partition)
     );
     """,
-    # 2: windows without ticks have no first and last one; SQLite can't let a column that is there be null
-    """
-    CREATE TABLE frames_2 (
-        key TEXT NOT NULL,
-        start_ms INTEGER NOT NULL,
-        end_ms INTEGER NOT NULL,
-        start_at TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%fZ', start_ms / 1000.0, 'unixepoch')) VIRTUAL,
-        rev INTEGER NOT NULL,
-        status TEXT NOT NULL,
-        "trigger" TEXT NOT NULL,
-        open REAL,
-        high REAL,
-        low REAL,
-        close REAL,
-        volume REAL,
-        vwap REAL,
-        count INTEGER NOT NULL,
-        first_ts INTEGER,
-        last_ts INTEGER,
-        filled INTEGER NOT NULL,
-        items TEXT,
-        extra TEXT,
-        origin_topic TEXT NOT NULL,
-        origin_partition INTEGER NOT NULL,
-        origin_offset INTEGER NOT NULL,
-        PRIMARY KEY (key, start_ms)
-    );
-    INSERT INTO frames_2 (
-        key, start_ms, end_ms, rev, status, "trigger", open, high, low, close, volume, vwap, count, first_ts, last_ts,
-        filled, items, extra, origin_topic, origin_partition, origin_offset
-    ) SELECT
-        key, start_ms, end_ms, rev, status, "trigger", open, high, low, close, volume, vwap, count, first_ts, last_ts,
-        filled, items, extra, origin_topic, origin_partition, origin_offset
-    FROM frames;
-    DROP TABLE frames;
-    ALTER TABLE frames_2 RENAME TO frames;
-    CREATE INDEX frames_by_start ON frames (start_ms);
-    CREATE VIEW bars AS SELECT * FROM frames WHERE count > 0 OR filled;
-    """,
 )
 
 _NAMES: Final = ", ".join(f'"{name}"' for name in FRAME_COLUMNS)
@@ -135,8 +98,8 @@ def _precedence(table: str) -> str:
 
 UPSERT: Final = f"""
     INSERT INTO frames ({_NAMES}) VALUES ({", ".join("?" * len(FRAME_COLUMNS))})
-    ON CONFLICT (key, start_ms) DO UPDATE
-    SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in ("key", "start_ms"))}
+    ON CONFLICT (key, start_ms, origin_topic) DO UPDATE
+    SET {", ".join(f'"{name}" = excluded."{name}"' for name in FRAME_COLUMNS if name not in WINDOW_COLUMNS)}
     WHERE {_precedence("excluded")} > {_precedence("frames")}
 """
 _INSERT_REJECTED: Final = """
@@ -175,14 +138,17 @@ class SqliteStore:
     async def apply(self, batch: Batch) -> None:
         await self._run(lambda: self._apply(self._opened(), batch))
 
-    async def frames(self, key: str | None = None, *, limit: int | None = None) -> list[FrameRow]:
+    async def frames(
+        self, key: str | None = None, *, topic: str | None = None, limit: int | None = None
+    ) -> list[FrameRow]:
         query = f"""
             SELECT * FROM (
-                SELECT {_NAMES} FROM frames WHERE ?1 IS NULL OR key = ?1 ORDER BY start_ms DESC, key DESC LIMIT ?2
-            ) ORDER BY start_ms, key
+                SELECT {_NAMES} FROM frames WHERE (?1 IS NULL OR key = ?1) AND (?2 IS NULL OR origin_topic = ?2)
+                ORDER BY start_ms DESC, key DESC, origin_topic DESC LIMIT ?3
+            ) ORDER BY start_ms, key, origin_topic
         """
         limit = -1 if limit is None else limit
-        rows = await self._run(lambda: self._opened().execute(query, (key, limit)).fetchall())
+        rows = await self._run(lambda: self._opened().execute(query, (key, topic, limit)).fetchall())
         return [FrameRow(*row)._replace(filled=bool(row[FRAME_COLUMNS.index("filled")])) for row in rows]
 
     async def rejected(self, *, limit: int | None = None) -> list[RejectedFrame]:

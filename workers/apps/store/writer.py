@@ -59,6 +59,7 @@ from workers.kafka.repairs import repair_client
 from workers.kafka.topics import ensure_topics
 from workers.settings import Settings
 from workers.telemetry.health import HealthServer
+from workers.telemetry.spared import Spared
 
 __all__ = ["StoreWriter", "run_store"]
 
@@ -299,6 +300,7 @@ class StoreWriter:
     # -- fetching -----------------------------------------------------------------------------------------------------
 
     async def _fetch(self) -> None:
+        backoff, failures = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S), Spared()
         while True:
             ready = [number for number, partition in self._partitions.items() if partition.reading]
             room = self.queue.room
@@ -314,9 +316,11 @@ class StoreWriter:
             except _FATAL:
                 raise
             except KafkaError as error:
-                log.warning("fetch failed; retrying", error=repr(error))
-                await asyncio.sleep(1.0)
+                if (left_out := failures.note(repr(error))) is not None:
+                    log.warning("fetch failed; retrying", error=repr(error), and_more_like_it=left_out)
+                await asyncio.sleep(backoff.grow())
                 continue
+            backoff.reset()
             for number, found in fetched.items():
                 partition = self._partitions.get(number)
                 if partition is not None and partition.reading:

@@ -272,6 +272,11 @@ class WindowEngine(Generic[K, T]):
         self._expiry.clear()
         self._idle.clear()
 
+    @property
+    def shows_something(self) -> bool:
+        """Whether `take_emissions` has something to give."""
+        return bool(self._emissions)
+
     def take_emissions(self) -> list[Emission[K]]:
         """What came out since the last call, in order."""
         taken, self._emissions = self._emissions, []

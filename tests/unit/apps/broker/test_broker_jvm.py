@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from tests.support.broker_checks import eventually, gone, read, round_trip
+from tests.support.certificates import make_certificate
 from workers.apps.broker import Broker, find_broker
 from workers.apps.broker.jvm import JvmBroker, find_java
 from workers.errors import BrokerError, BrokerUnavailableError
@@ -143,14 +144,7 @@ async def test_a_sasl_listener_lets_in_who_knows_the_password(topic_name: str) -
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key, as PEM files."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(argv, check=True, capture_output=True, timeout=60)
-    return certificate, key
+    return make_certificate(tmp_path)
 
 
 async def test_a_tls_listener_alone_serves_with_the_certificate_it_was_given(

@@ -318,7 +318,7 @@ async def test_tables_are_made_once_and_those_of_a_newer_program_are_refused(
             assert isinstance(again, PostgresStore)
             await (await again._connected()).execute("INSERT INTO schema_version (version) VALUES (99)")
         for read_only in (False, True):
-            with pytest.raises(StateFormatError, match="version 99; this program knows up to 2"):
+            with pytest.raises(StateFormatError, match="version 99; this program knows up to 1"):
                 await again.open(read_only=read_only)
 
 
@@ -341,19 +341,31 @@ async def test_windows_without_ticks_have_no_times_and_bars_are_all_but_those_ta
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-async def test_tables_of_the_first_version_are_brought_to_this_one_with_what_they_hold(
+async def test_tables_of_the_first_version_are_brought_to_the_next_with_what_they_hold(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sqlite_module if kind == "sqlite" else postgres_module
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
-        async with opened(request, kind, tmp_path) as old:
-            await old.apply(Batch(TOPIC, {0: OffsetMove(None, 5)}, [row(items="[1]", extra='{"x":1}')]))
-    async with opened(request, kind, tmp_path) as new:
-        empty = row(start_ms=0, end_ms=5_000, ticks=0, first_ts=None, last_ts=None)
-        await new.apply(Batch(TOPIC, {0: OffsetMove(5, 6)}, [empty]))
-        assert await new.frames() == [empty, row(items="[1]", extra='{"x":1}')]
-        assert await new.read_offsets(TOPIC) == {0: 6}
+    async with opened(request, kind, tmp_path) as old:
+        await old.apply(Batch(TOPIC, {0: OffsetMove(None, 5)}, [row(items="[1]", extra='{"x":1}')]))
+    monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "ALTER TABLE frames ADD COLUMN note TEXT;"))
+    for _ in range(2):
+        async with opened(request, kind, tmp_path) as new:
+            assert await new.frames() == [row(items="[1]", extra='{"x":1}')]
+            assert await new.read_offsets(TOPIC) == {0: 5}
+    monkeypatch.undo()
+    with pytest.raises(StateFormatError, match="version 2; this program knows up to 1"):
+        async with opened(request, kind, tmp_path):
+            pass
+
+
+async def test_bars_of_two_applications_that_begin_together_are_two_rows(store: Store) -> None:
+    seconds, minute = row(origin_topic="frames-5s"), row(origin_topic="frames-1m", end_ms=65_000, ticks=9)
+    await store.apply(Batch("frames-5s", {0: OffsetMove(None, 1)}, [seconds]))
+    await store.apply(Batch("frames-1m", {0: OffsetMove(None, 1)}, [minute, minute]))
+    assert await store.frames() == [minute, seconds]
+    assert await store.frames(topic="frames-5s") == [seconds]
+    await store.apply(Batch("frames-1m", {0: OffsetMove(1, 2)}, [minute._replace(rev=1)]))
+    assert await store.frames() == [minute._replace(rev=1), seconds]
 
 
 async def test_the_start_of_a_window_is_also_there_as_a_time(store: Store, tmp_path: Path) -> None:
@@ -419,6 +431,10 @@ def test_flags_choose_the_database_before_settings(tmp_path: Path, monkeypatch: 
         ({"postgres": "postgresql://u:hunter2@h/d"}, "WORKERS_STORE_DSN"),
         ({"postgres": "postgresql://h/d?password=hunter2"}, "WORKERS_STORE_DSN"),
         ({"postgres": "hunter2"}, "neither a URI"),
+        ({"postgres": "postgresql://u:hunter2/3@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u:5/hunter2@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u:p@hunter2@h/d"}, "%2F %40"),
+        ({"postgres": "postgresql://u@h:hunter2/d"}, "%2F %40"),
     ],
 )
 def test_what_can_not_be_a_database_is_refused_without_repeating_secrets(
