@@ -22,11 +22,13 @@
 - `internals`: the insides of aiokafka 0.14 that are used, and not changed: its private names stand here, and in few
   other places
 - `memory`: kafka in memory: an application's topics, its group, and commits that are fenced
+- `metadata`: topics' ids, and requests that make the broker create none
 - `options`: what the Kafka client is given: the settings as its keyword arguments, with certificates and logins read
 - `ports`: what a worker asks of Kafka, and what passes between them
 - `reading`: reading a topic from outside any group: nothing is committed, and nobody loses a partition to it
 - `record_times`: times of records that a topic refuses: how far ahead of its brokers' clocks they may be, and what is
   said of it
+- `sighting`: whether the topics are still those that an application began with
 - `reconnecting`: A task that works through outages: what ends its work is told, and after a rest the work begins
   again
 """

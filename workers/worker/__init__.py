@@ -12,5 +12,6 @@
 - `opening`: opening a partition: its state restored, and where to read on, on which state and group must agree
 - `partition`: one partition while this process owns it: events in, actions out
 - `report`: what a worker logs and counts of its partitions
+- `watch`: what operators do to topics under a running worker, and what follows
 - `runner`: the asyncio around a partition: it tells a `Partition` what happens, and carries out what that asks for
 """
