@@ -1,4 +1,4 @@
-"""``workers state``: what is stored for recovery, and how to drop it."""
+"""``workers state``: what is stored for recovery, how to move it to more partitions, and how to drop it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-state_app = typer.Typer(no_args_is_help=True, help="Show or drop the state stored for recovery.")
+state_app = typer.Typer(no_args_is_help=True, help="Show, move or drop the state stored for recovery.")
 app.add_typer(state_app, name="state", rich_help_panel=SETTING_UP)
 
 
@@ -117,6 +117,58 @@ def reset(
         say(f"partition {number}: {records:,} records dropped")
 
     run_async(lambda _stop: reset_state(settings, only=partition or (), on_partition=told, on_topic=say))
+
+
+@state_app.command()
+def rescale(
+    partitions: Annotated[
+        int, typer.Option(min=2, metavar="N", help="How many partitions the ticks topic is to have; more than it has.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    config: ConfigPath = None,
+    sets: SetOption = None,
+    bootstrap_servers: BootstrapServers = None,
+    application_id: ApplicationId = None,
+    debug: Debug = False,
+) -> None:
+    """Give the ticks topic more partitions, and move the state of each key along.
+
+    Stop the producers, let the workers read to the end, stop them too, and run this: it adds the partitions itself.
+    Then restart the producers, which otherwise learn of the new partitions minutes later, and the workers. Interrupted,
+    it can be run again.
+
+    [bold]Examples[/bold]
+
+      workers state rescale --partitions 16 --dry-run
+
+      workers state rescale --partitions 16
+    """
+    from workers.apps.inspect.rescale import plan_rescale, rescale_state
+
+    quiet_clients()
+    settings = load(config, sets, bootstrap_servers, application_id)
+    if not dry_run and not yes and not sys.stdin.isatty():
+        raise ConfigError("state rescale asks for confirmation; without a terminal, pass --yes")
+
+    def told(number: int, records: int) -> None:
+        say(f"partition {number}: {records:,} records read")
+
+    plan = run_async(lambda _stop: plan_rescale(settings, partitions, on_partition=told))
+    if plan.target is None:
+        say(f"the state is of {partitions} partitions already; there is nothing to do")
+        return
+    say(
+        f"{settings.application_id}: {plan.target.moved:,} of {plan.target.keys:,} keys move, from {plan.old} "
+        f"partitions to {partitions}"
+    )
+    if dry_run:
+        return
+    if not yes:
+        typer.confirm(f"Change {settings.topics.ticks} at {settings.bootstrap_servers}?", abort=True, err=True)
+    done = run_async(lambda _stop: rescale_state(settings, partitions, on_step=say))
+    assert done.target is not None
+    say(f"done: {done.target.keys:,} keys are where their ticks will be. Restart the producers, then the workers")
 
 
 def _json(state: PartitionState) -> str:

@@ -11,7 +11,7 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2s
 
 import orjson
@@ -322,8 +322,11 @@ class Lane:
 
     def _meta(self, partition_max_ns: int, stored: StoredRecords) -> OutRecord:
         """The changelog's record of a commit now."""
-        identities = self._source.identities
-        return write_meta(LaneMeta(self.position, partition_max_ns, self._fingerprint, self.counts, stored, identities))
+        return write_meta(self.own(LaneMeta(self.position, partition_max_ns, {}, self.counts, stored)))
+
+    def own(self, meta: LaneMeta) -> LaneMeta:
+        """What a commit says, as of this lane's settings and topics."""
+        return replace(meta, fingerprint=self._fingerprint, topics=self._source.identities)
 
     def restore(self, entries: Mapping[bytes, bytes], *, where: str) -> LaneMeta | None:
         """Take over stored state, the last record of each changelog key; None where there is none. New lanes only.

@@ -28,15 +28,16 @@ from workers.core.ticks import Rejection, Tick, TickFormat
 from workers.errors import StateFormatError
 from workers.times import describe_duration, format_duration, format_time
 
-__all__ = ["Quarantine", "held_in"]
+__all__ = ["CLOCK", "Quarantine", "held_in"]
 
 _SUSPECT: Final = b"hs"
-_CLOCK: Final = b"hc"
+CLOCK: Final = b"hc"
+"""The changelog key of the greatest time let through."""
 
 
 def held_in(entries: Mapping[bytes, bytes], records: int) -> int:
     """How many ticks stored state holds, of which so many ``records`` are here."""
-    return records - (_CLOCK in entries)
+    return records - (CLOCK in entries)
 
 
 class Quarantine:
@@ -136,7 +137,7 @@ class Quarantine:
                 self._stored.remove(symbol)
         clock_ns = self._guard.clock_ns
         if clock_ns != self._stored_clock_ns:
-            records.append(OutRecord(_CLOCK, msgspec.msgpack.encode(clock_ns)))
+            records.append(OutRecord(CLOCK, msgspec.msgpack.encode(clock_ns)))
             self._stored_clock_ns = clock_ns
         return records
 
@@ -144,7 +145,7 @@ class Quarantine:
         """Take over stored state. Raises `StateFormatError` where it can't be read. Only for a new one."""
         suspects = []
         try:
-            self._stored_clock_ns = msgspec.msgpack.decode(entries.get(_CLOCK, b"\xc0"), type=int | None)
+            self._stored_clock_ns = msgspec.msgpack.decode(entries.get(CLOCK, b"\xc0"), type=int | None)
             for key, value in entries.items():
                 if key.startswith(_SUSPECT):
                     symbol = key[len(_SUSPECT) :].decode()

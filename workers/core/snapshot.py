@@ -54,6 +54,7 @@ __all__ = [
     "read_meta",
     "read_state",
     "read_state_in_steps",
+    "symbol_of_window",
     "write_meta",
     "write_windows",
 ]
@@ -222,6 +223,11 @@ def _without_segments(window: Window[str], symbol: bytes, first: int) -> list[Ou
         OutRecord(b"i" + _SEGMENT.pack(window.start_ns, segment) + symbol, None)
         for segment in range(first, window.stored_segments)
     ]
+
+
+def symbol_of_window(key: bytes) -> bytes:
+    """The symbol whose window, or whose window's items, a changelog key is of."""
+    return key[1 + (_START.size if key[:1] == b"w" else _SEGMENT.size) :]
 
 
 def entries_of(records: Iterable[OutRecord]) -> dict[bytes, bytes]:

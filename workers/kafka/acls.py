@@ -76,6 +76,8 @@ def needed_acls(settings: Settings) -> list[Allowed]:
         Allowed("`workers explain`, `workers replay`", f"group `{group}`", ("Describe",)),
         Allowed("`workers state show`", f"topic `{topics.changelog}`", ("Read",)),
         Allowed("`workers state reset`", "as the worker", ()),
+        Allowed("`workers state rescale`", "as the worker", ()),
+        Allowed("`workers state rescale`", f"topics `{ticks}` and `{topics.changelog}`", ("Alter",)),
         Allowed(
             "`workers dashboard`",
             f"topics `{ticks}`, `{frames}`, `{topics.late}`, `{topics.dead_letters}`, `{topics.changelog}`, "

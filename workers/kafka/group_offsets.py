@@ -152,8 +152,8 @@ def added_partitions_problem(found: GroupLag) -> str | None:
         return None
     return (
         f"{found.topic} has {partitions} partitions and the state, {found.changelog}, has {found.state_partitions}: "
-        "partitions were added, and keys have moved between them. Stop all workers and drop the state with "
-        "`workers state reset`; or use another application_id and another topics.frames"
+        "partitions were added, and keys have moved between them. Stop all workers and move the state with "
+        f"`workers state rescale --partitions {partitions}`, or drop it with `workers state reset`"
     )
 
 

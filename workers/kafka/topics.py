@@ -44,6 +44,7 @@ __all__ = [
     "TopicLayout",
     "TopicPlan",
     "TopicState",
+    "add_partitions",
     "delete_topics",
     "describe_topics",
     "ensure_topics",
@@ -200,13 +201,32 @@ async def fit_changelog(admin: AIOKafkaAdminClient, settings: Settings) -> str |
         if changelog.partitions > ticks.partitions or not _is_compact(policy):
             await _make_again(admin, settings, changelog, ticks.partitions)
             return f"{name} was made again, with {ticks.partitions} partitions"
-        if changelog.partitions < ticks.partitions:
-            await admin.create_partitions({name: NewPartitions(ticks.partitions)})
-            await _until_it_is(admin, name, lambda now: now.partitions == ticks.partitions)
-            return f"{name} was given {ticks.partitions} partitions, {changelog.partitions} before"
     except KafkaError as error:
         raise explain_connection_error(error, settings) from error
+    if await add_partitions(admin, settings, name, ticks.partitions):
+        return f"{name} was given {ticks.partitions} partitions, {changelog.partitions} before"
     return None
+
+
+async def add_partitions(admin: AIOKafkaAdminClient, settings: Settings, name: str, partitions: int) -> bool:
+    """See that a topic has as many partitions, all with leaders; whether any had to be added.
+
+    Raises ``TopicError`` where there is no such topic or the cluster refuses, ``BrokerError`` where it does not answer.
+    """
+    try:
+        found = (await describe_topics(admin)).get(name)
+        if found is None:
+            raise TopicError(f"there is no topic {name}")
+        if found.partitions >= partitions:
+            return False
+        response = await admin.create_partitions({name: NewPartitions(partitions)})
+        for _, code, message in response.topic_errors:
+            if code:
+                raise TopicError(f"{name} can't be given {partitions} partitions: {message or for_code(code).__name__}")
+        await _until_it_is(admin, name, lambda now: now.partitions == partitions)
+    except KafkaError as error:
+        raise explain_connection_error(error, settings) from error
+    return True
 
 
 async def _make_again(admin: AIOKafkaAdminClient, settings: Settings, changelog: TopicState, partitions: int) -> None:
@@ -377,9 +397,8 @@ def _check(settings: Settings, layout: TopicLayout, changelog_configs: Mapping[s
         raise TopicError(
             f"{topics.changelog} has {layout.changelog} partitions and {topics.ticks} has {layout.ticks}; expected the "
             "same number, since partition i of the changelog holds the state of input partition i. Where partitions "
-            "were added to the ticks topic, its keys have moved between partitions. Stop all workers and drop the "
-            "state with `workers state reset`, which gives the changelog as many partitions; or use another "
-            "application_id and another topics.frames"
+            "were added to the ticks topic, its keys have moved between partitions. Stop all workers and move the "
+            f"state with `workers state rescale --partitions {layout.ticks}`, or drop it with `workers state reset`"
         )
     policy = changelog_configs.get("cleanup.policy")
     if not _is_compact(policy):

@@ -30,8 +30,8 @@ def partitions_added(topic: str, known: int, found: int) -> TopicError:
     """What to raise where the ticks topic has more partitions than its state began with."""
     return TopicError(
         f"{topic} now has {found} partitions, and had {known} when its state began: its keys have moved between "
-        "partitions. Stop all workers and drop the state with `workers state reset`, which gives the changelog as many "
-        "partitions; or use another application_id and another topics.frames"
+        f"partitions. Stop all workers and move the state with `workers state rescale --partitions {found}`, or drop "
+        "it with `workers state reset`"
     )
 
 

@@ -281,6 +281,7 @@ LOOKING = {
     "explain": ("explain", "AAPL", "2026-01-30T13:00:00Z"),
     "state show": ("state", "show"),
     "state reset": ("state", "reset", "--yes"),
+    "state rescale": ("state", "rescale", "--partitions", "9", "--yes"),
     "store show": ("store", "show"),
     "lag": ("lag",),
 }

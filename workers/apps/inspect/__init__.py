@@ -2,6 +2,7 @@
 
 - `explain`: what happened to a symbol around a time
 - `replay`: frames computed again from the log, and compared with those that were published
+- `rescale`: more input partitions for an application that has state
 - `state`: stored state seen from outside: show and reset
 - `tail`: reading results for people
 - `witness`: the lane itself does it again, and is watched

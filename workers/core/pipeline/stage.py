@@ -35,6 +35,7 @@ __all__ = [
     "SymbolState",
     "SymbolStates",
     "stage_of",
+    "symbol_in",
 ]
 
 _INDEX = Struct(">H")
@@ -77,6 +78,12 @@ def stage_of(key: bytes) -> int | None:
         return None
     (index,) = _INDEX.unpack_from(key, 1)
     return int(index)
+
+
+def symbol_in(key: bytes) -> bytes:
+    """The symbol whose state a changelog key of a stage is of."""
+    rest = key[1 + _INDEX.size :]
+    return rest[len(_HEAD) :] if rest.startswith(_HEAD) else rest[len(_PART) + _SEGMENT.size :]
 
 
 class StateKeys:
