@@ -80,11 +80,10 @@ def _parse(arguments: list[str]) -> None:
     """
     command: Any = typer.main.get_command(app)
     context = command.context_class(command, info_name="workers")
-    only_named = len([word for word in arguments if not word.startswith("-")]) == len(arguments) <= 1
     while arguments and hasattr(command, "commands") and not arguments[0].startswith("-"):
         _name, command, arguments = command.resolve_command(context, arguments)
         context = command.context_class(command, info_name=command.name, parent=context)
-    if not only_named:
+    if arguments:
         command.parse_args(context, list(arguments))
 
 

@@ -11,7 +11,7 @@ The lane is the reference: one record at a time, readable, any aggregation. What
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import blake2s
 
 import orjson
@@ -26,18 +26,16 @@ from workers.core.formats.json import tick_decoder
 from workers.core.frames import RESERVED_FIELDS, FrameEncoder, OutRecord, kept_bytes
 from workers.core.ledger import dead_letter, late_record, uncorrectable_record
 from workers.core.packed import OutRecords
-from workers.core.partitioning import partition_for
 from workers.core.pipeline.pipeline import Pipeline
 from workers.core.pipeline.stage import Passage
 from workers.core.portions import NO_LIMIT, Gauge, OpenBatch, StepLimit
 from workers.core.quarantine import Quarantine, held_in
 from workers.core.reasons import Reason
 from workers.core.records import LargeRecord, RawBatch, Record
-from workers.core.refusals import misrouted, too_large
+from workers.core.refusals import RouteCheck, too_large
 from workers.core.snapshot import (
     LaneMeta,
     StoredRecords,
-    TopicIdentity,
     check_fingerprint,
     check_topics,
     check_whole,
@@ -50,7 +48,7 @@ from workers.core.snapshot import (
     write_meta,
     write_windows,
 )
-from workers.core.spec import LaneSpec
+from workers.core.spec import Input, LaneSpec
 from workers.core.steps import run_through
 from workers.core.ticks import EndOfInput, Rejection, Tick
 from workers.core.windows.corrections import Changed, CorrectingEngine, NotFound, make_correcting_engine
@@ -62,21 +60,7 @@ from workers.times import NS_PER_MS
 
 __all__ = ["REPEATED", "Input", "Lane", "entries_of"]
 
-MISROUTED_KEYS_REMEMBERED = 10_000
 REPEATED = (Reason.DUPLICATE, "frames")  # children that came before: the stage is the input itself
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """Which partition a lane reads, and of how many: keys are checked against the partitioner.
-
-    ``identities`` are the ticks topic's and the changelog's, as `LaneMeta` has them, where the cluster tells them.
-    """
-
-    topic: str
-    partition: int
-    partitions: int
-    identities: Mapping[str, TopicIdentity] = field(default_factory=dict)
 
 
 def _digest(fingerprint: Mapping[str, object]) -> str:
@@ -101,7 +85,7 @@ class Lane:
         self._engine = self._new_engine()
         self._fingerprint = spec.fingerprint(source.partitions, self._aggregation)
         self.settings_digest = _digest(self._fingerprint)
-        self._misrouted: set[str] = set()
+        self._routes = RouteCheck(source.partition, source.partitions, spec.tick.on_misrouted)
         self._pipeline = self._new_pipeline()
         self._quarantine = self._new_quarantine()
         self._stored = StoredRecords()
@@ -212,7 +196,7 @@ class Lane:
             self.end_input(effects)
             return
         if not isinstance(decoded, Rejection) and not self._engine.has_key(decoded.symbol):
-            decoded = self._check_route(decoded, record, effects)
+            decoded = self._routes.check(decoded, record, effects)
         if isinstance(decoded, Rejection):
             self._reject(decoded, effects)
         elif isinstance(decoded, Correction):
@@ -498,17 +482,6 @@ class Lane:
             assert reason.account is not None, "what operators drop are ticks"
             setattr(counts, reason.account, getattr(counts, reason.account) + number)
         counts.routed_away += sum(map(len, effects.routed.values()))
-
-    def _check_route(self, tick: Tick | Correction, record: Record, effects: Effects) -> Tick | Correction | Rejection:
-        expected = partition_for(tick.symbol.encode(), self._source.partitions)
-        if expected == self._source.partition:
-            return tick
-        if tick.symbol not in self._misrouted and len(self._misrouted) < MISROUTED_KEYS_REMEMBERED:
-            self._misrouted.add(tick.symbol)
-            effects.misrouted_keys.append(tick.symbol)
-        if self._spec.tick.on_misrouted == "warn":
-            return tick
-        return misrouted(record, self._source.partition, expected, self._source.partitions)
 
     def _emit(self, effects: Effects) -> Effects:
         encode = self._encoder.encode if self._is_built_in else self._encode_own

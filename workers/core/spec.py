@@ -1,20 +1,35 @@
-"""What a lane does with its partition: the settings that it knows, and which of them give stored state its meaning."""
+"""What a lane reads, and what it does with it: its settings, and which of them give stored state its meaning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from workers.core.aggregates import Aggregation, load_aggregation
 from workers.core.formats.corrections import CorrectionRules
 from workers.core.pipeline.pipeline import OperatorSpec, describe
+from workers.core.snapshot import TopicIdentity
 from workers.core.ticks import TickFormat
 from workers.core.windows.kinds import DEFAULT_SIZE_NS, TumblingWindows, Windows, check_merges
 from workers.core.windows.resample import BarRules
 from workers.core.windows.window import WindowRules
 from workers.times import TimestampUnit
 
-__all__ = ["LaneSpec"]
+__all__ = ["Input", "LaneSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Which partition a lane reads, and of how many: keys are checked against the partitioner.
+
+    ``identities`` are the ticks topic's and the changelog's, as `LaneMeta` has them, where the cluster tells them.
+    """
+
+    topic: str
+    partition: int
+    partitions: int
+    identities: Mapping[str, TopicIdentity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@
 - `reading`: reading a topic from outside any group: nothing is committed, and nobody loses a partition to it
 - `record_times`: times of records that a topic refuses: how far ahead of its brokers' clocks they may be, and what is
   said of it
+- `refusals`: what a cluster refuses for good, in the user's words: who lacks which right, which limit is too low
+- `unpacking`: record batches unpacked by Python's own libraries, up to a limit
 - `sighting`: whether the topics are still those that an application began with
 - `reconnecting`: A task that works through outages: what ends its work is told, and after a rest the work begins
   again

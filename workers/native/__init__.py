@@ -7,6 +7,7 @@ Its rules are those of `workers.core`, where they are explained; ``native/src`` 
 - `entries`: what a compacted topic holds, from its batches
 - `lane`: the lane itself: batches in, effects out, and what native code leaves to Python
 - `probe`: what of native code is there, and whether it and the libraries beside it write alike
+- `reader`: the records of a batch, unpacked piece by piece, for lanes that take records
 - `spec`: what native code is told of a lane's spec
 - `zones`: what native code is told of a time zone
 """

@@ -137,7 +137,7 @@ class NativeLane(Lane):
         try:
             decoded = too_large(record) if isinstance(record, LargeRecord) else self._decode(record)
             if isinstance(decoded, Tick | Correction) and self._native.is_misplaced(decoded.symbol):
-                decoded = self._check_route(decoded, record, effects)
+                decoded = self._routes.check(decoded, record, effects)
             if isinstance(decoded, Tick):
                 self._take_tick(decoded, record.timestamp)
                 return

@@ -3,4 +3,5 @@
 - `health`: `/metrics`, `/healthz` and `/readyz` over HTTP
 - `logs`: logging for people and for machines
 - `metrics`: the catalogue of series
+- `spared`: of many messages alike, which are logged
 """

@@ -11,6 +11,8 @@
 - `main`: one worker, run; and its health and gauges, looked up when somebody asks: they cost nothing in between
 - `opening`: opening a partition: its state restored, and where to read on, on which state and group must agree
 - `partition`: one partition while this process owns it: events in, actions out
+- `setbacks`: commits that fail one after another: how long to rest, and when to give up
+- `trouble`: why a partition can't be opened, and whether that lies in this process
 - `report`: what a worker logs and counts of its partitions
 - `watch`: what operators do to topics under a running worker, and what follows
 - `runner`: the asyncio around a partition: it tells a `Partition` what happens, and carries out what that asks for
