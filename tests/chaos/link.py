@@ -32,10 +32,10 @@ class Link:
 
     async def stop(self) -> None:
         """Close everything."""
-        await self._hang_up()
         if self._server is not None:
             self._server.close()
             self._server = None
+        await self._hang_up()
 
     async def cut(self, how: Cut) -> None:
         """Interrupt the link."""
@@ -57,6 +57,9 @@ class Link:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came in while the link was cut
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
 import uuid
@@ -111,11 +112,10 @@ async def test_a_node_that_accepts_and_does_not_answer_keeps_a_client_from_other
     monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 0.1)
     client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
     await client.bootstrap()
-    accepted: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    silent = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, and nobody answers
     try:
         [known] = client.cluster.brokers()
-        client.cluster._brokers[99] = known._replace(nodeId=99, port=silent.sockets[0].getsockname()[1])
+        client.cluster._brokers[99] = known._replace(nodeId=99, port=silent.getsockname()[1])
         async with asyncio.timeout(CLOSE_LIMIT_S):
             assert not await client.ready(99)
             monkeypatch.setattr(repairs, "CONNECT_TIMEOUT_S", 10.0)
@@ -123,8 +123,6 @@ async def test_a_node_that_accepts_and_does_not_answer_keeps_a_client_from_other
     finally:
         await client.close()
         silent.close()
-        for each in accepted:
-            each.transport.abort()
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -150,8 +148,10 @@ async def answering_once(
         task = asyncio.current_task()
         assert task is not None
         serving.add(task)
-        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port_of(bootstrap_servers))
+        writers = [writer]
         try:
+            their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port_of(bootstrap_servers))
+            writers.append(their_writer)
             for incoming, outgoing in ((reader, their_writer), (their_reader, writer)):
                 size = await incoming.readexactly(4)
                 outgoing.write(size + await incoming.readexactly(int.from_bytes(size, "big")))
@@ -163,7 +163,7 @@ async def answering_once(
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            for each in (writer, their_writer):
+            for each in writers:
                 each.transport.abort()
                 with contextlib.suppress(OSError):
                     await each.wait_closed()
