@@ -226,10 +226,14 @@ class Arena:
     async def ended(self, worker: WorkerProcess) -> None:
         """Wait for a worker that was asked to stop."""
         await self.until(lambda: not worker.alive, f"worker {worker.number} to stop", within_s=STOP_LIMIT_S)
-        if worker.process.returncode == -signal.SIGTERM and not worker.log():
-            worker.expected_to_die = True  # it was still importing, and had not yet asked to be told of signals
+        self._excuse(worker)
         if not worker.expected_to_die and worker.process.returncode != 0:
             raise AssertionError(f"a worker that was asked to stop failed\n{worker.report()}")
+
+    def _excuse(self, worker: WorkerProcess) -> None:
+        """One that was asked to stop while it was still importing had not yet asked to be told of signals."""
+        if worker.process.returncode == -signal.SIGTERM and not worker.log():
+            worker.expected_to_die = True
 
     async def killed_itself(self, worker: WorkerProcess, *, within_s: float = START_LIMIT_S) -> None:
         """Wait for a worker whose switches make it die."""
@@ -240,6 +244,7 @@ class Arena:
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""
         for worker in self.workers:
+            self._excuse(worker)
             if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
                 raise AssertionError(f"a worker ended by itself\n{worker.report()}")
             lines = worker.log().splitlines()
