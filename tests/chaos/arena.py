@@ -89,11 +89,6 @@ class WorkerProcess:
         return self.process.poll() is None
 
     @property
-    def died_young(self) -> bool:
-        """It was asked to stop when it was still importing, and had not yet asked to be told of signals."""
-        return self.process.poll() == -signal.SIGTERM and not self.log()
-
-    @property
     def rss_bytes(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
@@ -234,9 +229,14 @@ class Arena:
     async def ended(self, worker: WorkerProcess) -> None:
         """Wait for a worker that was asked to stop."""
         await self.until(lambda: not worker.alive, f"worker {worker.number} to stop", within_s=STOP_LIMIT_S)
-        worker.expected_to_die |= worker.died_young
+        self._excuse(worker)
         if not worker.expected_to_die and worker.process.returncode != 0:
             raise AssertionError(f"a worker that was asked to stop failed\n{worker.report()}")
+
+    def _excuse(self, worker: WorkerProcess) -> None:
+        """One that was asked to stop while it was still importing had not yet asked to be told of signals."""
+        if worker.process.returncode == -signal.SIGTERM and not worker.log():
+            worker.expected_to_die = True
 
     async def killed_itself(self, worker: WorkerProcess, *, within_s: float = START_LIMIT_S) -> None:
         """Wait for a worker whose switches make it die."""
@@ -247,8 +247,8 @@ class Arena:
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""
         for worker in self.workers:
-            told = worker.expected_to_die or worker.died_young
-            if not worker.alive and not told and worker.process.returncode != 0:
+            self._excuse(worker)
+            if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
                 raise AssertionError(f"a worker ended by itself\n{worker.report()}")
             lines = worker.log().splitlines()
             for at, line in enumerate(lines):
