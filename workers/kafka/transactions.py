@@ -15,7 +15,9 @@ from aiokafka.errors import (
     ConcurrentTransactions,
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
+    LeaderNotAvailableError,
     NoError,
+    NotLeaderForPartitionError,
     for_code,
 )
 from aiokafka.protocol.offset import OffsetRequest
@@ -158,7 +160,22 @@ async def end_offsets(
 async def _offsets(
     client: AIOKafkaClient, partitions: Iterable[TopicPartition], at: int, isolation: int
 ) -> dict[TopicPartition, int]:
-    """Asked for beside fetches, not behind them: those wait for records."""
+    """Asked for beside fetches, not behind them: those wait for records. Again where leaders are not known yet, or have
+    changed."""
+    deadline_s = time.monotonic() + WITHIN_S
+    wanted = list(partitions)
+    while True:
+        try:
+            return await _offsets_now(client, wanted, at, isolation)
+        except (LeaderNotAvailableError, NotLeaderForPartitionError):
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(POLL_S)
+
+
+async def _offsets_now(
+    client: AIOKafkaClient, partitions: Iterable[TopicPartition], at: int, isolation: int
+) -> dict[TopicPartition, int]:
     by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for tp in partitions:
         by_node[await leader_of(client, tp)][tp.topic].append((tp.partition, at))
