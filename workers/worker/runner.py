@@ -310,7 +310,11 @@ class PartitionRunner:
 
     async def _recover(self, error: BaseException) -> None:
         """After any failed commit: nothing of it may be trusted, so start again from what was committed."""
-        self._setbacks.note(error)
+        try:
+            self._setbacks.note(error)
+        except TopicError:
+            await self.close()  # the sink can't be used any more, not for a last commit either
+            raise
         if isinstance(error, TimeoutError):
             self.state.took_too_long()
         self._report.commit_failed(error, self._setbacks.rest_s)
