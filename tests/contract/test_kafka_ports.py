@@ -506,13 +506,13 @@ async def read_through_both(workers: Sequence[Worker], ends: Sequence[int]) -> N
 @pytest.mark.broker
 async def test_a_producer_that_the_cluster_has_forgotten_is_known_as_such(broker: Broker, topic_name: str) -> None:
     """As after a week without a tick; here it names an id that the cluster never gave."""
-    place = OnBroker(broker.bootstrap_servers, topic_name)
+    place = OnBroker(broker.bootstrap_servers, topic_name, "partition")
     await place.kafka.prepare()
     await settled(place.kafka, 0)
     async with opened(place.kafka) as sink:
         assert isinstance(sink, PartitionSink)
-        assert sink._producer is not None
-        sink._producer._txn_manager._pid_and_epoch = PidAndEpoch(10**15, 0)
+        assert sink._writer._producer is not None
+        sink._writer._producer._txn_manager._pid_and_epoch = PidAndEpoch(10**15, 0)
         with pytest.raises(PASSING) as caught:
             await sink.commit(work(1, b"late"))
     assert is_forgotten(caught.value)
@@ -524,14 +524,16 @@ async def test_a_transaction_that_fails_under_a_commit_fails_the_commit_alone(
     broker: Broker, topic_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a node is frozen: the client learns of it in the background, between two of a commit's steps."""
-    place = OnBroker(broker.bootstrap_servers, topic_name)
+    place = OnBroker(broker.bootstrap_servers, topic_name, "partition")
     await place.kafka.prepare()
     await settled(place.kafka, 0)
     for failed_at in (1, 2, 3):
         async with opened(place.kafka) as sink:
             assert isinstance(sink, PartitionSink)
 
-            def fail(step: int, producer: AIOKafkaProducer = sink._producer, failed_at: int = failed_at) -> None:
+            def fail(
+                step: int, producer: AIOKafkaProducer = sink._writer._producer, failed_at: int = failed_at
+            ) -> None:
                 if step == failed_at:
                     producer._txn_manager.error_transaction(KafkaError("a coordinator that is gone"))
 
