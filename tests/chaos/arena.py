@@ -247,9 +247,10 @@ class Arena:
     def check(self) -> None:
         """No worker may have ended by itself, nor complained of something that it should have dealt with."""
         for worker in self.workers:
-            self._excuse(worker)
-            if not worker.alive and not worker.expected_to_die and worker.process.returncode != 0:
-                raise AssertionError(f"a worker ended by itself\n{worker.report()}")
+            if not worker.alive:
+                self._excuse(worker)
+                if not worker.expected_to_die and worker.process.returncode != 0:
+                    raise AssertionError(f"a worker ended by itself\n{worker.report()}")
             lines = worker.log().splitlines()
             for at, line in enumerate(lines):
                 found = SUSPICIOUS.search(line)
