@@ -32,7 +32,8 @@ async def _leave_hanging(arena: Arena, scope: str, outcome: str) -> None:
     arena.check()
     finished = [line for line in successor.log().splitlines() if "finished a transaction" in line]
     hung = json.loads(next(line for line in dying.log().splitlines() if '"left hanging"' in line))["partitions"]
-    assert sorted(json.loads(line)["partition"] for line in finished) == hung, finished
+    # Openings side by side may each find it, and decide the same.
+    assert sorted({json.loads(line)["partition"] for line in finished}) == hung, finished
     assert all(json.loads(line)["outcome"] == outcome for line in finished), finished
     findings = await arena.verify()
     sys.stdout.write(f"\n{scope}, {outcome}: {findings.frames} frames, {findings.late} late\n")
