@@ -151,10 +151,8 @@ class SafeMetadataRequest(MetadataRequest):  # type: ignore[misc]
         return _MetadataRequest_v11(topics, False, False, {})
 
 
-SafeMetadataRequest._CLASSES = (
-    *MetadataRequest._CLASSES,
-    _MetadataRequest_v11,
-)  # making a class sets them to its base's
+# Here, as making a class sets them to its base's.
+SafeMetadataRequest._CLASSES = (*MetadataRequest._CLASSES, _MetadataRequest_v11)
 
 
 def forbid_creation() -> None:

@@ -94,20 +94,17 @@ async def _finish(client: AIOKafkaClient, spec: SinkSpec, changelog: TopicPartit
             if found.state in _OPEN:
                 await _end(client, found.transactional_id, [changelog])
             # With another epoch somebody else has initialised the id, and is about to finish what hangs.
-            elif (
-                found.producer
-                == (producer_id, epoch)
-                == (
-                    producer_id,
-                    (await open_producers(client, changelog)).get(
-                        producer_id
-                    ),  # now that the coordinator says it is over
-                )
-            ):
+            elif found.producer == (producer_id, epoch) and await _hangs(client, changelog, found):
                 await _finish_as(client, spec, found)
         if time.monotonic() > deadline_s:
             raise unknown_decision(changelog)
         await asyncio.sleep(POLL_S)
+
+
+async def _hangs(client: AIOKafkaClient, changelog: TopicPartition, found: Transaction) -> bool:
+    """Whether a transaction that its coordinator says is over is open in the partition: looked at after it said so."""
+    producer_id, epoch = found.producer
+    return (await open_producers(client, changelog)).get(producer_id) == epoch
 
 
 async def _finish_as(client: AIOKafkaClient, spec: SinkSpec, found: Transaction) -> None:
