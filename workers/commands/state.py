@@ -166,7 +166,7 @@ def rescale(
         return
     if not yes:
         typer.confirm(f"Change {settings.topics.ticks} at {settings.bootstrap_servers}?", abort=True, err=True)
-    done = run_async(lambda _stop: rescale_state(settings, partitions, on_step=say))
+    done = run_async(lambda _stop: rescale_state(settings, plan, on_step=say))
     assert done.target is not None
     say(f"done: {done.target.keys:,} keys are where their ticks will be. Restart the producers, then the workers")
 

@@ -110,20 +110,14 @@ async def plan_rescale(
 
 
 async def rescale_state(
-    settings: Settings,
-    partitions: int,
-    *,
-    on_partition: Callable[[int, int], None] = lambda number, records: None,
-    on_step: Callable[[str], None] = lambda what: None,
+    settings: Settings, plan: RescalePlan, *, on_step: Callable[[str], None] = lambda what: None
 ) -> RescalePlan:
-    """Give the application ``partitions`` input partitions, and move its state; what was done.
+    """Carry out a plan that has a target, made anew when nobody can write any more; what was done.
 
     ``on_step`` is told what happens. Raises as `plan_rescale`, and `WorkersError` where what was written is not what is
     read back.
     """
-    plan = await plan_rescale(settings, partitions)
-    if plan.target is None:
-        return plan
+    partitions = plan.partitions
     spec = _sink_spec(settings, plan)
     try:
         for number in range(plan.old):  # whoever still writes, unnoticed by the group, can't from now on
@@ -132,7 +126,7 @@ async def rescale_state(
                 await sink.open()
             finally:
                 await sink.close()
-        plan = await plan_rescale(settings, partitions, on_partition=on_partition)
+        plan = await plan_rescale(settings, partitions)
         async with admin_client(settings) as admin:
             for name in (settings.topics.ticks, settings.topics.changelog):
                 if await add_partitions(admin, settings, name, partitions):
