@@ -17,7 +17,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
 
 from workers.errors import BrokerError, TopicError, WorkersError
-from workers.kafka.errors import REFUSED
+from workers.kafka.errors import REFUSED, chain
 from workers.kafka.metadata import SafeMetadataRequest
 from workers.kafka.options import client_options
 from workers.kafka.refusals import refusal
@@ -69,7 +69,7 @@ def explain_connection_error(error: BaseException, settings: Settings) -> Worker
     if isinstance(error, WorkersError):
         return error
     where, kafka = settings.bootstrap_servers, settings.kafka
-    for cause in _chain(error):
+    for cause in chain(error, implied=True):
         if isinstance(cause, _LOGIN_ERRORS):
             return BrokerError(
                 f"the broker at {where} refuses the credentials of {kafka.sasl_username or 'the JAAS login'!r}: "
@@ -91,7 +91,7 @@ def explain_connection_error(error: BaseException, settings: Settings) -> Worker
 
 
 def _reach_reason(error: BaseException, settings: Settings) -> str:
-    for cause in _chain(error):
+    for cause in chain(error, implied=True):
         if isinstance(cause, socket.gaierror):
             return f"unknown host name ({cause.strerror})"
         if isinstance(cause, ConnectionRefusedError):
@@ -106,7 +106,9 @@ def _reach_reason(error: BaseException, settings: Settings) -> str:
             return "the connection to a broker was lost, or could not be made"
         if isinstance(cause, TimeoutError | kafka_errors.RequestTimedOutError):
             return "timed out"
-    if any(isinstance(cause, kafka_errors.KafkaConnectionError | ConnectionError) for cause in _chain(error)):
+    if any(
+        isinstance(cause, kafka_errors.KafkaConnectionError | ConnectionError) for cause in chain(error, implied=True)
+    ):
         protocol = settings.kafka.security_protocol
         return f"it closed the connection. Does it expect another kafka.security.protocol than {protocol}?"
     return _words(error)
@@ -175,15 +177,6 @@ def _addresses(settings: Settings) -> Iterator[tuple[str, int]]:
     for server in settings.bootstrap_servers.split(","):
         host, _, port = server.rpartition(":")
         yield host.strip("[]"), int(port)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and what led to it, outermost first; bounded, since causes can form a ring."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _words(error: BaseException) -> str:

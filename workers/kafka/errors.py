@@ -47,6 +47,7 @@ __all__ = [
     "TopicAuthorizationFailedError",
     "TransactionalIdAuthorizationFailed",
     "UnstableOffsetError",
+    "chain",
     "is_forgotten",
     "told",
 ]
@@ -87,21 +88,21 @@ REFUSED: Final = (
 
 def told(error: BaseException) -> str:
     """An error for a log: what it says, and what led to it, where it doesn't say that itself."""
-    causes = (each for each in _chain(error) if not isinstance(each, asyncio.CancelledError))
+    causes = (each for each in chain(error) if not isinstance(each, asyncio.CancelledError))
     return " from ".join(dict.fromkeys(map(repr, causes)))
 
 
 def is_forgotten(error: BaseException) -> bool:
     """Whether the cluster has forgotten a producer that was idle for longer than ``transactional.id.expiration.ms``,
     as it should; a new one goes on."""
-    return any(isinstance(each, InvalidProducerIdMapping | UnknownProducerId) for each in _chain(error))
+    return any(isinstance(each, InvalidProducerIdMapping | UnknownProducerId) for each in chain(error))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from; bounded, since causes can form a ring."""
-    found: BaseException | None = error
+def chain(error: BaseException | None, *, implied: bool = False) -> Iterator[BaseException]:
+    """The error and those that it was raised from, outermost first; with ``implied``, those too in whose handling it
+    was raised. Bounded, since causes can form a ring."""
     for _ in range(10):
-        if found is None:
+        if error is None:
             return
-        yield found
-        found = found.__cause__
+        yield error
+        error = error.__cause__ or (error.__context__ if implied else None)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from workers.errors import WorkersError
-from workers.kafka.errors import told
+from workers.kafka.errors import chain, told
 
 __all__ = ["Trouble", "raise_descriptor_limit", "words"]
 
 _OUT: Final = (errno.EMFILE, errno.ENFILE)
 _SPARE: Final = 8  # descriptors; with as few left, connections fail whatever the client says of them
-_CHAIN: Final = 10
 _WANTED: Final = 65_536
 
 
@@ -68,14 +67,8 @@ def _out_of_descriptors(error: BaseException) -> str | None:
     )
 
 
-def _says_so(error: BaseException | None) -> bool:
-    for _ in range(_CHAIN):
-        if error is None:
-            return False
-        if isinstance(error, OSError) and error.errno in _OUT:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _says_so(error: BaseException) -> bool:
+    return any(isinstance(each, OSError) and each.errno in _OUT for each in chain(error, implied=True))
 
 
 def _open_descriptors() -> int:
