@@ -14,9 +14,10 @@ It can be interrupted anywhere and run again. Until 3 the old state stands, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from workers.apps.inspect.state import sink_spec
 from workers.core.frames import OutRecord
 from workers.core.lane import Input
 from workers.core.partitioning import partition_for
@@ -29,7 +30,7 @@ from workers.kafka.commit import Attempt, PartitionSink, SinkSpec, TransactionWr
 from workers.kafka.connection import explain_connection_error
 from workers.kafka.errors import KafkaError
 from workers.kafka.group_offsets import LagReader, PartitionLag
-from workers.kafka.options import client_options, producer_options
+from workers.kafka.options import client_options
 from workers.kafka.ports import DEFAULT_MAX_MESSAGE_BYTES, Commit, OutTopic
 from workers.kafka.reading import reading
 from workers.kafka.topics import add_partitions, describe_topics
@@ -185,22 +186,18 @@ async def _check_unread(settings: Settings, offsets: Sequence[PartitionLag], par
 
 def _sink_spec(settings: Settings, plan: RescalePlan) -> SinkSpec:
     """As a worker writes, in transactions that may take long."""
-    topics = settings.topics
 
-    def out(name: str) -> OutTopic:
-        return OutTopic(name, plan.topics.get(name, 0), DEFAULT_MAX_MESSAGE_BYTES)
+    def size(name: str) -> int:
+        return plan.topics.get(name, 0)
 
+    spec = sink_spec(settings, size)
     timeout_ms = max(settings.kafka.transaction_timeout_ms, int(TRANSACTION_S * 1000))
-    return SinkSpec(
-        topics.ticks,
-        settings.application_id,
-        out(topics.frames),
-        out(topics.late),
-        out(topics.dead_letters),
-        out(topics.changelog),
-        settings.processing_guarantee == "exactly_once",
-        {**producer_options(settings), "transaction_timeout_ms": timeout_ms},
-        {name: out(name) for operator in settings.pipeline for name in operator.topics()},
+    routed = (name for operator in settings.pipeline for name in operator.topics())
+    return replace(
+        spec,
+        exactly_once=settings.processing_guarantee == "exactly_once",
+        producer_options={**spec.producer_options, "transaction_timeout_ms": timeout_ms},
+        routed={name: OutTopic(name, size(name), DEFAULT_MAX_MESSAGE_BYTES) for name in routed},
         commit_timeout_s=TRANSACTION_S,
     )
 

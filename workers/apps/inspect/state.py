@@ -26,7 +26,7 @@ from workers.kafka.topics import describe_topics, ensure_topics, fit_changelog
 from workers.settings import Settings
 from workers.settings.lane import lane_spec
 
-__all__ = ["PartitionState", "reset_state", "show_state"]
+__all__ = ["PartitionState", "reset_state", "show_state", "sink_spec"]
 
 _SETTLED_S = 20.0
 
@@ -133,14 +133,14 @@ async def reset_state(
             on_partition(offsets.partition, await _drop(settings, offsets.partition, layout.changelog, offsets.begin))
 
 
-async def _drop(settings: Settings, partition: int, partitions: int, begin: int) -> int:
-    """Delete a partition's state and set the group's offset to the log's begin, in one transaction."""
+def sink_spec(settings: Settings, partitions_of: Callable[[str], int]) -> SinkSpec:
+    """To write state and offsets as a worker does, exactly once, but no ticks that operators route."""
     topics = settings.topics
 
     def out(name: str) -> OutTopic:
-        return OutTopic(name, partitions, DEFAULT_MAX_MESSAGE_BYTES)
+        return OutTopic(name, partitions_of(name), DEFAULT_MAX_MESSAGE_BYTES)
 
-    spec = SinkSpec(
+    return SinkSpec(
         topics.ticks,
         settings.application_id,
         out(topics.frames),
@@ -150,6 +150,12 @@ async def _drop(settings: Settings, partition: int, partitions: int, begin: int)
         exactly_once=True,
         producer_options=producer_options(settings),
     )
+
+
+async def _drop(settings: Settings, partition: int, partitions: int, begin: int) -> int:
+    """Delete a partition's state and set the group's offset to the log's begin, in one transaction."""
+    topics = settings.topics
+    spec = sink_spec(settings, lambda name: partitions)
     deadline_s = time.monotonic() + _SETTLED_S
     while True:
         sink = PartitionSink(spec, partition)
